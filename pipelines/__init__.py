@@ -1,0 +1,1 @@
+"""Programs: python -m pipelines.<name>; rows through Ray Data."""

@@ -1,0 +1,67 @@
+"""What every benchmark shares: paired medians, the machine's description, one JSON per benchmark."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = 5
+
+
+def paired(ours: Callable[[], object], theirs: Callable[[], object], runs: int = RUNS) -> dict[str, float]:
+    """Time two callables in turn, A B A B, after one warm-up of each.
+
+    Returns:
+        Medians in seconds of both sides, and the median of the pairwise ratio ``ours / theirs`` with its spread.
+    """
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for run in range(runs + 1):
+        for side, function in enumerate((ours, theirs)):
+            start = time.perf_counter()
+            function()
+            if run:
+                seconds[side].append(time.perf_counter() - start)
+    ratios = [a / b for a, b in zip(*seconds, strict=True)]
+    return {
+        "ours_s": statistics.median(seconds[0]),
+        "theirs_s": statistics.median(seconds[1]),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "runs": runs,
+    }
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Describe where a number came from: processor, cores, load at this moment, versions of ``packages``."""
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "load_1m": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {package: metadata.version(package) for package in packages},
+    }
+
+
+def save(name: str, measurements: Mapping[str, Any], *packages: str) -> Path:
+    """Write ``results/<name>.json``: the machine and the measurements."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(
+        json.dumps({"machine": machine(*packages), "measurements": measurements}, indent=1) + "\n"
+    )
+    return path

@@ -1,0 +1,1 @@
+"""Programs: deepspeed trainers/<name>.py."""
