@@ -1,1 +1,1 @@
-"""What a sample is, how shards are written and read. Ours, not Hugging Face's package of the same name."""
+"""What a sample is, how shards are written and read. Ours, not Hugging Face's `datasets`."""

@@ -14,7 +14,7 @@ CHECKS = (
 
 
 def main() -> int:
-    """Run lint, formatting, types and tests in turn; report the first failure's exit code after all have run."""
+    """Run every check in turn; return the first failure's exit code after all have run."""
     codes = []
     for name, module, *arguments in CHECKS:
         extra = sys.argv[1:] if module == "pytest" else []

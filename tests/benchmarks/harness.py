@@ -1,4 +1,4 @@
-"""What every benchmark shares: paired medians, the machine's description, one JSON per benchmark."""
+"""What every benchmark shares: paired medians, a description of the machine, one JSON each."""
 
 import json
 import os
@@ -14,11 +14,13 @@ RESULTS = Path(__file__).parent / "results"
 RUNS = 5
 
 
-def paired(ours: Callable[[], object], theirs: Callable[[], object], runs: int = RUNS) -> dict[str, float]:
+def paired(
+    ours: Callable[[], object], theirs: Callable[[], object], runs: int = RUNS
+) -> dict[str, float]:
     """Time two callables in turn, A B A B, after one warm-up of each.
 
     Returns:
-        Medians in seconds of both sides, and the median of the pairwise ratio ``ours / theirs`` with its spread.
+        Medians in seconds of both sides; median and spread of the pairwise ratio ours / theirs.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
     for run in range(runs + 1):
@@ -39,17 +41,11 @@ def paired(ours: Callable[[], object], theirs: Callable[[], object], runs: int =
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Describe where a number came from: processor, cores, load at this moment, versions of ``packages``."""
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
+    """Describe where a number came from: processor, cores, load, versions of ``packages``."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": model,
+        "processor": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
         "load_1m": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -61,7 +57,6 @@ def save(name: str, measurements: Mapping[str, Any], *packages: str) -> Path:
     """Write ``results/<name>.json``: the machine and the measurements."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(
-        json.dumps({"machine": machine(*packages), "measurements": measurements}, indent=1) + "\n"
-    )
+    result = {"machine": machine(*packages), "measurements": measurements}
+    path.write_text(json.dumps(result, indent=1) + "\n")
     return path
