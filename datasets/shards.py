@@ -1,0 +1,187 @@
+"""Shards: how samples become tars, a manifest, an index; how a set appears all at once.
+
+A set is a folder of `SPLIT-000000.tar` files, `index.parquet` (the byte range of every member),
+`manifest.json` (written last: without it there is no set) and whatever tables the program adds.
+Tars are USTAR with zero times and ids, one sample's members adjacent, so plain webdataset reads
+them and equal samples give equal bytes. A new set is prepared in a staging folder and published by
+renames.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.config import pretty_json
+from infra.errors import UserError
+from infra.storage import AtomicFile, move, remove_tree, write_bytes
+
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+BLOCK = tarfile.BLOCKSIZE
+END_OF_ARCHIVE = bytes(2 * BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of a sample inside a shard."""
+
+    key: str
+    extension: str
+    offset: int
+    """First byte of the content, not of the header."""
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A finished tar and where everything in it lies."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    members: tuple[Member, ...]
+
+    def entry(self) -> dict[str, Any]:
+        """Return the shard's line in the manifest."""
+        return {
+            "name": self.name,
+            "split": self.name.rpartition("-")[0],
+            "samples": self.samples,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+        }
+
+
+def shard_name(split: str, number: int) -> str:
+    """Name a shard; numbers are dense from 0 in each split."""
+    return f"{split}-{number:06d}.tar"
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
+    """Write a tar atomically, with the members of each sample in the order given.
+
+    Args:
+        path: the tar; its folder is made.
+        samples: (key, {extension: content}) pairs.
+
+    Raises:
+        UserError: a key that USTAR cannot hold.
+        OSError: nothing is left behind.
+    """
+    members = []
+    count = 0
+    with AtomicFile(path) as file:
+        for key, contents in samples:
+            count += 1
+            for extension, content in contents.items():
+                file.write(_header(f"{key}.{extension}", len(content)))
+                members.append(Member(key, extension, file.tell(), len(content)))
+                file.write(content)
+                file.write(bytes(-len(content) % BLOCK))
+        file.write(END_OF_ARCHIVE)
+    return Shard(path.name, count, file.bytes_written, file.sha256.hexdigest(), tuple(members))
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    try:
+        return info.tobuf(tarfile.USTAR_FORMAT)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; USTAR holds 100 bytes after the last '/'") from error
+
+
+def fits_ustar(key: str) -> bool:
+    """Tell whether samples of this image key can be stored: their names must fit a header."""
+    try:
+        tarfile.TarInfo(f"{key}_s00000.json").tobuf(tarfile.USTAR_FORMAT)
+    except ValueError:
+        return False
+    return True
+
+
+def save_record(path: Path, shard: Shard) -> None:
+    """Write what a finished shard is beside it: the mark that it need not be written again."""
+    members = [[m.key, m.extension, m.offset, m.size] for m in shard.members]
+    write_bytes(path, pretty_json({"entry": shard.entry(), "members": members}))
+
+
+def load_record(path: Path) -> Shard | None:
+    """Read a finished shard's record; None unless the shard is there at its full length."""
+    try:
+        record = json.loads(path.read_bytes())
+        entry = record["entry"]
+        if path.with_name(entry["name"]).stat().st_size != entry["bytes"]:
+            return None
+    except FileNotFoundError:
+        return None
+    members = tuple(Member(*member) for member in record["members"])
+    return Shard(entry["name"], entry["samples"], entry["bytes"], entry["sha256"], members)
+
+
+def index_table(shards: Sequence[Shard]) -> pa.Table:
+    """Tabulate the byte range of every member: columns shard, key, extension, offset, size."""
+    rows = [(shard.name, member) for shard in shards for member in shard.members]
+    return pa.table(
+        {
+            "shard": pa.array([name for name, _ in rows]).dictionary_encode(),
+            "key": pa.array([member.key for _, member in rows], pa.string()),
+            "extension": pa.array([member.extension for _, member in rows]).dictionary_encode(),
+            "offset": pa.array([member.offset for _, member in rows], pa.int64()),
+            "size": pa.array([member.size for _, member in rows], pa.int64()),
+        }
+    )
+
+
+def parquet_bytes(table: pa.Table, row_group_size: int = 1 << 17) -> bytes:
+    """Encode a table; the same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
+    return buffer.getvalue()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read a set's manifest; None where there is no complete set.
+
+    Raises:
+        UserError: a file of that name that is no manifest.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        manifest["shards"], manifest["files"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a manifest of a set ({error}); move it away") from error
+    return manifest
+
+
+def publish(staging: Path, folder: Path) -> None:
+    """Make a staged set the set of ``folder``: the old one goes, then the new one is there whole.
+
+    ``staging`` holds a manifest and every file it names. Killed at any point, the same call
+    finishes the work; between the first and the last rename the folder holds no manifest, so no
+    set.
+    """
+    manifest = read_manifest(staging)
+    if manifest is None:
+        raise FileNotFoundError(staging / MANIFEST)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    names = [entry["name"] for entry in manifest["shards"]] + list(manifest["files"])
+    for stale in folder.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
+        if stale.name not in names:
+            stale.unlink()
+    for name in names:
+        if (staging / name).exists():
+            move(staging / name, folder / name)
+    move(staging / MANIFEST, folder / MANIFEST)
+    remove_tree(staging)

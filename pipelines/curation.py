@@ -1,0 +1,328 @@
+"""The curation job: list, score what is not scored, select, pack what is not packed, publish.
+
+Everything the job knows is in the output folder; a killed job loses at most what its workers held.
+
+    OUTPUT/                          the set: shards, manifest.json, index.parquet, scores.parquet
+    OUTPUT/config.json               the resolved configuration, for --config
+    OUTPUT/report.html               what a person reads
+    OUTPUT/.curate/                  the job's memory
+        candidates.json              the fields that made the candidates: another value is another
+        set listing.json                 fingerprint of the inputs of the published set
+        scores-ID/part-*.parquet     scores by unit, ID from the candidate fields and the scorer's
+        weights cut-ID/                      shards in the making, ID from the plan
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets import shards
+from datasets.sample import CANDIDATE
+from datasets.sources import ImageRef, Listing, input_digest, list_images
+from infra import storage
+from infra.config import differences, digest, pretty_json, to_dict
+from infra.errors import BudgetExceeded, UsageError, UserError
+from pipelines.curate import CurateConfig
+from pipelines.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
+from pipelines.pack import PLAN, PackShard, record_path, write_plan
+from pipelines.score import ScoreImages, make_scorer
+from pipelines.selection import count_reasons, select, shard_tables
+from pipelines.stage import RayEngine, StageTime, Worker
+
+FORMAT = "latent-pmrf/samples/1"
+UNITS_PER_WORKER = 32  # small enough to balance and to lose little, large enough to amortise
+ENCODERS = ("pillow", "opencv-python-headless", "numpy", "pyarrow")
+
+
+class Engine(Protocol):
+    """What carries out units of work: Ray, or a loop in this process."""
+
+    times: list[StageTime]
+
+    def run(
+        self,
+        name: str,
+        units: Sequence[dict[str, Any]],
+        worker: Callable[..., Worker],
+        arguments: Sequence[Any],
+        total: int,
+    ) -> Iterator[dict[str, Any]]:
+        """Do every unit; yield the results in any order."""
+        ...
+
+
+class Curation:
+    """One job in one output folder.
+
+    Args:
+        config: the resolved configuration.
+    """
+
+    def __init__(self, config: CurateConfig) -> None:
+        self.config = config
+        self.folder = storage.local_path(config.output)
+        self.state = self.folder / ".curate"
+        self.scorer = make_scorer(config.scorer)
+        self.threshold = (
+            self.scorer.default_threshold if config.threshold is None else config.threshold
+        )
+        self.candidate_fields = {**config.candidate_fields(), "scorer_digest": self.scorer.digest}
+        self.cut_fields = {**config.cut_fields(), "threshold": self.threshold}
+
+    def run(self, engine: Engine | None = None) -> None:
+        """Do what is left to do.
+
+        Args:
+            engine: carries out the units; by default Ray.
+
+        Raises:
+            UsageError: an input or output that cannot be used; nothing was written.
+            BudgetExceeded: the set is complete, but more images were broken than ``max_bad``.
+            UserError: the work could not be finished for a reason the user can mend.
+        """
+        self._refuse_foreign_folder()
+        with storage.exclusive(self.state):
+            self._refuse_other_candidates()
+            storage.remove_partial(self.folder)
+            listing = list_images(self.config.input, self.state / "sources")
+            listing = listing.first(self.config.first).first(self.config.limit)
+            if self._finished(listing):
+                sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
+            elif engine is not None:
+                self._work(listing, engine)
+            else:
+                with RayEngine(self.config.workers) as ray_engine:
+                    self._work(listing, ray_engine)
+            self._check_budget()
+
+    def _work(self, listing: Listing, engine: Engine) -> None:
+        self.state.mkdir(parents=True, exist_ok=True)
+        storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
+        storage.write_bytes(self.state / "candidates.json", pretty_json(self.candidate_fields))
+        candidates = self.score(listing, engine)
+        scores = select(candidates, self.filters(), self.config.cut_rule())
+        if not pc.any(pc.is_valid(scores["shard"])).as_py():
+            raise UserError(
+                f"no candidate was kept: {count_reasons(scores)}; change --threshold (now "
+                f"{self.threshold}) or --size, or look at the inputs"
+            )
+        staging = self.staging(scores)
+        if shards.read_manifest(staging) is None:  # else: killed while publishing
+            self.pack(staging, scores, listing, engine)
+            self.stage_manifest(staging, scores, listing)
+        shards.publish(staging, self.folder)
+        fingerprint = {"fingerprint": listing.fingerprint()}
+        storage.write_bytes(self.state / "listing.json", pretty_json(fingerprint))
+        from pipelines.curation_report import report
+
+        report(self, scores, listing, engine.times)
+
+    def filters(self) -> tuple[Filter, ...]:
+        """Return the predicates of this set, in order."""
+        if self.threshold is None:
+            return (already_dropped,)
+        higher = self.scorer.higher_is_better
+        return (
+            already_dropped,
+            unscorable,
+            quality_worse_than(self.threshold, higher_is_better=higher),
+        )
+
+    def score(self, listing: Listing, engine: Engine) -> pa.Table:
+        """Score every image that has no score yet; returns all candidates of the listing."""
+        folder = self.state / f"scores-{digest(self.candidate_fields)[:16]}"
+        known = _known_candidates(folder, listing)
+        done = set(known["source"].to_pylist())
+        missing = [ref for ref in listing.images if ref.key not in done]
+        if missing:
+            units = list(_score_units(missing, folder, self.config.workers))
+            arguments = (self.config.crop_rule(), self.config.scorer, self.config.max_pixels)
+            for _ in engine.run("score", units, ScoreImages, arguments, len(missing)):
+                pass
+            known = _known_candidates(folder, listing)
+        return known
+
+    def staging(self, scores: pa.Table) -> Path:
+        """Return the folder where this very set is in the making; removes what others left."""
+        versions = {name: metadata.version(name) for name in ENCODERS}
+        rows = hashlib.sha256(shards.parquet_bytes(scores)).hexdigest()
+        identity = digest([FORMAT, self.candidate_fields, self.cut_fields, versions, rows])
+        staging = self.state / f"cut-{identity[:16]}"
+        for other in self.state.glob("cut-*"):
+            if other != staging:
+                storage.remove_tree(other)
+        return staging
+
+    def pack(self, staging: Path, scores: pa.Table, listing: Listing, engine: Engine) -> None:
+        """Write every shard of the plan that is not written yet."""
+        tables = shard_tables(scores)
+        refs = {ref.key: ref for ref in listing.images}
+        write_plan(staging / "plan.parquet", [_located(table, refs) for table in tables.values()])
+        units = [
+            {"name": name, "row_group": number}
+            for number, name in enumerate(tables)
+            if shards.load_record(record_path(staging / name)) is None
+        ]
+        total = sum(tables[unit["name"]].num_rows for unit in units)
+        plan = str(staging / "plan.parquet")
+        arguments = (plan, self.config.crop_rule(), self.scorer.name, self.config.max_pixels)
+        for _ in engine.run("pack", units, PackShard, arguments, total):
+            pass
+
+    def stage_manifest(self, staging: Path, scores: pa.Table, listing: Listing) -> None:
+        """Write the tables and, last, the manifest of a staged set."""
+        written = [shards.load_record(path) for path in sorted(staging.glob("*.done.json"))]
+        complete = [shard for shard in written if shard is not None]
+        files = {
+            shards.INDEX: shards.parquet_bytes(shards.index_table(complete)),
+            "scores.parquet": shards.parquet_bytes(scores),
+        }
+        hashes = {name: storage.write_bytes(staging / name, data) for name, data in files.items()}
+        entries = [shard.entry() for shard in complete]
+        sources = scores.group_by("source").aggregate([("source_sha256", "min")])
+        pairs = zip(
+            sources["source"].to_pylist(), sources["source_sha256_min"].to_pylist(), strict=True
+        )
+        manifest = {
+            "format": FORMAT,
+            "config": {**self.candidate_fields, **self.cut_fields},
+            "scorer": {
+                "name": self.scorer.name,
+                "digest": self.scorer.digest,
+                "scale": list(self.scorer.scale),
+                "higher_is_better": self.scorer.higher_is_better,
+                "threshold": self.threshold,
+            },
+            "input": {
+                "images": len(listing.images),
+                "bytes": sum(ref.size for ref in listing.images),
+                "digest": input_digest((key, sha or "") for key, sha in pairs),
+                "broken": _count_broken(scores),
+            },
+            "totals": {
+                "candidates": scores.num_rows,
+                "samples": sum(entry["samples"] for entry in entries),
+                "shards": len(entries),
+                "bytes": sum(entry["bytes"] for entry in entries),
+            },
+            "dropped": count_reasons(scores),
+            "shards": entries,
+            "files": {
+                name: {"bytes": len(data), "sha256": hashes[name]} for name, data in files.items()
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in ENCODERS},
+            },
+        }
+        storage.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
+
+    def _finished(self, listing: Listing) -> bool:
+        """Tell whether the published set is the one asked for, from lengths and times alone."""
+        manifest = shards.read_manifest(self.folder)
+        record = self.state / "listing.json"
+        if manifest is None or not record.exists():
+            return False
+        wanted = to_dict_like({**self.candidate_fields, **self.cut_fields})
+        if manifest["config"] != wanted:
+            return False
+        if json.loads(record.read_bytes())["fingerprint"] != listing.fingerprint():
+            return False
+        sizes = [(entry["name"], entry["bytes"]) for entry in manifest["shards"]]
+        sizes += [(name, entry["bytes"]) for name, entry in manifest["files"].items()]
+        return all(_has_size(self.folder / name, size) for name, size in sizes)
+
+    def _refuse_foreign_folder(self) -> None:
+        if self.folder.is_dir() and not self.state.exists() and any(self.folder.iterdir()):
+            raise UsageError(
+                f"--output {self.folder}: not empty and not a curated set; give a new folder"
+            )
+
+    def _refuse_other_candidates(self) -> None:
+        """Refuse a folder of another configuration; --overwrite forgets its scores."""
+        record = self.state / "candidates.json"
+        if not record.exists():
+            return
+        changed = differences(to_dict_like(self.candidate_fields), json.loads(record.read_bytes()))
+        if not changed:
+            return
+        if not self.config.overwrite:
+            raise UsageError(
+                f"--output {self.folder} holds a set of another configuration ("
+                f"{'; '.join(changed)}); give another folder, or --overwrite to replace it"
+            )
+        for path in self.state.iterdir():
+            if path.name != "lock":
+                storage.remove_tree(path) if path.is_dir() else path.unlink()
+
+    def _check_budget(self) -> None:
+        manifest = shards.read_manifest(self.folder)
+        counts = manifest["input"] if manifest else {"broken": 0, "images": 1}
+        if counts["broken"] > self.config.max_bad * counts["images"]:
+            raise BudgetExceeded(
+                f"{counts['broken']} of {counts['images']} images are broken, more than --max-bad "
+                f"{self.config.max_bad:g} allows; the set is complete without them, and "
+                f"{self.folder / 'scores.parquet'} names them with their reasons"
+            )
+
+
+def to_dict_like(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields as JSON gives them back."""
+    plain: dict[str, Any] = json.loads(json.dumps(fields))
+    return plain
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size
+
+
+def _count_broken(scores: pa.Table) -> int:
+    return sum(count for reason, count in count_reasons(scores).items() if reason in BROKEN)
+
+
+def _score_units(
+    refs: Sequence[ImageRef], folder: Path, workers: int | None
+) -> Iterator[dict[str, Any]]:
+    """Cut the images to score into units, enough to balance; no result depends on how many."""
+    size = max(1, min(64, len(refs) // (UNITS_PER_WORKER * (workers or 2))))
+    for start in range(0, len(refs), size):
+        group = refs[start : start + size]
+        name = digest([[ref.key, ref.size, ref.stamp] for ref in group])[:16]
+        yield {
+            "refs": [dataclasses.asdict(ref) for ref in group],
+            "path": str(folder / f"part-{name}.parquet"),
+        }
+
+
+def _known_candidates(folder: Path, listing: Listing) -> pa.Table:
+    """Read the scores at hand of images that are still what they were, one image from one part."""
+    current = {(ref.key, ref.size, ref.stamp) for ref in listing.images}
+    tables = []
+    for path in sorted(folder.glob("part-*.parquet")):
+        table = pq.read_table(path)
+        keys = table.select(["source", "source_bytes", "stamp"]).to_pylist()
+        tuples = [(row["source"], row["source_bytes"], row["stamp"]) for row in keys]
+        tables.append(table.filter(pa.array([key in current for key in tuples])))
+        current -= set(tuples)
+    return pa.concat_tables(
+        [CANDIDATE.append(pa.field("stamp", pa.int64())).empty_table(), *tables]
+    )
+
+
+def _located(table: pa.Table, refs: dict[str, ImageRef]) -> pa.Table:
+    """Add to a shard's rows where each image is read."""
+    located = [refs[source] for source in table["source"].to_pylist()]
+    for name in PLAN.names[len(table.schema.names) :]:
+        values = pa.array([getattr(ref, name) for ref in located], PLAN.field(name).type)
+        table = table.append_column(name, values)
+    return table
