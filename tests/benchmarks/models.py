@@ -53,8 +53,9 @@ BENCHES: dict[str, Callable[[], Mapping[str, Any]]] = {}
 def main(arguments: Sequence[str]) -> int:
     """Run the benches named on the command line, or all, and say where each result lies."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bench", nargs="*", choices=BENCHES, help="default: all")
-    for name in parser.parse_args(arguments).bench or BENCHES:
+    parser.add_argument("bench", nargs="*", choices=["all", *BENCHES], default="all")
+    names = parser.parse_args(arguments).bench
+    for name in BENCHES if "all" in names else names:
         path = save(f"models_{name}", BENCHES[name](), "torch")
         sys.stdout.write(f"{path}\n{path.read_text()}")
     return 0
