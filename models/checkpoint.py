@@ -1,0 +1,353 @@
+"""Weights on disk: read in every published form, loaded strictly, saved with their digest.
+
+A checkpoint of ours is a directory: `model.safetensors`, and `config.json` with the configuration
+and the digest of the weights. The digest is the weights' identity: it is taken of the tensors, not
+of the file, so it survives a change of container, device or memory format.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import types
+import typing
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+CONTAINERS = ("params_ema", "ema", "params", "state_dict")  # an average before the raw weights
+WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+LISTED = 8  # names that an error lists before it says how many more there are
+
+T = TypeVar("T")
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be used; the message says what came, what was expected, what to do."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such file."""
+
+
+def read_state_dict(
+    path: str | Path, *, key: str | None = None, prefix: str = ""
+) -> dict[str, Tensor]:
+    """Read the tensors of a weights file, on the CPU.
+
+    Pickles are read with ``weights_only``, and each record of theirs is compared with its checksum,
+    which PyTorch does not do. Weights may lie in the file itself, or under one of `CONTAINERS`; if
+    under several, the first of them is taken.
+
+    Args:
+        path: .safetensors, .pth, .pt, .ckpt or .bin.
+        key: the container to read, in place of the search.
+        prefix: take only the tensors whose names begin so, and cut it off (Lightning: "model.").
+
+    Raises:
+        CheckpointError: missing, damaged, or not weights; it names the file and what to do.
+    """
+    path = Path(path)
+    values = _open_container(read_file(path), key, path)
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in values):
+            values = {name.removeprefix(wrapper): value for name, value in values.items()}
+    chosen = {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
+    if not chosen:
+        firsts = sorted({name.split(".")[0] + "." for name in values})
+        raise CheckpointError(
+            f"{path}: no tensor's name begins with prefix={prefix!r}; names begin with "
+            f"{_listed(firsts)}"
+        )
+    return chosen
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Read everything a weights file holds: tensors by name, or containers of them.
+
+    Raises:
+        CheckpointError: missing, damaged, or with more than tensors and plain values.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", *PICKLES):
+        raise CheckpointError(
+            f"{path}: cannot tell its format; expected a file named .safetensors, "
+            f"{', '.join(PICKLES)}" + (" (this is a folder)" if path.is_dir() else "")
+        )
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"{path}: no such file; check the path, or download it there")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        _check_records(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise CheckpointError(
+            f"{path}: damaged, or more than weights ({path.stat().st_size} bytes; "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Download"
+            " it again; if it is whole, it pickles objects that are not loaded for safety: save its"
+            " tensors alone, where you trust it"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
+    return dict(content)
+
+
+def _check_records(path: Path) -> None:
+    """Compare each record of a PyTorch archive with its CRC-32; older files are no archives."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                if record.CRC:  # 0: not recorded
+                    archive.read(record)
+
+
+def _open_container(content: dict[str, Any], key: str | None, path: Path) -> dict[str, Tensor]:
+    """Return the tensors by name, which lie in ``content`` or in one of its values."""
+    if key is not None and key not in content:
+        raise CheckpointError(
+            f"{path}: no key {key!r}; it has {_listed(sorted(map(str, content)))}"
+        )
+    found = key or next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), "")
+    values = content[found] if found else content
+    if isinstance(values, Mapping) and "shadow_params" in values:
+        raise CheckpointError(
+            f"{path}: {found!r} holds averages without names, as torch_ema saves them; name "
+            "them by `models.ema.read_torch_ema`, or read the raw weights with key='state_dict'"
+        )
+    strange = (
+        [
+            f"{name} ({type(value).__name__})"
+            for name, value in values.items()
+            if not _is_item(name, value)
+        ]
+        if isinstance(values, Mapping)
+        else [f"{found} ({type(values).__name__})"]
+    )
+    if strange or not values:
+        raise CheckpointError(
+            f"{path}: no weights; expected tensors by name, at the top or under one of "
+            f"{', '.join(CONTAINERS)}. It holds {_listed(strange) if strange else 'nothing'}: give "
+            "the right file, or the container as `key`"
+        )
+    return dict(values)
+
+
+def _is_item(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _listed(names: list[str]) -> str:
+    """Join the first names, and count the others."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: object) -> None:
+    """Load weights that fit ``model`` exactly, or none of them.
+
+    A model on the meta device takes the tensors themselves; any other keeps its device and dtype.
+
+    Args:
+        model: takes the weights.
+        state_dict: the weights.
+        source: where they are from, for the error.
+
+    Raises:
+        CheckpointError: lists the missing, the unexpected and the misshapen, with both shapes.
+    """
+    expected = model.state_dict()
+    problems = {
+        "missing": sorted(expected.keys() - state_dict.keys()),
+        "unexpected": sorted(state_dict.keys() - expected.keys()),
+        "misshapen": [
+            f"{name} {list(state_dict[name].shape)} instead of {list(value.shape)}"
+            for name, value in expected.items()
+            if name in state_dict and state_dict[name].shape != value.shape
+        ],
+    }
+    found = [
+        f"{what} ({len(names)}): {_listed(names)}" for what, names in problems.items() if names
+    ]
+    if found:
+        config = getattr(model, "config", "")
+        raise CheckpointError(
+            f"{source}: weights of another architecture than {type(model).__name__} {config}; "
+            f"{'; '.join(found)}. Build the model with the configuration that the weights are of"
+        )
+    on_meta = any(value.is_meta for value in expected.values())
+    model.load_state_dict(state_dict, assign=on_meta)
+
+
+def weights_digest(state_dict: Mapping[str, Tensor]) -> str:
+    """Hash weights by content: SHA-256 in hex over the sorted (name, dtype, shape, values).
+
+    It reads one tensor at a time, and copies only what is not already contiguous on the CPU.
+    """
+    sha = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach()
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        values = tensor.cpu().contiguous().reshape(-1)
+        sha.update(values.view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def save_checkpoint(
+    directory: str | Path, state_dict: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> str:
+    """Write a checkpoint and return the digest of its weights.
+
+    Each file appears whole and the configuration last, so what a killed save leaves behind is
+    refused by `load_checkpoint`.
+
+    Args:
+        directory: made if it is missing; a checkpoint in it is replaced.
+        state_dict: the weights.
+        config: JSON values, as of `dataclasses.asdict`.
+
+    Raises:
+        TypeError: ``config`` has values that JSON cannot hold.
+    """
+    directory = Path(directory)
+    digest = weights_digest(state_dict)
+    text = json.dumps({"weights_sha256": digest, "config": config}, indent=1, allow_nan=False)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    _replace(directory / CONFIG, lambda path: path.write_text(text + "\n"))
+    return digest
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, and give it its name once its bytes are on the disk."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors would let the owner alone read
+        write(temporary)
+        temporary.chmod(mode)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the configuration and the weights that `save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: missing, damaged, or the weights are not those of the configuration.
+    """
+    directory = Path(directory)
+    saved = _read_config(directory)
+    state_dict = read_state_dict(directory / WEIGHTS)
+    digest = weights_digest(state_dict)
+    if digest != saved["weights_sha256"]:
+        raise CheckpointError(
+            f"{directory}: the weights' digest is {digest}, {CONFIG} says "
+            f"{saved['weights_sha256']}: an interrupted save, or one of the two files was changed. "
+            "Copy the whole folder again, or take an earlier checkpoint"
+        )
+    return saved["config"], state_dict
+
+
+def read_digest(directory: str | Path) -> str:
+    """Return the digest that a checkpoint was saved with, without reading its weights.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    digest: str = _read_config(Path(directory))["weights_sha256"]
+    return digest
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    """Read config.json as {"weights_sha256": str, "config": dict}."""
+    path = directory / CONFIG
+    if not path.is_file():
+        raise CheckpointNotFoundError(
+            f"{path}: no such file; expected a folder with {WEIGHTS} and {CONFIG}, as "
+            "`save_checkpoint` writes them. Weights without a configuration: `read_state_dict`"
+        )
+    try:
+        saved = json.loads(path.read_bytes())
+        whole = isinstance(saved["weights_sha256"], str) and isinstance(saved["config"], dict)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(
+            f"{path}: expected JSON with `weights_sha256` and `config`, as `save_checkpoint` writes"
+            " it; copy the checkpoint again"
+        )
+    return dict(saved)
+
+
+def config_from_dict(cls: type[T], values: Mapping[str, Any], *, ignore_unknown: bool = False) -> T:
+    """Build a configuration dataclass from JSON values; lists become tuples, at any depth.
+
+    Args:
+        cls: the dataclass.
+        values: its fields.
+        ignore_unknown: drop keys that are no fields, for configurations of other projects.
+
+    Raises:
+        ValueError: an unknown or missing key, with the valid ones; or what the class refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
+    unknown = sorted(values.keys() - fields.keys())
+    if unknown and not ignore_unknown:
+        raise ValueError(f"{cls.__name__} has no {_listed(unknown)}; valid: {', '.join(fields)}")
+    required = {
+        name
+        for name, field in fields.items()
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - values.keys())
+    if missing:
+        raise ValueError(f"{cls.__name__} needs {', '.join(missing)}; add them")
+    return cls(
+        **{
+            name: _from_json(hints[name], value, ignore_unknown)
+            for name, value in values.items()
+            if name in fields
+        }
+    )
+
+
+def _from_json(hint: Any, value: Any, ignore_unknown: bool) -> Any:
+    """Undo what JSON does to tuples and to nested dataclasses."""
+    if isinstance(hint, types.UnionType):  # X | None
+        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+    if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return config_from_dict(hint, value, ignore_unknown=ignore_unknown)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        arguments = typing.get_args(hint)
+        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(inner) != len(value):
+            raise ValueError(f"{value}: expected {len(inner)} values, for {hint}")
+        return tuple(_from_json(*pair, ignore_unknown) for pair in zip(inner, value, strict=True))
+    return value
