@@ -24,7 +24,7 @@ from typing import Any
 
 from infra.config import digest
 from infra.errors import UsageError
-from infra.storage import AtomicFile, local_path
+from infra.storage import local_path, written_by_name
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 ARCHIVE_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -284,8 +284,8 @@ def _list_gzip(path: Path, prefix: str, origin: str, cache: Path) -> tuple[list[
                 file.import_index(str(index))
             else:
                 file.build_full_index()
-                with AtomicFile(index) as target:
-                    file.export_index(fileobj=target)
+                with written_by_name(index) as target:
+                    file.export_index(str(target))
             return _list_tar(file, path, prefix, origin, str(index))
     except indexed_gzip.ZranError as error:
         raise _broken(path, error) from error

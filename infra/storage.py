@@ -76,6 +76,21 @@ class AtomicFile:
             move(self._temporary, self.path)
 
 
+@contextmanager
+def written_by_name(path: Path) -> Iterator[Path]:
+    """Yield a temporary name for a library that only writes to names; ``path`` gets it at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    move(temporary, path)
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> str:
     """Write a whole file atomically; returns the SHA-256 of its bytes in hex."""
     with AtomicFile(path) as file:

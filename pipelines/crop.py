@@ -27,7 +27,7 @@ class CropRule:
             raise ValueError(f"mode {self.mode!r}: choose crop or resize")
         if self.size < 8:
             raise ValueError(f"size {self.size}: at least 8 pixels (the VAE's downsample factor)")
-        if not 1 <= self.stride <= self.size:
+        if self.mode == "crop" and not 1 <= self.stride <= self.size:
             raise ValueError(f"stride {self.stride}: between 1 and the size, {self.size}")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.decoding import decode, encode_png
 
+from datasets.decoding import decode, encode_png
 from datasets.sample import SCORES, sample_json
 from datasets.shards import save_record, write_shard
 from datasets.sources import ImageRef, read

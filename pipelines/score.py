@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets.decoding import UndecodableImage, decode
 
+from datasets.decoding import UndecodableImage, decode
 from datasets.sample import CANDIDATE, empty_row
 from datasets.shards import fits_ustar, parquet_bytes, read_manifest
 from datasets.sources import ImageRef, read

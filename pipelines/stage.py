@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -141,6 +141,7 @@ class RayEngine:
 
         start = time.perf_counter()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
@@ -154,11 +155,30 @@ class RayEngine:
         else:
             options["num_cpus"] = self.workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
-        ray.init(logging_level="ERROR", **options)
+        local = "num_cpus" in options
+        try:
+            with _quiet() if local else nullcontext():
+                ray.init(logging_level="ERROR", **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = os.environ.get("RAY_ADDRESS", "on this machine")
+            raise UserError(f"cannot start or reach Ray {where}: {error}") from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         self._started = True
         self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's C++ from announcing its log level on the terminal; exceptions still come."""
+    saved, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(silent)
 
 
 class _Actor:

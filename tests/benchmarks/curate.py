@@ -1,0 +1,159 @@
+"""The curation job against a bare loop: `python -m tests.benchmarks.curate FOLDER_OF_PHOTOGRAPHS`.
+
+Bare loop: two processes, each reading, decoding, cropping and encoding its half of the images in
+key order and appending the PNGs to one tar; no engine, no manifest, no resume. Once as it is,
+against the job with `--scorer none`; once scoring each patch too, against the job with `--scorer
+brisque`. Ray's start-up is told apart: it does not grow with the input.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.harness import RUNS, save
+
+WORKERS = 2
+
+
+def bare(arguments: tuple[str, int, int, int, bool, str]) -> int:
+    """Do one process's half of the images; returns the number of patches."""
+    import tarfile
+    from io import BytesIO
+
+    from datasets.decoding import decode, encode_png
+    from datasets.sources import list_images, read
+    from models.brisque import Brisque
+    from pipelines.crop import CropRule, cut_all, single_threaded
+
+    folder, half, size, stride, scored, output = arguments
+    single_threaded()
+    scorer = Brisque()
+    rule = CropRule(mode="crop", size=size, stride=stride)
+    count = 0
+    with tarfile.open(f"{output}/{half}.tar", "w") as tar:
+        for ref in list_images([folder], Path(output)).images[half::WORKERS]:
+            patches = list(cut_all(decode(read(ref)), rule))
+            if scored and patches:
+                scorer.score([patch for _, _, patch in patches])
+            for index, _, patch in patches:
+                png = encode_png(patch)
+                info = tarfile.TarInfo(f"{ref.key}_s{index:03d}.png")
+                info.size = len(png)
+                tar.addfile(info, BytesIO(png))
+                count += 1
+    return count
+
+
+def run_bare(folder: str, size: int, stride: int, *, scored: bool) -> tuple[float, int]:
+    """Time the bare loop, its processes' start included; returns (seconds, patches)."""
+    with tempfile.TemporaryDirectory() as output:
+        units = [(folder, half, size, stride, scored, output) for half in range(WORKERS)]
+        start = time.perf_counter()
+        with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+            patches = sum(pool.map(bare, units))
+        return time.perf_counter() - start, patches
+
+
+def run_job(folder: str, output: Path, scorer: str, *extra: str) -> tuple[float, float]:
+    """Time the job as a user starts it; returns (seconds, seconds of Ray's start in them)."""
+    command = [sys.executable, "-m", "pipelines.curate", "--preset", "lsdir", "--input", folder]
+    command += ["--output", str(output), "--scorer", scorer, "--workers", str(WORKERS)]
+    command += ["--no-track", "--samples-per-shard", "32", "--max-bad", "1", *extra]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    times = json.loads((output / ".curate" / "times.json").read_text())
+    return seconds, sum(stage["wall"] for stage in times if stage["name"] == "start Ray")
+
+
+def compare(folder: str, size: int, stride: int, *, scored: bool) -> dict[str, Any]:
+    """Time job and bare loop in turn; the ratio is of patches per second, job over bare."""
+    scorer = "brisque" if scored else "none"
+    extra = ["--size", str(size), "--stride", str(stride)]
+    extra += ["--threshold", "1000"] if scored else []
+    rows = []
+    for _ in range(RUNS):
+        output = Path(tempfile.mkdtemp(), "set")
+        job, ray_start = run_job(folder, output, scorer, *extra)
+        seconds, patches = run_bare(folder, size, stride, scored=scored)
+        again = time.perf_counter()
+        run_job(folder, output, scorer, *extra, "--val-fraction", "0.1")
+        again = time.perf_counter() - again
+        rows.append((job, ray_start, seconds, again, patches))
+        shutil.rmtree(output.parent)
+    median = [statistics.median(column) for column in zip(*rows, strict=True)]
+    return {
+        "patches": rows[0][4],
+        "job_s": median[0],
+        "of_it_ray_start_s": median[1],
+        "bare_s": median[2],
+        "cut_again_s": median[3],
+        "ratio": statistics.median(bare_s / job for job, _, bare_s, _, _ in rows),
+        "ratio_without_ray_start": statistics.median(
+            bare_s / (job - start) for job, start, bare_s, _, _ in rows
+        ),
+        "cut_again_over_first": statistics.median(again / job for job, _, _, again, _ in rows),
+        "runs": RUNS,
+    }
+
+
+def ray_writer(folder: str, size: int, stride: int) -> float:
+    """Time the same photographs through ray.data.write_webdataset, Ray's start not counted."""
+    import ray
+    import ray.data
+
+    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+    def patches(row: dict[str, Any]) -> list[dict[str, Any]]:
+        from datasets.decoding import decode, encode_png
+        from pipelines.crop import CropRule, cut_all
+
+        rule = CropRule(mode="crop", size=size, stride=stride)
+        stem = Path(row["path"]).stem
+        return [
+            {"__key__": f"{stem}_s{index:03d}", "png": encode_png(patch)}
+            for index, _, patch in cut_all(decode(row["bytes"]), rule)
+        ]
+
+    with tempfile.TemporaryDirectory() as output:
+        start = time.perf_counter()
+        images = ray.data.read_binary_files(folder, include_paths=True, override_num_blocks=8)
+        images.flat_map(patches).write_webdataset(output, encoder=None)
+        seconds = time.perf_counter() - start
+    ray.shutdown()
+    return seconds
+
+
+def main() -> None:
+    """Measure and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--stride", type=int, default=384)
+    options = parser.parse_args()
+    sizes = (options.size, options.stride)
+    measurements = {
+        "images": sum(1 for path in Path(options.folder).rglob("*") if path.is_file()),
+        "unscored": compare(options.folder, *sizes, scored=False),
+        "brisque": compare(options.folder, *sizes, scored=True),
+        "ray_write_webdataset_s": statistics.median(
+            ray_writer(options.folder, *sizes) for _ in range(RUNS)
+        ),
+        "peak_of_one_process_MiB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
+    }
+    save("curate", measurements, "ray", "pillow", "numpy", "opencv-python-headless")
+    sys.stdout.write(json.dumps(measurements, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

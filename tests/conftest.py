@@ -1,0 +1,63 @@
+"""What several tests need: pictures on disk, and programs started as a user starts them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Pictures = Callable[..., Path]
+
+
+def picture(seed: int, width: int, height: int) -> Image.Image:
+    """Draw an RGB picture with structure at several scales: smooth shapes, an edge, some grain."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(smooth).astype(np.float64)
+    pixels += rng.normal(0, 4 + 4 * (seed % 5), pixels.shape)
+    pixels[height // 3 : height // 2, width // 4 :] *= 0.4
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Pictures:
+    """Write ``count`` pictures below a folder, every third in a sub-folder; returns the folder."""
+
+    def write(count: int, width: int = 160, height: int = 128, name: str = "raw") -> Path:
+        folder = tmp_path / name
+        for number in range(count):
+            below = folder / "more" if number % 3 == 2 else folder
+            below.mkdir(parents=True, exist_ok=True)
+            picture(number, width + 8 * number, height).save(below / f"photo-{number:02d}.png")
+        return folder
+
+    return write
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment in which a program tracks to ``folder`` and Ray keeps quiet."""
+    return {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "RAY_AUTH_MODE": "disabled",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def program(module: str, arguments: Sequence[str | Path], folder: Path) -> "subprocess.Popen[str]":
+    """Start ``python -m module`` as a user would, from the project's root."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,93 @@
+"""Files are whole or absent."""
+
+import errno
+import hashlib
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from infra import storage
+from infra.errors import UsageError, UserError
+
+
+def test_a_file_is_not_there_until_it_is_whole(tmp_path: Path) -> None:
+    """While it is written only a temporary name exists, and the hash is that of the bytes."""
+    target = tmp_path / "deep" / "file"
+    with storage.AtomicFile(target) as file:
+        file.write(b"one")
+        assert not target.exists()
+        file.write(memoryview(b"two"))
+        assert file.tell() == 6
+
+    assert target.read_bytes() == b"onetwo"
+    assert file.sha256.hexdigest() == hashlib.sha256(b"onetwo").hexdigest()
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_an_error_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    """What was there before stays readable."""
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def fail() -> None:
+        with storage.AtomicFile(target) as file:
+            file.write(b"new")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_writer_left_can_be_cleared(tmp_path: Path) -> None:
+    """Only temporary names go."""
+    (tmp_path / ".set.abc.partial").write_bytes(b"half")
+    (tmp_path / "keep").write_bytes(b"x")
+    storage.remove_partial(tmp_path)
+    storage.remove_partial(tmp_path / "absent")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["keep"]
+
+
+def _hold(folder: Path, ready: "multiprocessing.synchronize.Event") -> None:
+    with storage.exclusive(folder):
+        ready.set()
+        import time
+
+        time.sleep(60)
+
+
+def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
+    """A killed job does not lock its successor out."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path / "state", ready))
+    holder.start()
+    assert ready.wait(30)
+    with (
+        pytest.raises(UserError, match="another process"),
+        storage.exclusive(tmp_path / "state"),
+    ):
+        pass
+    holder.kill()
+    holder.join()
+    with storage.exclusive(tmp_path / "state"):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT, 9999])
+def test_every_system_error_is_said_with_its_path(code: int) -> None:
+    """The path comes first, then what to do."""
+    message = str(storage.explained(OSError(code, "reason"), "/some/where"))
+
+    assert message.startswith("/some/where: ")
+    assert len(message) > len("/some/where: ")
+
+
+def test_remote_paths_are_refused_by_name() -> None:
+    """A bucket is not mistaken for a folder called s3:."""
+    with pytest.raises(UsageError, match="s3://bucket/set"):
+        storage.local_path("s3://bucket/set")
