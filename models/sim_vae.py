@@ -5,8 +5,8 @@ of self-attention in the middle, and resizing layers that change the width along
 resolution. No norm before the last convolutions, no quantisation convolutions, no scaling factor:
 the flow works on the latents as they are.
 
-Shapes: images [B, 3, H, W] in [-1, 1]; latents [B, C, h, w] with h = H / f, w = W / f. In
-``torch.channels_last`` memory no LayerNorm needs a copy.
+Shapes: images [B, 3, H, W] in [-1, 1]; latents [B, C, h, w], h = H / f. In channels-last memory no
+LayerNorm needs a copy.
 """
 
 from collections import OrderedDict
@@ -57,9 +57,8 @@ class SimVAEConfig:
     mid: Mid = "res_blocks"
     """``res_blocks``, or ``self_attention`` in every second layer (Table 2, "- 3x3 conv")."""
     resize: Resize = "interpolate"
-    """``interpolate``: repeat pixels, and change the width in the resizing convolution. Table 2's
-    "- interpolate" reads as ``pixel_shuffle``, or as ``sd``: SD's layers keep the width, which the
-    next ResBlock changes, and pad the downsampling on one side."""
+    """``interpolate`` repeats pixels and changes the width on the way. Table 2's "- interpolate"
+    may mean ``pixel_shuffle``, or ``sd``: the next ResBlock changes the width, padding one-sided."""
     res_block: ResBlock = "sim"
     """``sim``: one norm, one activation. ``sd``: two of each, and with them SD's ends: norm and
     SiLU before the last convolutions, 1x1 quant convolutions around the latent."""
@@ -240,13 +239,12 @@ def _plan(config: SimVAEConfig, widths: tuple[int, ...]) -> Iterator[tuple[int, 
     SD changes the width in a stage's first ResBlock, Sim-VAE in the resizer before it (Fig. 5).
     The last stage has no resizer.
     """
-    for i, width in enumerate(widths):
-        in_block = config.resize == "sd"
-        arriving = widths[max(i - 1, 0)] if in_block else width
-        if i == len(widths) - 1:
-            yield arriving, width, None
+    before, after = (widths[0], *widths[:-1]), (*widths[1:], None)
+    for last, width, following in zip(before, widths, after, strict=True):
+        if config.resize == "sd":
+            yield last, width, None if following is None else width
         else:
-            yield arriving, width, width if in_block else widths[i + 1]
+            yield width, width, following
 
 
 def _stage(

@@ -25,6 +25,7 @@ from models.vae_blocks import (
     PixelLayerNorm,
     PixelShuffleUpsample,
     SDResBlock,
+    SelfAttention,
     SimResBlock,
     Upsample,
 )
@@ -58,25 +59,27 @@ def receptive_field(layers: Chain, first: int, last: int) -> tuple[int, int]:
 
 
 def _needed(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
-    for module in layer.modules():
-        if isinstance(module, nn.GroupNorm):
-            raise ValueError(_GLOBAL.format("a group norm"))
+    unbounded = [part for part in layer.modules() if isinstance(part, nn.GroupNorm | SelfAttention)]
+    if unbounded:
+        raise ValueError(_GLOBAL.format(f"a {type(unbounded[0]).__name__}"))
     match layer:
         case nn.SiLU() | PixelLayerNorm():
-            return first, last
+            reach = first, last
         case nn.Conv2d():  # 3 x 3
-            return first - 1, last + 1
+            reach = first - 1, last + 1
         case SimResBlock() | SDResBlock():
-            return first - 2, last + 2
+            reach = first - 2, last + 2
         case Downsample(symmetric=True):
-            return 2 * first - 1, 2 * last + 1
+            reach = 2 * first - 1, 2 * last + 1
         case Downsample():
-            return 2 * first, 2 * last + 2
+            reach = 2 * first, 2 * last + 2
         case Upsample():  # the convolution comes after the doubling
-            return (first - 1) // 2, (last + 1) // 2
+            reach = (first - 1) // 2, (last + 1) // 2
         case PixelShuffleUpsample():  # and before it here
-            return first // 2 - 1, last // 2 + 1
-    raise ValueError(_GLOBAL.format(f"a {type(layer).__name__}"))
+            reach = first // 2 - 1, last // 2 + 1
+        case _:
+            raise TypeError(f"the receptive field of a {type(layer).__name__} is not known here")
+    return reach
 
 
 _GLOBAL = (
@@ -145,9 +148,9 @@ def decode_tiled(
 
 
 def _halo(vae: Autoencoder, half: int) -> int:
-    if not isinstance(vae, SimVAE):
-        raise ValueError(_GLOBAL.format(f"a {type(vae).__name__}"))
-    return exact_halo(vae)[half]
+    if isinstance(vae, SimVAE):
+        return exact_halo(vae)[half]
+    raise ValueError(_GLOBAL.format(f"a {type(vae).__name__}"))
 
 
 def _assemble(

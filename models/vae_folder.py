@@ -48,7 +48,7 @@ _DIFFUSERS_FIXED = {
     "shift_factor": None,
     "scaling_factor": 1.0,
 }
-_SD_VAE = {
+_SD_VAE: dict[str, Any] = {
     "norm_type": "group_norm",
     "mid": "self_attention",
     "mid_layers": 3,
