@@ -1,0 +1,245 @@
+"""What a degradation may be (a configuration) and what one was (its parameters), as plain data.
+
+Everything here is JSON through `infra.config.to_dict` and `from_dict`; nothing heavy is imported,
+so that configurations of programs can hold a `DegradationConfig`.
+"""
+
+import math
+from dataclasses import dataclass
+
+NOISE_SEEDS = 1 << 53
+"""Noise seeds are below this: every JSON reader keeps such an integer exactly."""
+
+Values = tuple[float, ...]
+
+
+def _require_between(name: str, value: float, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or not low <= value <= high:  # NaN fails both bounds
+        raise ValueError(f"{name} {value!r}: expected a number from {low:g} to {high:g}")
+
+
+def _require_integer(name: str, value: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} {value!r}: expected an integer")
+
+
+def _require_length(name: str, values: Values, length: int) -> None:
+    if len(values) != length:
+        raise ValueError(f"{name} {values}: expected {length} numbers")
+
+
+def _require_odd(kernel_size: int) -> None:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size {kernel_size}: expected an odd number; the paper uses 41")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DegradationConfig:
+    """From where each parameter is drawn; the defaults are DifFace's and PMRF's training.
+
+    A pair of ends means uniform between them; with ``among``, every listed value is as likely.
+    """
+
+    flip_probability: float = 0.5
+    """Share of draws that mirror HQ (and so LQ) left to right; 0 where the caller flips."""
+    kernel_size: int = 41
+    """Side of the blur kernel in pixels, odd."""
+    blur_sigma: Values = (0.1, 15.0)
+    """Standard deviation of the blur along each axis, in pixels."""
+    isotropic_probability: float = 0.5
+    """Share of draws with one standard deviation for both axes."""
+    blur_angle: Values = (-math.pi, math.pi)
+    """Angle of the first axis in radians, from x towards y; anisotropic draws only."""
+    downscale: Values = (0.8, 32.0)
+    """Factor s: a side of n pixels becomes int(n // s)."""
+    noise_sigma: Values = (0.0, 20.0)
+    """Standard deviation of the Gaussian noise, in levels of 255."""
+    jpeg_quality: Values = (30.0, 100.0)
+    """JPEG quality before truncation to an integer: [30, 100] gives 30 to 99, as in PMRF."""
+    shift_probability: float = 0.0
+    """Share of draws that add one constant to each channel of LQ."""
+    shift_limit: float = 20.0
+    """Each constant is uniform in [-limit, limit], in levels of 255."""
+    gray_probability: float = 0.01
+    """Share of draws whose LQ loses its colour."""
+    gray_target: bool = True
+    """Whether HQ loses its colour together with LQ: then the target of training changes too."""
+    jitter_probability: float = 0.0
+    """Share of draws that jitter brightness, contrast, saturation and hue of LQ."""
+    brightness: tuple[float, float] = (0.5, 1.5)
+    """Range of the brightness factor."""
+    contrast: tuple[float, float] = (0.5, 1.5)
+    """Range of the contrast factor."""
+    saturation: tuple[float, float] = (0.0, 1.5)
+    """Range of the saturation factor."""
+    hue: tuple[float, float] = (-0.1, 0.1)
+    """Range of the hue shift, in turns."""
+    among: bool = False
+    """Draw blur, downscale, noise and quality from the values listed, not between two ends."""
+
+    def __post_init__(self) -> None:
+        _require_odd(self.kernel_size)
+        for name in (n for n in self.__slots__ if n.endswith("_probability")):
+            _require_between(name, getattr(self, name), 0, 1)
+        bounds = {
+            "blur_sigma": (1e-3, 1e3),
+            "blur_angle": (-math.pi, math.pi),
+            "downscale": (0.1, 1e3),
+            "noise_sigma": (0, 255),
+            "jpeg_quality": (1, 100),
+            "brightness": (0, 10),
+            "contrast": (0, 10),
+            "saturation": (0, 10),
+            "hue": (-0.5, 0.5),
+        }
+        for name, (low, high) in bounds.items():
+            values = getattr(self, name)
+            for value in values:
+                _require_between(name, value, low, high)
+            if not self.among and (len(values) != 2 or values[0] > values[1]):
+                raise ValueError(
+                    f"{name} {values}: expected two ends in rising order; "
+                    "to draw from a list of values, set among"
+                )
+            if not values:
+                raise ValueError(f"{name} is empty: list at least one value")
+        _require_between("shift_limit", self.shift_limit, 0, 255)
+
+
+PRESETS: dict[str, DegradationConfig] = {
+    # DifFace's training, which PMRF and Latent-PMRF take over; what the predictor was trained on
+    "pmrf": DegradationConfig(),
+    # GFPGAN v1: milder, with both colour jitters; HQ keeps its colour
+    "gfpgan-v1": DegradationConfig(
+        blur_sigma=(0.1, 10.0),
+        downscale=(0.8, 8.0),
+        jpeg_quality=(60.0, 100.0),
+        shift_probability=0.3,
+        jitter_probability=0.3,
+        gray_target=False,
+    ),
+    # the values of DifFace's own synthetic test set, which enumerates their 4,000 combinations
+    # (the second sigma drawn); here each is drawn. Not CelebA-Test, which is downloaded
+    "difface-test": DegradationConfig(
+        flip_probability=0.0,
+        blur_sigma=(4.0, 8.0, 12.0, 16.0),
+        isotropic_probability=0.0,
+        blur_angle=(0.0, 0.25 * math.pi, 0.5 * math.pi, 0.75 * math.pi),
+        downscale=(4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0, 36.0, 40.0),
+        noise_sigma=(1.0, 5.0, 10.0, 15.0, 20.0),
+        jpeg_quality=(30.0, 40.0, 50.0, 60.0, 70.0),
+        gray_probability=0.0,
+        among=True,
+    ),
+}
+
+
+def degradation_preset(name: str) -> DegradationConfig:
+    """Return the preset called ``name``.
+
+    Raises:
+        ValueError: no preset has that name; the message lists those that exist.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown degradation preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColorJitter:
+    """One drawn colour jitter; the four adjustments are applied in ``order``."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    """In turns: 0.5 is the opposite colour."""
+    order: tuple[int, ...]
+    """A permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            _require_between(name, getattr(self, name), 0, 10)
+        _require_between("hue", self.hue, -0.5, 0.5)
+        if sorted(self.order) != [0, 1, 2, 3]:
+            raise ValueError(f"order {self.order}: expected 0, 1, 2 and 3, each once")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DegradationParameters:
+    """Everything that turned one HQ image into its LQ image: with HQ, it gives LQ again."""
+
+    flip: bool
+    """Whether HQ was mirrored left to right first."""
+    blur_sigma: tuple[float, float]
+    """Standard deviations of the blur along its two axes, in pixels; equal if isotropic."""
+    blur_angle: float
+    """Angle of the first axis in radians; 0 if isotropic."""
+    kernel_size: int
+    """Side of the blur kernel in pixels."""
+    downscale: float
+    """Factor s of the downscale."""
+    noise_sigma: float
+    """Standard deviation of the noise, in levels of 255."""
+    noise_seed: int
+    """Key of the Philox generator that gives the noise field."""
+    jpeg_quality: int
+    """Quality of the JPEG, 1 to 100."""
+    shift: tuple[float, float, float] | None = None
+    """What was added to red, green and blue of LQ, in levels of 255."""
+    gray: bool = False
+    """Whether LQ lost its colour."""
+    gray_target: bool = False
+    """Whether HQ lost its colour too: then it differs from what is in the shard."""
+    color_jitter: ColorJitter | None = None
+    """The colour jitter of LQ."""
+
+    def __post_init__(self) -> None:
+        _require_odd(self.kernel_size)
+        _require_length("blur_sigma", self.blur_sigma, 2)
+        for sigma in self.blur_sigma:
+            _require_between("blur_sigma", sigma, 1e-3, 1e3)
+        _require_between("blur_angle", self.blur_angle, -math.pi, math.pi)
+        _require_between("downscale", self.downscale, 0.1, 1e3)
+        _require_between("noise_sigma", self.noise_sigma, 0, 255)
+        _require_integer("noise_seed", self.noise_seed)
+        _require_between("noise_seed", self.noise_seed, 0, NOISE_SEEDS - 1)
+        _require_integer("jpeg_quality", self.jpeg_quality)
+        _require_between("jpeg_quality", self.jpeg_quality, 1, 100)
+        if self.shift is not None:
+            _require_length("shift", self.shift, 3)
+            for level in self.shift:
+                _require_between("shift", level, -255, 255)
+        if self.gray_target and not self.gray:
+            raise ValueError("gray_target without gray: HQ loses its colour only together with LQ")
+
+    @property
+    def isotropic(self) -> bool:
+        """Whether the blur is the same in every direction, hence separable."""
+        return self.blur_sigma[0] == self.blur_sigma[1]
+
+    @property
+    def severity(self) -> dict[str, float]:
+        """Four numbers to slice metrics by; the blur is the root mean square of both sigmas."""
+        return {
+            "blur_sigma": math.sqrt((self.blur_sigma[0] ** 2 + self.blur_sigma[1] ** 2) / 2),
+            "downscale": self.downscale,
+            "noise_sigma": self.noise_sigma,
+            "jpeg_quality": float(self.jpeg_quality),
+        }
+
+
+def downscaled_size(height: int, width: int, downscale: float) -> tuple[int, int]:
+    """Return (height, width) after the downscale: int(n // s), 639 for s = 0.8 and n = 512.
+
+    Raises:
+        ValueError: a side would vanish.
+    """
+    size = int(height // downscale), int(width // downscale)
+    if min(size) < 1:
+        raise ValueError(
+            f"an image of {height} x {width} pixels cannot be downscaled by {downscale:g}: "
+            f"its sides need at least {math.ceil(downscale)} pixels; "
+            "use larger images or a smaller downscale"
+        )
+    return size
