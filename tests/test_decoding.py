@@ -1,0 +1,169 @@
+"""Every kind of image has one rule, and every kind of damage one name."""
+
+import io
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.decoding import UndecodableImage, decode, encode_png
+
+RNG = np.random.default_rng(7)
+COLOUR = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+GREY16 = (np.arange(600).reshape(20, 30) * 109).astype(np.uint16)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """Encode an image in memory."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_lossless_formats_give_the_pixels() -> None:
+    """PNG, TIFF, BMP and lossless WebP are exact."""
+    image = Image.fromarray(COLOUR)
+    for kind, options in (("PNG", {}), ("TIFF", {}), ("BMP", {}), ("WEBP", {"lossless": True})):
+        assert np.array_equal(decode(encoded(image, kind, **options)), COLOUR), kind
+
+
+def test_grey_is_its_channel_three_times() -> None:
+    """Grey photographs stay grey."""
+    found = decode(encoded(Image.fromarray(COLOUR[..., 0])))
+
+    assert np.array_equal(found, np.repeat(COLOUR[..., :1], 3, 2))
+
+
+def test_sixteen_bits_give_the_high_byte() -> None:
+    """Grey 16-bit PNG and TIFF follow the rule that Pillow has for 48-bit colour."""
+    expected = np.repeat((GREY16 >> 8).astype(np.uint8)[..., None], 3, 2)
+    for kind in ("PNG", "TIFF"):
+        assert np.array_equal(decode(encoded(Image.fromarray(GREY16), kind)), expected)
+
+
+def png48(values: np.ndarray[Any, np.dtype[np.uint16]]) -> bytes:
+    """Write a 48-bit RGB PNG, which Pillow itself cannot write."""
+    height, width, _ = values.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_colour_of_sixteen_bits_follows_the_same_rule() -> None:
+    """48-bit RGB gives the high byte too."""
+    values = np.stack([GREY16, GREY16[::-1], GREY16 // 2], axis=-1)
+
+    assert np.array_equal(decode(png48(values)), (values >> 8).astype(np.uint8))
+
+
+def test_opaque_alpha_is_discarded_and_transparency_refused() -> None:
+    """An alpha channel that says nothing changes nothing; one transparent pixel is a graphic."""
+    opaque = np.dstack([COLOUR, np.full((20, 30), 255, np.uint8)])
+    assert np.array_equal(decode(encoded(Image.fromarray(opaque))), COLOUR)
+
+    opaque[3, 4, 3] = 254
+    with pytest.raises(UndecodableImage) as caught:
+        decode(encoded(Image.fromarray(opaque)))
+    assert caught.value.reason == "transparent"
+
+
+def test_a_palette_is_looked_up_and_its_transparency_counts() -> None:
+    """Colours come from the palette; a transparent entry in use is transparency."""
+    palette = Image.fromarray(COLOUR).quantize(16)
+    expected = np.asarray(palette.convert("RGB"))
+    assert np.array_equal(decode(encoded(palette)), expected)
+
+    with pytest.raises(UndecodableImage, match="transparent"):
+        decode(encoded(palette, transparency=int(np.asarray(palette)[0, 0])))
+
+
+def test_one_bit_and_cmyk_are_converted() -> None:
+    """Bilevel gives 0 and 255; CMYK is Pillow's conversion."""
+    bits = decode(encoded(Image.fromarray(COLOUR[..., 0]).convert("1")))
+    assert set(np.unique(bits)) <= {0, 255}
+
+    cmyk = Image.fromarray(COLOUR).convert("CMYK")
+    assert np.array_equal(decode(encoded(cmyk, "TIFF")), np.asarray(cmyk.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    """All eight orientations of one picture come out as the upright one."""
+    inverse = {1: [], 2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}
+    turned = Image.fromarray(COLOUR)
+    for method in inverse[orientation]:
+        turned = turned.transpose(Image.Transpose(method))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    assert np.array_equal(decode(encoded(turned, "TIFF", exif=exif)), COLOUR)
+
+
+def test_the_first_frame_counts() -> None:
+    """Animations and multi-page files are their first picture."""
+    first, second = Image.fromarray(COLOUR), Image.fromarray(COLOUR[::-1].copy())
+    for kind, options in (("TIFF", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
+        data = encoded(first, kind, save_all=True, append_images=[second], **options)
+        assert np.array_equal(decode(data), COLOUR), kind
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty_file"),
+        (b"<html>404 not found</html>", "not_an_image"),
+        (b"\x89PNG\r\n\x1a\n", "not_an_image"),
+        (encoded(Image.fromarray(COLOUR), "GIF"), "not_an_image"),
+        (encoded(Image.fromarray(COLOUR))[:-400], "truncated"),
+        (encoded(Image.fromarray(COLOUR), "JPEG")[:-100], "truncated"),
+        (encoded(Image.fromarray(GREY16.astype(np.float32)), "TIFF"), "unsupported_mode"),
+        (encoded(Image.fromarray(GREY16.astype(np.int32) * 9), "TIFF"), "unsupported_mode"),
+    ],
+)
+def test_damage_has_a_name(data: bytes, reason: str) -> None:
+    """The reason is the one expected, and no warning escapes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UndecodableImage) as caught:
+            decode(data)
+
+    assert caught.value.reason == reason
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    """A header that promises 10 gigapixels is believed, its pixels are not decoded."""
+    huge = png48(np.zeros((1, 1, 3), np.uint16))
+    bomb = huge[:16] + struct.pack(">II", 100_000, 100_000) + huge[24:29]
+    bomb += struct.pack(">I", zlib.crc32(b"IHDR" + bomb[16:29])) + huge[33:]
+    for data in (bomb, encoded(Image.fromarray(COLOUR))):
+        with pytest.raises(UndecodableImage) as caught:
+            decode(data, max_pixels=599)
+        assert caught.value.reason == "too_many_pixels"
+
+    assert decode(encoded(Image.fromarray(COLOUR)), max_pixels=600).shape == (20, 30, 3)
+
+
+def test_png_gives_back_the_pixels_and_always_the_same_bytes() -> None:
+    """What goes into a shard is lossless and carries no metadata."""
+    data = encode_png(COLOUR)
+
+    assert np.array_equal(decode(data), COLOUR)
+    assert data == encode_png(np.asfortranarray(COLOUR))
+    kinds = []
+    place = 8
+    while place < len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        kinds.append(kind)
+        place += 12 + length
+    assert set(kinds) == {b"IHDR", b"IDAT", b"IEND"}
