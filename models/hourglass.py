@@ -1,0 +1,149 @@
+"""The hourglass of both velocity networks: its configuration, its inputs, the way through it.
+
+Levels go from high to low resolution. All but the last run twice, on the way down and on the way
+up, with weights of their own; on the way up, each is joined with what it was on the way down.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+AttentionKind = Literal["neighborhood", "global"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HourglassConfig:
+    """What both networks are configured by; each tuple has one entry per level."""
+
+    in_channels: int = 3
+    """Channels of x_t and of the velocity: 3 for images, C for latents."""
+    condition_channels: int = 0
+    """Channels of `cond`, which is concatenated to x_t; 0 for an unconditional flow (PMRF)."""
+    widths: tuple[int, ...] = (256, 512, 1024)
+    """Channels of each level."""
+    depths: tuple[int, ...] = (2, 2, 8)
+    """Blocks of each level, per direction."""
+    attentions: tuple[AttentionKind, ...] = ("neighborhood", "neighborhood", "global")
+    """What a query of each level sees: the window around it, or the whole map."""
+    head_dim: int = 64
+    """Channels per attention head."""
+    kernel_size: int = 7
+    """Side of the neighbourhood's window."""
+    ff_ratio: int = 3
+    """Hidden width of a feed-forward layer over its width; the mapping network's too."""
+    mapping_width: int = 768
+    """Channels M of the time embedding."""
+    mapping_depth: int = 2
+    """Feed-forward layers of the mapping network."""
+    cosine_similarity: bool = True
+    """Normalise queries and keys, and learn the scale of the scores per head."""
+    zero_init: bool = True
+    """Start each block, and the velocity, from zero."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be built from."""
+        levels = {len(self.widths), len(self.depths), len(self.attentions)}
+        if levels == {0} or len(levels) > 1:
+            raise ValueError(
+                f"widths={self.widths}, depths={self.depths}, attentions={self.attentions}: give "
+                "each one entry per level"
+            )
+        for kind in self.attentions:
+            if kind not in get_args(AttentionKind):
+                raise ValueError(f"attentions: {kind!r}; choose from {get_args(AttentionKind)}")
+        for name in ("in_channels", "head_dim", "ff_ratio", "mapping_width", "mapping_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.condition_channels < 0 or min(self.depths) < 1:
+            raise ValueError(
+                f"condition_channels={self.condition_channels}, depths={self.depths}: need at "
+                "least 0 channels, and 1 block per level"
+            )
+        if self.head_dim % 8 or any(width < 1 or width % self.head_dim for width in self.widths):
+            raise ValueError(
+                f"head_dim={self.head_dim}, widths={self.widths}: head_dim must be a multiple of 8,"
+                " for the rotary frequencies, and divide each width"
+            )
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={self.kernel_size}: give an odd number, like 7")
+        if self.mapping_width % 2:
+            raise ValueError(f"mapping_width={self.mapping_width}: must be even (cosines, sines)")
+
+
+def join_condition(
+    config: HourglassConfig, factor: int, x_t: Tensor, t: Tensor, cond: Tensor | None
+) -> Tensor:
+    """Check a velocity network's inputs and concatenate x_t and the condition along channels.
+
+    Values are not checked, which would make a GPU wait: a NaN in one sample gives a NaN velocity
+    of that sample.
+
+    Raises:
+        ValueError: a shape that the configuration does not allow.
+    """
+    if x_t.ndim != 4 or x_t.shape[1] != config.in_channels:
+        raise ValueError(
+            f"x_t {list(x_t.shape)}: this network takes [B, {config.in_channels}, H, W]"
+        )
+    B, _, H, W = x_t.shape
+    if H < 1 or W < 1 or H % factor or W % factor:
+        raise ValueError(
+            f"x_t {list(x_t.shape)}: {H} x {W} is not divisible by {factor}, by which this network "
+            "divides the map; pad to a multiple, and crop the result"
+        )
+    if t.shape != (B,) or not t.is_floating_point():
+        raise ValueError(f"t {list(t.shape)} {t.dtype}: give a float per sample, [{B}], in [0, 1]")
+    if not config.condition_channels:
+        if cond is not None:
+            raise ValueError(
+                f"cond {list(cond.shape)}: this network is unconditional; build it with "
+                f"condition_channels={cond.shape[1] if cond.ndim > 1 else 1}, or pass no cond"
+            )
+        return x_t
+    expected = (B, config.condition_channels, H, W)
+    if cond is None or cond.shape != expected:
+        raise ValueError(
+            f"cond {None if cond is None else list(cond.shape)}: condition_channels="
+            f"{config.condition_channels} needs {list(expected)}"
+        )
+    return torch.cat((x_t, cond), dim=1)
+
+
+class Hourglass(NamedTuple):
+    """A network's levels and what is between them; all lists go from high to low resolution."""
+
+    down_levels: nn.ModuleList
+    merges: nn.ModuleList
+    mid_level: nn.ModuleList
+    splits: nn.ModuleList
+    up_levels: nn.ModuleList
+
+    def run(self, x: Tensor, c: Tensor, *, recompute: bool) -> Tensor:
+        """Pass a map down and up again.
+
+        Args:
+            x: map of the first level.
+            c: condition of every block, [B, M].
+            recompute: repeat each block's forward pass in backward, to keep only its input.
+        """
+        skips = []
+        for blocks, merge in zip(self.down_levels, self.merges, strict=True):
+            x = _run_blocks(blocks, x, c, recompute)
+            skips.append(x)
+            x = merge(x)
+        x = _run_blocks(self.mid_level, x, c, recompute)
+        for blocks, split in zip(reversed(self.up_levels), reversed(self.splits), strict=True):
+            x = _run_blocks(blocks, split(x, skips.pop()), c, recompute)
+        return x
+
+
+def _run_blocks(level: nn.Module, x: Tensor, c: Tensor, recompute: bool) -> Tensor:
+    for block in level.children():
+        if recompute and torch.is_grad_enabled():  # nothing is random: no generator state to keep
+            x = checkpoint(block, x, c, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = block(x, c)
+    return x
