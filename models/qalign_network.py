@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from models.qalign_language import (
@@ -189,3 +190,24 @@ class QAlignNetwork(nn.Module):
             return logits[:, -1, rows].float()
         last = self.model.norm(x[:, -1]).float()
         return F.linear(last, self.lm_head.weight[rows].float())
+
+
+def flops_per_image(
+    config: QAlignConfig, prompts: Sequence[Prompt], shortcuts: Shortcuts = Shortcuts()
+) -> int:
+    """Count the floating-point operations of one image, 2 per multiply-add of a matrix product.
+
+    Counted on meta tensors, so without weights; attention in full, not halved for being causal.
+    The shared prefix is not counted: it is computed once for all images.
+    """
+    size = config.vision.image_size
+    with torch.device("meta"):
+        network = QAlignNetwork(config).requires_grad_(False)
+        pixels = torch.empty(1, 3, size, size)
+    prefixes = [network.prefix(p) if shortcuts.shared_prefix else None for p in prompts]
+    with FlopCounterMode(display=False) as counter:
+        image = network.image_tokens(pixels)
+        for prompt, prefix in zip(prompts, prefixes, strict=True):
+            network.level_logits(image, prompt, prefix, shortcuts)
+    total: int = counter.get_total_flops()
+    return total
