@@ -43,9 +43,8 @@ def read_state_dict(
 ) -> dict[str, Tensor]:
     """Read the tensors of a weights file, on the CPU.
 
-    Pickles are read with ``weights_only``, and each record of theirs is compared with its checksum,
-    which PyTorch does not do. Weights may lie in the file itself, or under one of `CONTAINERS`; if
-    under several, the first of them is taken.
+    Weights may lie in the file itself or under one of `CONTAINERS`; if under several, the first of
+    them is taken.
 
     Args:
         path: .safetensors, .pth, .pt, .ckpt or .bin.
@@ -60,16 +59,10 @@ def read_state_dict(
     for wrapper in WRAPPERS:
         if all(name.startswith(wrapper) for name in values):
             values = {name.removeprefix(wrapper): value for name, value in values.items()}
-    chosen = {
-        name.removeprefix(prefix): value
-        for name, value in values.items()
-        if name.startswith(prefix)
-    }
+    chosen = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
     if not chosen:
-        firsts = sorted({name.split(".")[0] + "." for name in values})
         raise CheckpointError(
-            f"{path}: no tensor's name begins with prefix={prefix!r}; names begin with "
-            f"{_listed(firsts)}"
+            f"{path}: no name begins with {prefix!r}; names: {_listed(list(values))}"
         )
     return chosen
 
@@ -77,76 +70,65 @@ def read_state_dict(
 def read_file(path: str | Path) -> dict[str, Any]:
     """Read everything a weights file holds: tensors by name, or containers of them.
 
+    Pickles are read with ``weights_only``, and checked against their own checksums, which PyTorch
+    leaves out.
+
     Raises:
         CheckpointError: missing, damaged, or with more than tensors and plain values.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", *PICKLES):
         raise CheckpointError(
-            f"{path}: cannot tell its format; expected a file named .safetensors, "
-            f"{', '.join(PICKLES)}" + (" (this is a folder)" if path.is_dir() else "")
+            f"{path}: unknown format; give a file named .safetensors, {', '.join(PICKLES)}"
         )
     if not path.is_file():
         raise CheckpointNotFoundError(f"{path}: no such file; check the path, or download it there")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        _check_records(path)
+        if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are none
+            _check_records(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise almost anything
         raise CheckpointError(
             f"{path}: damaged, or more than weights ({path.stat().st_size} bytes; "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Download"
-            " it again; if it is whole, it pickles objects that are not loaded for safety: save its"
-            " tensors alone, where you trust it"
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}). Download it again; if "
+            "it is whole, it pickles objects that are not loaded for safety: save its tensors alone"
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
-    return dict(content)
+    return {str(name): value for name, value in content.items()}
 
 
 def _check_records(path: Path) -> None:
-    """Compare each record of a PyTorch archive with its CRC-32; older files are no archives."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for record in archive.infolist():
-                if record.CRC:  # 0: not recorded
-                    archive.read(record)
+    """Compare each record of a PyTorch archive with its CRC-32, if it has one."""
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            if record.CRC:
+                archive.read(record)
 
 
 def _open_container(content: dict[str, Any], key: str | None, path: Path) -> dict[str, Tensor]:
     """Return the tensors by name, which lie in ``content`` or in one of its values."""
     if key is not None and key not in content:
-        raise CheckpointError(
-            f"{path}: no key {key!r}; it has {_listed(sorted(map(str, content)))}"
-        )
+        raise CheckpointError(f"{path}: no key {key!r}; it has {_listed(list(content))}")
     found = key or next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), "")
-    values = content[found] if found else content
+    values = content.get(found, content)
     if isinstance(values, Mapping) and "shadow_params" in values:
         raise CheckpointError(
             f"{path}: {found!r} holds averages without names, as torch_ema saves them; name "
             "them by `models.ema.read_torch_ema`, or read the raw weights with key='state_dict'"
         )
-    strange = (
-        [
-            f"{name} ({type(value).__name__})"
-            for name, value in values.items()
-            if not _is_item(name, value)
-        ]
-        if isinstance(values, Mapping)
-        else [f"{found} ({type(values).__name__})"]
-    )
+    if not isinstance(values, Mapping):
+        values = {found: values}  # refused below, by name and type
+    strange = [f"{k} ({type(v).__name__})" for k, v in values.items() if not isinstance(v, Tensor)]
     if strange or not values:
         raise CheckpointError(
             f"{path}: no weights; expected tensors by name, at the top or under one of "
-            f"{', '.join(CONTAINERS)}. It holds {_listed(strange) if strange else 'nothing'}: give "
-            "the right file, or the container as `key`"
+            f"{', '.join(CONTAINERS)}. It holds {_listed(strange) or 'nothing'}: give the right "
+            "file, or the container as `key`"
         )
-    return dict(values)
-
-
-def _is_item(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
+    return {str(name): value for name, value in values.items()}
 
 
 def _listed(names: list[str]) -> str:
@@ -159,11 +141,7 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: obje
     """Load weights that fit ``model`` exactly, or none of them.
 
     A model on the meta device takes the tensors themselves; any other keeps its device and dtype.
-
-    Args:
-        model: takes the weights.
-        state_dict: the weights.
-        source: where they are from, for the error.
+    ``source`` says in the error where the weights are from.
 
     Raises:
         CheckpointError: lists the missing, the unexpected and the misshapen, with both shapes.
@@ -178,9 +156,7 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: obje
             if name in state_dict and state_dict[name].shape != value.shape
         ],
     }
-    found = [
-        f"{what} ({len(names)}): {_listed(names)}" for what, names in problems.items() if names
-    ]
+    found = [f"{what} ({len(x)}): {_listed(x)}" for what, x in problems.items() if x]
     if found:
         config = getattr(model, "config", "")
         raise CheckpointError(
@@ -217,9 +193,6 @@ def save_checkpoint(
         directory: made if it is missing; a checkpoint in it is replaced.
         state_dict: the weights.
         config: JSON values, as of `dataclasses.asdict`.
-
-    Raises:
-        TypeError: ``config`` has values that JSON cannot hold.
     """
     directory = Path(directory)
     digest = weights_digest(state_dict)
@@ -263,7 +236,7 @@ def load_checkpoint(directory: str | Path) -> tuple[dict[str, Any], dict[str, Te
     """
     directory = Path(directory)
     saved = _read_config(directory)
-    state_dict = read_state_dict(directory / WEIGHTS)
+    state_dict = read_file(directory / WEIGHTS)
     digest = weights_digest(state_dict)
     if digest != saved["weights_sha256"]:
         raise CheckpointError(
@@ -275,33 +248,23 @@ def load_checkpoint(directory: str | Path) -> tuple[dict[str, Any], dict[str, Te
 
 
 def read_digest(directory: str | Path) -> str:
-    """Return the digest that a checkpoint was saved with, without reading its weights.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    digest: str = _read_config(Path(directory))["weights_sha256"]
-    return digest
+    """Return the digest that a checkpoint was saved with, without reading its weights."""
+    return str(_read_config(Path(directory))["weights_sha256"])
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
     """Read config.json as {"weights_sha256": str, "config": dict}."""
     path = directory / CONFIG
+    expected = f"expected a folder with {WEIGHTS} and {CONFIG}, as `save_checkpoint` writes them"
     if not path.is_file():
-        raise CheckpointNotFoundError(
-            f"{path}: no such file; expected a folder with {WEIGHTS} and {CONFIG}, as "
-            "`save_checkpoint` writes them. Weights without a configuration: `read_state_dict`"
-        )
+        raise CheckpointNotFoundError(f"{path}: no such file; {expected}")
     try:
         saved = json.loads(path.read_bytes())
-        whole = isinstance(saved["weights_sha256"], str) and isinstance(saved["config"], dict)
+        is_ours = isinstance(saved["weights_sha256"], str) and isinstance(saved["config"], dict)
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise CheckpointError(
-            f"{path}: expected JSON with `weights_sha256` and `config`, as `save_checkpoint` writes"
-            " it; copy the checkpoint again"
-        )
+        is_ours = False
+    if not is_ours:
+        raise CheckpointError(f"{path}: no configuration of ours; {expected}; copy it again")
     return dict(saved)
 
 
@@ -314,28 +277,15 @@ def config_from_dict(cls: type[T], values: Mapping[str, Any], *, ignore_unknown:
         ignore_unknown: drop keys that are no fields, for configurations of other projects.
 
     Raises:
-        ValueError: an unknown or missing key, with the valid ones; or what the class refuses.
+        ValueError: an unknown key, with the valid ones; or what the class refuses.
     """
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
-    unknown = sorted(values.keys() - fields.keys())
+    fields = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
+    unknown = sorted(values.keys() - set(fields))
     if unknown and not ignore_unknown:
         raise ValueError(f"{cls.__name__} has no {_listed(unknown)}; valid: {', '.join(fields)}")
-    required = {
-        name
-        for name, field in fields.items()
-        if field.default is field.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(required - values.keys())
-    if missing:
-        raise ValueError(f"{cls.__name__} needs {', '.join(missing)}; add them")
-    return cls(
-        **{
-            name: _from_json(hints[name], value, ignore_unknown)
-            for name, value in values.items()
-            if name in fields
-        }
-    )
+    known = {name: value for name, value in values.items() if name in fields}
+    return cls(**{k: _from_json(hints[k], value, ignore_unknown) for k, value in known.items()})
 
 
 def _from_json(hint: Any, value: Any, ignore_unknown: bool) -> Any:
