@@ -7,6 +7,10 @@ to the rounding of a convolution at another size. So the tiles are cropped and n
 is no seam to hide, and with a smaller halo the cells cropped away are the wrong ones, which
 blending would mix in again. Tiles at the image border end there, and so see the same padding.
 
+What a smaller halo leaves, decoding in tiles of 32 cells: relative error in L2 at random weights
+25 % without a halo, 3 % at 5 cells, 0.04 % at 10, 3e-7 at 15, rounding at 20, the exact halo of
+f8. Trained weights look about as far as random ones only by chance: measure before saving cells.
+
 Group normalisation and self-attention look at the whole image at once: such an autoencoder has no
 exact halo, and its tiles differ in tone. The caller may still choose a halo and accept that.
 """
