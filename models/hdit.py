@@ -1,19 +1,22 @@
 """HDiT, the velocity network of PMRF: an hourglass transformer over tokens (Crowson et al. 2024).
 
-Two public checkpoints fit: PMRF's, by `load_pmrf`. Module names and their order follow PMRF's,
-for the names are the keys of its weights, and the order is all that names its averaged weights.
-Two things differ from its code without changing a float32 result: the Fourier features of t stay
-in float32 under autocast (there, bfloat16 leaves 256 different times), and so do the positions.
+PMRF's published weights fit, see `load_pmrf`. Module names and their order follow PMRF's, for the
+names are the keys of its weights, and the order is all that names its averaged weights. Under
+autocast the Fourier features of t and the positions stay in float32, unlike there, where bfloat16
+leaves a few hundred different times; in float32 the results are the same.
 
 Shapes: B batch; H x W the map of one level, d its width, M the mapping width.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.checkpoint import load_strict, read_state_dict
+from models.ema import read_torch_ema
 from models.hourglass import Hourglass, HourglassConfig, join_condition
 from models.layers import (
     AdaRMSNorm,
@@ -116,6 +119,27 @@ class HDiT(nn.Module):
         time = self.time_in_proj(self.time_emb(t[:, None]))
         c: Tensor = self.mapping(time + self.aug_in_proj(self.aug_emb(no_augmentation)))
         return c
+
+
+def load_pmrf(model: HDiT, path: str | Path, *, averaged: bool = True) -> None:
+    """Load PMRF's velocity network from its Lightning checkpoint, or from its hub's safetensors.
+
+    Args:
+        model: of preset ``pmrf-512``, for the published weights.
+        path: the file; beside the velocity network it may hold the predictor and metrics.
+        averaged: take the averaged weights of a Lightning checkpoint. PMRF means to, but a context
+            manager that is not entered makes it test the raw ones. Safetensors hold one set only.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another architecture.
+    """
+    if Path(path).suffix == ".safetensors":
+        state_dict = read_state_dict(path, prefix="model.")
+    elif averaged:
+        state_dict = read_torch_ema(path, model, prefix="model.")
+    else:
+        state_dict = read_state_dict(path, key="state_dict", prefix="model.")
+    load_strict(model, state_dict, path)
 
 
 def _level(config: HDiTConfig, level: int) -> nn.ModuleList:

@@ -66,19 +66,19 @@ class LooUFormerConfig(HourglassConfig):
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
         HourglassConfig.__post_init__(self)
-        for name, allowed in (("downsample", Downsample), ("upsample", Upsample)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {get_args(allowed)}")
-        for name in ("downsample_kernel", "upsample_kernel"):
-            if getattr(self, name) not in (1, 3):
-                raise ValueError(f"{name}={getattr(self, name)}: choose 1 or 3")
+        for name, allowed in (
+            ("downsample", get_args(Downsample)),
+            ("downsample_kernel", (1, 3)),
+            ("upsample", get_args(Upsample)),
+            ("upsample_kernel", (1, 3)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {allowed}")
         if self.downsample == "strided_conv" and self.downsample_kernel != 3:
             raise ValueError(
                 f"downsample_kernel={self.downsample_kernel}: a strided convolution needs 3, or "
                 "it skips pixels"
             )
-        if self.downsample == "conv_unshuffle" and any(width % 4 for width in self.widths):
-            raise ValueError(f"widths={self.widths}: conv_unshuffle needs multiples of 4")
 
 
 PRESETS: dict[str, LooUFormerConfig] = {
@@ -107,7 +107,8 @@ class LooUFormer(nn.Module):
         self.config = config
         self.activation_checkpointing = False  # True: repeat each block's forward pass in backward
         M, widths, bias = config.mapping_width, config.widths, config.bias
-        self.time_proj = FourierFeatures(M)
+        frequencies = nn.Parameter(torch.randn(M // 2), requires_grad=False)
+        self.time_proj = nn.ParameterDict({"weight": frequencies})
         self.timestep_embedder = nn.Linear(M, M, bias=False)
         self.mapping = MappingNetwork(M, _hidden(M, config.ff_ratio), config.mapping_depth)
         self.proj_in = _conv3x3(config.in_channels + config.condition_channels, widths[0], bias)
@@ -138,7 +139,8 @@ class LooUFormer(nn.Module):
         """
         factor = 1 << (len(self.config.widths) - 1)
         x = join_condition(self.config, factor, x_t, t, cond)
-        c = self.mapping(self.timestep_embedder(self.time_proj(t)))
+        time = fourier_features(t[:, None], self.time_proj["weight"][:, None])
+        c = self.mapping(self.timestep_embedder(time))
         levels = Hourglass(self.down_blocks, self.downs, self.mid_block, self.ups, self.up_blocks)
         x = levels.run(self.proj_in(x), c, recompute=self.activation_checkpointing)
         velocity: Tensor = self.proj_out(self.out_norm(x))
@@ -225,17 +227,16 @@ class ConvProjection(nn.Module):
 
     def __init__(self, config: LooUFormerConfig, width: int, out_width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, out_width, 1, bias=config.bias and not config.depthwise)
-        self.dwconv = (
-            nn.Conv2d(out_width, out_width, 3, padding=1, groups=out_width, bias=config.bias)
-            if config.depthwise
-            else None
-        )
+        bias = config.bias
+        self.conv = nn.Conv2d(width, out_width, 1, bias=bias and not config.depthwise)
+        if config.depthwise:
+            self.dwconv = nn.Conv2d(out_width, out_width, 3, 1, 1, groups=out_width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, d, H, W] -> [B, d', H, W]."""
-        x = self.conv(x)
-        return x if self.dwconv is None else self.dwconv(x)
+        for conv in self.children():
+            x = conv(x)
+        return x
 
 
 class RMSNorm2d(nn.Module):
@@ -250,20 +251,7 @@ class RMSNorm2d(nn.Module):
         return rms_normalize(x, self.weight[:, None, None], dim=1, eps=OUT_NORM_EPS)
 
 
-class FourierFeatures(nn.Module):
-    """Random Fourier features of the time, drawn once; a parameter that is not trained."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(width // 2), requires_grad=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        """[B] -> [B, M]."""
-        return fourier_features(t[:, None], self.weight[:, None])
-
-
 def _conv3x3(channels: int, out_channels: int, bias: bool) -> nn.Sequential:
-    """Make the convolution at either end of the network."""
     conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=bias)
     return nn.Sequential(OrderedDict(proj=conv))
 

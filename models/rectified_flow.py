@@ -1,0 +1,153 @@
+"""Rectified flow from the posterior mean to the image, or between their latents (Sec. 2.1, 3).
+
+An ODE carries x_0, the (noised) posterior mean or its latent, to x_1, the image or its latent:
+
+    d x_t / d t = v_t(x_t),   t from 0 to 1                                           (Eq. 1)
+
+Every function takes the paper's z (latents) as well as its x (images). Random draws take their
+generator; they are made on its device and moved, so a CPU generator gives every device the same.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.layers import widen
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""v_t(x_t) as a function of x_t [B, ...] and t [B]."""
+TimeDistribution = Literal["stratified", "uniform", "logit_normal"]
+
+
+def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+    """Return x_t, on the straight line from x_0 to x_1 (Fig. 2); t [B]."""
+    t = _per_sample(t, x_0)
+    return (1 - t) * x_0 + t * x_1
+
+
+def velocity_target(x_0: Tensor, x_1: Tensor) -> Tensor:
+    """Return the velocity along that line, which v is to predict (Eq. 2); x_0 with its noise."""
+    return x_1 - x_0
+
+
+def flow_matching_loss(velocity: Tensor, x_0: Tensor, x_1: Tensor) -> Tensor:
+    """Mean over all elements of the squared error of the velocity (Eq. 3 and 5)."""
+    return F.mse_loss(widen(velocity), widen(velocity_target(x_0, x_1)))
+
+
+def keyed_generator(seed: int, step: int, rank: int) -> torch.Generator:
+    """Return a CPU generator that is a function of its key alone, so that resuming repeats it."""
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def sample_t(
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    distribution: TimeDistribution = "stratified",
+) -> Tensor:
+    """Draw the times of a training batch, float32 [batch_size].
+
+    Stratified: of the global batch's ``batch_size * world_size`` equal strata of [0, 1], each rank
+    has every ``world_size``-th, and draws one time from each, t_i = ((rank + world i) + u_i) / (B
+    world). Each t is uniform, their mean varies less. Logit-normal: t = sigmoid(N(0, 1)).
+
+    Args:
+        batch_size: B, of one rank.
+        generator: must differ between ranks; see `keyed_generator`.
+        rank: this process.
+        world_size: number of processes.
+        distribution: of t.
+
+    Raises:
+        ValueError: an unknown distribution, or a rank outside the world.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank}: must be from 0 to world_size - 1 = {world_size - 1}")
+    # In float64: the sum of a stratum and a float32 rounds into the next stratum now and then.
+    t = torch.empty(batch_size, dtype=torch.float64, device=generator.device)
+    if distribution == "logit_normal":
+        return t.normal_(generator=generator).sigmoid().float()
+    t.uniform_(generator=generator)
+    if distribution == "stratified":
+        strata = rank + world_size * torch.arange(batch_size, device=generator.device)
+        t = (strata + t) / (batch_size * world_size)
+    elif distribution != "uniform":
+        raise ValueError(f"distribution={distribution!r}: choose from {get_args(TimeDistribution)}")
+    return t.float()
+
+
+def add_source_noise(x_0: Tensor, sigma_s: float, generator: torch.Generator) -> Tensor:
+    """Return x_0 + sigma_s eps, eps ~ N(0, 1): a source that fills its space, as the target does.
+
+    The paper is silent; PMRF and the authors' code have sigma_s = 0.1, in training and in use.
+    """
+    eps = torch.randn(x_0.shape, generator=generator, device=generator.device)
+    return x_0 + sigma_s * eps.to(x_0)
+
+
+@torch.no_grad()
+def euler(velocity: Velocity, x_0: Tensor, steps: int = 25) -> Tensor:
+    """Solve Eq. 1 by Euler's method (Sec. 3.3), of first order.
+
+    Args:
+        velocity: evaluated once per step, at t = 0, 1/steps, ..., 1 - 1/steps.
+        x_0: source, [B, ...].
+        steps: number of steps; the paper's 25.
+
+    Returns:
+        x_1, [B, ...]; like all updates in float32, or in x_0's type where that is wider.
+    """
+    x_t, h = _start(x_0, steps)
+    for i in range(steps):
+        x_t = x_t + h * velocity(x_t, _times(x_t, i / steps)).to(x_t)
+    return x_t
+
+
+@torch.no_grad()
+def heun(velocity: Velocity, x_0: Tensor, steps: int = 13) -> Tensor:
+    """Solve Eq. 1 by Heun's method, of second order; as `euler`, at two evaluations per step."""
+    x_t, h = _start(x_0, steps)
+    for i in range(steps):
+        v = velocity(x_t, _times(x_t, i / steps)).to(x_t)
+        ahead = velocity(x_t + h * v, _times(x_t, (i + 1) / steps)).to(x_t)
+        x_t = x_t + h * (v + ahead) / 2
+    return x_t
+
+
+def from_sigma_convention(network: Velocity) -> Velocity:
+    """Adapt a network of the authors' convention to the paper's.
+
+    Their time runs the other way, sigma = 1 - t, 1 at the source, and they predict x_0 - x_1 = -v.
+    """
+
+    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        return -network(x_t, 1 - t)
+
+    return velocity
+
+
+def _start(x_0: Tensor, steps: int) -> tuple[Tensor, float]:
+    """Return x_0 in the precision of the updates, and the step size."""
+    if steps < 1:
+        raise ValueError(f"steps={steps}: must be at least 1; the paper takes 25")
+    return widen(x_0), 1 / steps
+
+
+def _times(x_t: Tensor, t: float) -> Tensor:
+    """Return t once per sample, [B]."""
+    return torch.full((len(x_t),), t, dtype=x_t.dtype, device=x_t.device)
+
+
+def _per_sample(t: Tensor, x: Tensor) -> Tensor:
+    """Shape t [B] to multiply x [B, ...]."""
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t {list(t.shape)}: give one time per sample, [{len(x)}]")
+    return t.view(-1, *[1] * (x.ndim - 1))
