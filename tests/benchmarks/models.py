@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.harness import save
+from tests.benchmarks.harness import paired, save
 
 MIB = 1 << 20
 
@@ -47,7 +47,70 @@ def _resident(field: str) -> float:
     return round(kib * 1024 / MIB, 1)
 
 
-BENCHES: dict[str, Callable[[], Mapping[str, Any]]] = {}
+def vae() -> dict[str, Any]:
+    """Sim-VAE f8c32 against diffusers' SD-VAE f8c32: one image of 256 px there and back.
+
+    On one thread, float32, random weights, in both memory formats; theirs is diffusers. Memory is
+    of each in its own process, without the weights.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    measured: dict[str, Any] = {"flops_ratio": round(_vae_flops("sim") / _vae_flops("sd"), 4)}
+    for layout in ("contiguous_format", "channels_last"):
+        measured[layout] = {
+            "time": paired(_vae_pass("sim", layout), _vae_pass("diffusers", layout)),
+            "memory": {name: peak_memory(_vae_pass, name, layout) for name in ("sim", "diffusers")},
+        }
+    return measured
+
+
+def _vae_pass(network: str, layout: str) -> Callable[[], object]:
+    """Build a network and return its encode and decode of one image."""
+    import torch
+
+    from models.sim_vae import PRESETS, SimVAE
+
+    torch.set_num_threads(1)
+    memory_format = getattr(torch, layout)
+    build = _diffusers_vae if network == "diffusers" else lambda: SimVAE(PRESETS["sim-vae-f8c32"])
+    autoencoder = build().eval().to(memory_format=memory_format)
+    images = torch.rand(1, 3, 256, 256).to(memory_format=memory_format) * 2 - 1
+
+    @torch.no_grad()
+    def call() -> object:
+        return autoencoder(images)
+
+    return call
+
+
+def _diffusers_vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        latent_channels=32,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+
+
+def _vae_flops(design: str) -> float:
+    """Count one image of 256 px there and back, without computing it."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from models.sim_vae import PRESETS, SimVAE
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        SimVAE(PRESETS[f"{design}-vae-f8c32"])(torch.zeros(1, 3, 256, 256))
+    return float(counter.get_total_flops())
+
+
+BENCHES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    "vae": vae,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("bench", nargs="*", choices=["all", *BENCHES], default="all")
     names = parser.parse_args(arguments).bench
     for name in BENCHES if "all" in names else names:
-        path = save(f"models_{name}", BENCHES[name](), "torch")
+        path = save(f"models_{name}", BENCHES[name](), "torch", "diffusers")
         sys.stdout.write(f"{path}\n{path.read_text()}")
     return 0
 
