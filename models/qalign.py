@@ -137,7 +137,7 @@ class QAlign:
         """
         waiting: Tensor | None = None
         for batch in self._batches(images):
-            logits = self._logits(batch, prompts)
+            logits = self.logits(batch, prompts)
             if waiting is not None:
                 yield from _scores(waiting)
             waiting = logits
@@ -167,8 +167,16 @@ class QAlign:
                 yield batch.to(self._weight.device, non_blocking=True)
 
     @torch.inference_mode()
-    def _logits(self, batch: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Run the network; returns level logits, float32 [B, len(prompts), 5], on the device."""
+    def logits(self, batch: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Run the network on prepared images, one vision pass for all prompts.
+
+        Args:
+            batch: uint8 [B, image, image, 3] on the network's device.
+            prompts: names of questions.
+
+        Returns:
+            Level logits, float32 [B, len(prompts), 5], on the device.
+        """
         pixels = to_clip_range(batch).to(self._weight.dtype)
         image = self.network.image_tokens(pixels)
         return torch.stack([self._ask(image, name) for name in prompts], dim=1)

@@ -26,8 +26,8 @@ def to_rgb(image: Pixels | Image.Image) -> Image.Image:
     """Turn an RGB uint8 array or a PIL image into a PIL RGB image.
 
     Palette and CMYK images are converted before they are padded; the original pads them first, in a
-    colour of another meaning, and scores them differently. Alpha is dropped, as in the original.
-    16-bit grey is scaled to 8 bits; Pillow's own conversion would clip it to white.
+    colour of another meaning, and scores them differently. Alpha is dropped, as in the original. Of
+    16-bit grey the high byte is taken, where Pillow's own conversion would clip to white.
 
     Raises:
         ValueError: an array that is not uint8 [H, W, 3], an empty image, or one of mode I or F.
@@ -36,7 +36,7 @@ def to_rgb(image: Pixels | Image.Image) -> Image.Image:
         if image.mode in {"I", "F"}:
             raise ValueError(f"image of mode {image.mode}: range unknown; scale it to 8 bits first")
         if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = image.convert("RGB")
     elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3], RGB")

@@ -107,8 +107,8 @@ def test_alpha_is_dropped() -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_sixteen_bit_grey_is_scaled_not_clipped(order: str) -> None:
-    """65535 becomes 255 and 257 n becomes n, in either byte order."""
-    values = np.array([[0, 257, 257 * 128, 65535]], dtype=f"{order}u2")
+    """The high byte is seen, in either byte order."""
+    values = np.array([[0, 256, 128 * 256 + 255, 65535]], dtype=f"{order}u2")
     image = Image.frombytes("I;16" if order == "<" else "I;16B", (4, 1), values.tobytes())
 
     assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 1, 128, 255]
