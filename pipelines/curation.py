@@ -32,6 +32,8 @@ from datasets.sources import ImageRef, Listing, input_digest, list_images
 from infra import storage
 from infra.config import differences, digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
+from infra.tracking import start_run
+from pipelines import curation_report
 from pipelines.curate import CurateConfig
 from pipelines.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
 from pipelines.pack import PLAN, PackShard, record_path, write_plan
@@ -106,7 +108,26 @@ class Curation:
             self._check_budget()
 
     def _work(self, listing: Listing, engine: Engine) -> None:
-        self.state.mkdir(parents=True, exist_ok=True)
+        if not self.config.track:
+            self._make(listing, engine)
+            return
+        settings = {**self.candidate_fields, **self.cut_fields}
+        with start_run(
+            "latent-pmrf/curate",
+            folder=self.state / "tracking",
+            name=self.folder.name,
+            params=settings,
+        ) as run:
+            manifest = self._make(listing, engine)
+            digest_of_set = storage.sha256(self.folder / shards.MANIFEST)
+            run.log_dataset(self.folder.name, digest_of_set, str(self.folder), "curation")
+            run.log_metrics(curation_report.metrics(manifest, engine.times))
+            run.log_artifact(self.folder / "report.html")
+            run.log_artifact(self.folder / shards.MANIFEST)
+            run.close()
+            sys.stdout.write(f"MLflow: {run.where()}\n")
+
+    def _make(self, listing: Listing, engine: Engine) -> dict[str, Any]:
         storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
         storage.write_bytes(self.state / "candidates.json", pretty_json(self.candidate_fields))
         candidates = self.score(listing, engine)
@@ -123,9 +144,18 @@ class Curation:
         shards.publish(staging, self.folder)
         fingerprint = {"fingerprint": listing.fingerprint()}
         storage.write_bytes(self.state / "listing.json", pretty_json(fingerprint))
-        from pipelines.curation_report import report
+        return self.report(scores, listing, engine.times)
 
-        report(self, scores, listing, engine.times)
+    def report(self, scores: pa.Table, listing: Listing, times: list[StageTime]) -> dict[str, Any]:
+        """Say what was made, on the terminal and as a page; returns the set's manifest."""
+        manifest = shards.read_manifest(self.folder)
+        assert manifest is not None
+        rule, limit = self.config.crop_rule(), self.config.max_pixels
+        page = curation_report.build(manifest, scores, listing, rule, times, limit)
+        storage.write_bytes(self.folder / "report.html", page.encode())
+        curation_report.save_times(self.state / "times.json", times)
+        sys.stdout.write(curation_report.summary(manifest, times, self.folder))
+        return manifest
 
     def filters(self) -> tuple[Filter, ...]:
         """Return the predicates of this set, in order."""

@@ -1,0 +1,203 @@
+"""What a person sees of a curation: the closing lines, the times, the page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datasets.decoding import decode
+from datasets.sources import ImageRef, Listing, read
+from infra.config import pretty_json
+from infra.storage import write_bytes
+from pipelines import report
+from pipelines.crop import Box, CropRule, cut
+from pipelines.stage import StageTime
+
+SHOWN = 6  # thumbnails a row
+
+
+def bottleneck(times: Sequence[StageTime]) -> str:
+    """Name the step in which the workers spent most of their time."""
+    steps = {
+        f"{stage.name}: {step}": seconds for stage in times for step, seconds in stage.steps.items()
+    }
+    if not steps:
+        return "nothing to do"
+    name = max(steps, key=lambda step: steps[step])
+    return f"{name}, {steps[name] / sum(steps.values()):.0%} of the workers' time"
+
+
+def save_times(path: Path, times: Sequence[StageTime]) -> None:
+    """Keep the stages' times beside the job's other memory."""
+    stages = [{"name": s.name, "wall": s.wall, "done": s.done, "steps": s.steps} for s in times]
+    write_bytes(path, pretty_json(stages))
+
+
+def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) -> str:
+    """Return the lines that a run ends with."""
+    totals, given, scorer = manifest["totals"], manifest["input"], manifest["scorer"]
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
+    seconds = ", ".join(f"{stage.name} {stage.wall:.1f} s" for stage in times)
+    return (
+        f"{given['images']:,} images, {totals['candidates']:,} candidates: "
+        f"kept {totals['samples']:,}; dropped {dropped or 'none'}\n"
+        f"scorer {scorer['name']}, {_rule(scorer)}\n"
+        f"time: {seconds or 'none'}; bottleneck: {bottleneck(times)}\n"
+        f"shards: {folder.resolve()} ({totals['shards']:,} files, {totals['bytes'] / 1e6:.1f} MB)\n"
+        f"report: {(folder / 'report.html').resolve()}\n"
+    )
+
+
+def metrics(manifest: dict[str, Any], times: Sequence[StageTime]) -> dict[str, float]:
+    """Return the run's numbers for MLflow."""
+    totals = manifest["totals"]
+    return {
+        "images": manifest["input"]["images"],
+        "images/broken": manifest["input"]["broken"],
+        "candidates": totals["candidates"],
+        "samples": totals["samples"],
+        "shards": totals["shards"],
+        "bytes": totals["bytes"],
+        **{f"dropped/{reason}": count for reason, count in manifest["dropped"].items()},
+        **{f"seconds/{stage.name.replace(' ', '_')}": stage.wall for stage in times},
+    }
+
+
+def build(
+    manifest: dict[str, Any],
+    scores: pa.Table,
+    listing: Listing,
+    rule: CropRule,
+    times: Sequence[StageTime],
+    max_pixels: int,
+) -> str:
+    """Make the page of a set.
+
+    Args:
+        manifest: of the set.
+        scores: rows of `SCORES`.
+        listing: where thumbnails, rejected ones included, are read.
+        rule: how they are cut.
+        times: of this run's stages.
+        max_pixels: as in the run.
+    """
+    totals, scorer = manifest["totals"], manifest["scorer"]
+    pictures = _Pictures(listing, rule, max_pixels)
+    sections = [("", report.facts(_headline(manifest)))]
+    if scorer["threshold"] is not None:
+        sections += _score_sections(scores, scorer, pictures)
+    sections += [
+        ("Dropped, by reason", report.bars(manifest["dropped"])),
+        ("Yield by input", _yield_table(scores)),
+        (
+            "Shards",
+            report.table(["split", "shards", "samples", "MB"], _split_rows(manifest["shards"])),
+        ),
+        ("Time", _time_section(times)),
+        ("Configuration", report.table(["field", "value"], list(manifest["config"].items()))),
+    ]
+    lead = f"{totals['candidates']:,} candidates from {manifest['input']['images']:,} images"
+    return report.page("Curation report", lead, sections)
+
+
+def _headline(manifest: dict[str, Any]) -> dict[str, str]:
+    totals = manifest["totals"]
+    share = totals["samples"] / max(1, totals["candidates"])
+    return {
+        "kept samples": f"{totals['samples']:,}",
+        "of the candidates": f"{share:.1%}",
+        "shards": f"{totals['shards']:,}",
+        "size": f"{totals['bytes'] / 1e6:,.1f} MB",
+    }
+
+
+def _rule(scorer: dict[str, Any]) -> str:
+    if scorer["threshold"] is None:
+        return "everything kept"
+    return f"kept {'≥' if scorer['higher_is_better'] else '≤'} {scorer['threshold']:g}"
+
+
+def _score_sections(
+    scores: pa.Table, scorer: dict[str, Any], pictures: "_Pictures"
+) -> list[tuple[str, str]]:
+    """Show the distribution and what lies at its ends and on both sides of the threshold."""
+    scored = scores.filter(pc.is_valid(scores["quality"]))
+    values = scored["quality"].to_numpy()
+    threshold, higher = scorer["threshold"], scorer["higher_is_better"]
+    name = f"{scorer['name']} ({'higher' if higher else 'lower'} is better, {_rule(scorer)})"
+    goodness = values if higher else -values
+    order = np.argsort(goodness, kind="stable")
+    kept = goodness[order] >= (threshold if higher else -threshold)
+    first_kept = int(np.argmax(kept)) if kept.any() else len(order)
+    rows = {
+        "Just kept": order[first_kept : first_kept + SHOWN],
+        "Just dropped": order[max(0, first_kept - SHOWN) : first_kept][::-1],
+        "Best": order[::-1][:SHOWN],
+        "Worst": order[:SHOWN],
+    }
+    chart = report.histogram(values, threshold, higher_is_better=higher, axis=name)
+    galleries = [
+        (title, report.gallery(pictures.thumbnails(scored.take(chosen))))
+        for title, chosen in rows.items()
+    ]
+    return [("Scores", chart), *galleries]
+
+
+def _yield_table(scores: pa.Table) -> str:
+    groups = scores.append_column("kept", pc.is_valid(scores["shard"]).cast(pa.int64()))
+    rows = groups.group_by("origin").aggregate(
+        [("source", "count_distinct"), ("key", "count"), ("kept", "sum")]
+    )
+    body = [
+        (
+            r["origin"],
+            r["source_count_distinct"],
+            r["key_count"],
+            r["kept_sum"],
+            f"{r['kept_sum'] / r['key_count']:.0%}",
+        )
+        for r in rows.sort_by("origin").to_pylist()
+    ]
+    return report.table(["input", "images", "candidates", "kept", "share"], body)
+
+
+def _split_rows(entries: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+    splits = dict.fromkeys(entry["split"] for entry in entries)
+    groups = {split: [e for e in entries if e["split"] == split] for split in splits}
+    return [
+        (split, len(group), sum(e["samples"] for e in group), sum(e["bytes"] for e in group) / 1e6)
+        for split, group in groups.items()
+    ]
+
+
+def _time_section(times: Sequence[StageTime]) -> str:
+    if not times:
+        return report.note("Nothing was left to compute.")
+    stages = [(s.name, s.wall, s.done, s.done / s.wall if s.wall else 0.0) for s in times]
+    steps = {f"{s.name}: {step}": t for s in times for step, t in s.steps.items()}
+    return (
+        report.table(["stage", "seconds", "items", "items/s"], stages)
+        + report.note(f"Bottleneck: {bottleneck(times)}. Below, the workers' seconds by step.")
+        + report.bars(steps, unit=" s", colour=report.KEPT)
+    )
+
+
+class _Pictures:
+    """Reads candidates' pixels for thumbnails, rejected ones too."""
+
+    def __init__(self, listing: Listing, rule: CropRule, max_pixels: int) -> None:
+        self.refs: dict[str, ImageRef] = {ref.key: ref for ref in listing.images}
+        self.rule = rule
+        self.max_pixels = max_pixels
+
+    def thumbnails(self, rows: pa.Table) -> list[report.Thumbnail]:
+        """Cut the rows' patches."""
+        found = []
+        for row in rows.to_pylist():
+            image = decode(read(self.refs[row["source"]]), self.max_pixels)
+            patch = cut(image, Box(row["x"], row["y"], row["w"], row["h"]), self.rule)
+            found.append(report.Thumbnail(patch, f"{row['quality']:.2f}", row["key"]))
+        return found

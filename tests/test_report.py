@@ -1,0 +1,141 @@
+"""The page is one file, says what it is given, and shows it in a real browser."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipelines import report
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+RNG = np.random.default_rng(3)
+SCORES = np.concatenate([RNG.normal(20, 8, 300), RNG.normal(55, 10, 120)])
+
+
+def sample() -> str:
+    """Return a page with every kind of section."""
+    pictures = [
+        report.Thumbnail(RNG.integers(0, 256, (64, 48, 3), dtype=np.uint8), "1.5", "a<b>&c")
+        for _ in range(3)
+    ]
+    return report.page(
+        "Title <script>alert(1)</script>",
+        "lead & more",
+        [
+            ("", report.facts({"kept": "12"})),
+            ("Scores", report.histogram(SCORES, 40.0, higher_is_better=False, axis="x <y>")),
+            ("Reasons", report.bars({"low_quality": 7, "too_small <": 3})),
+            ("Table", report.table(["name", "count"], [("a&b", 1234), ("c", 5)])),
+            ("Pictures", report.gallery(pictures)),
+            ("Empty", ""),
+        ],
+    )
+
+
+class _Checker(HTMLParser):
+    """Collects what a page loads and whether its tags balance."""
+
+    VOID = frozenset({"meta", "img", "br", "path"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_a_page_is_balanced_and_loads_nothing() -> None:
+    """Every picture is inside; no style sheet, script or font comes from elsewhere."""
+    checker = _Checker()
+    page = sample()
+    checker.feed(page)
+
+    assert checker.open == []
+    assert len(checker.loads) == 3
+    assert all(load.startswith("data:image/jpeg;base64,") for load in checker.loads)
+    assert "http" not in page.replace("http-equiv", "")
+    assert "<h2>Empty" not in page
+
+
+def test_text_is_escaped_everywhere() -> None:
+    """A file name is not markup."""
+    page = sample()
+
+    assert "<script>" not in page
+    assert "a<b>" not in page
+    assert "a&lt;b&gt;&amp;c" in page
+    assert "too_small &lt;" in page
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.floats(-50, 150), min_size=1, max_size=60), st.floats(-20, 120))
+def test_every_score_is_in_a_bin_and_the_threshold_on_an_edge(
+    scores: list[float], threshold: float
+) -> None:
+    """No bin holds both kept and dropped scores, and none is lost."""
+    counts, edges = report.bins(np.array(scores), threshold)
+
+    assert counts.sum() == len(scores)
+    assert threshold in edges
+    assert (np.diff(edges) > 0).all()
+    assert len(counts) <= 60
+
+
+@settings(deadline=None)
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
+    """An axis has between 3 and 12 numbers."""
+    ticks = report.round_ticks(low, low + width)
+
+    assert 3 <= len(ticks) <= 12
+    assert all(low - width * 1e-6 <= tick <= low + width * (1 + 1e-6) for tick in ticks)
+
+
+def test_bars_are_in_proportion() -> None:
+    """The longest bar is the largest value; half of it is half as long."""
+    svg = report.bars({"a": 10, "b": 5, "c": 0})
+    widths = [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', svg)]
+
+    assert widths[1] == pytest.approx(widths[0] / 2, abs=0.1)
+    assert widths[2] == 0
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"
+)
+def test_a_browser_shows_the_page(tmp_path: Path) -> None:
+    """Headless Chromium draws it, histogram colours included."""
+    (tmp_path / "page.html").write_text(sample())
+    picture = tmp_path / "page.png"
+    subprocess.run(
+        [
+            str(CHROMIUM),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1060,1400"),
+            *(f"--screenshot={picture}", f"file://{tmp_path}/page.html"),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    for colour in (report.KEPT, report.DROPPED, report.INK):
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+        assert (np.abs(pixels - wanted).max(1) < 8).sum() > 50, colour
