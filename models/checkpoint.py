@@ -35,7 +35,7 @@ class CheckpointError(ValueError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """There is no such file."""
+    """No such file."""
 
 
 def read_state_dict(
@@ -54,16 +54,13 @@ def read_state_dict(
     Raises:
         CheckpointError: missing, damaged, or not weights; it names the file and what to do.
     """
-    path = Path(path)
     values = _open_container(read_file(path), key, path)
     for wrapper in WRAPPERS:
         if all(name.startswith(wrapper) for name in values):
             values = {name.removeprefix(wrapper): value for name, value in values.items()}
     chosen = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
     if not chosen:
-        raise CheckpointError(
-            f"{path}: no name begins with {prefix!r}; names: {_listed(list(values))}"
-        )
+        raise CheckpointError(f"{path}: no name begins with {prefix!r}: {_listed(list(values))}")
     return chosen
 
 
@@ -104,11 +101,13 @@ def _check_records(path: Path) -> None:
     """Compare each record of a PyTorch archive with its CRC-32, if it has one."""
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
+            if record.external_attr & 0x10:  # a folder: PyTorch would read arbitrary bytes for it
+                raise zipfile.BadZipFile(f"{record.filename} is marked as a folder")
             if record.CRC:
                 archive.read(record)
 
 
-def _open_container(content: dict[str, Any], key: str | None, path: Path) -> dict[str, Tensor]:
+def _open_container(content: dict[str, Any], key: str | None, path: object) -> dict[str, Tensor]:
     """Return the tensors by name, which lie in ``content`` or in one of its values."""
     if key is not None and key not in content:
         raise CheckpointError(f"{path}: no key {key!r}; it has {_listed(list(content))}")
@@ -237,12 +236,10 @@ def load_checkpoint(directory: str | Path) -> tuple[dict[str, Any], dict[str, Te
     directory = Path(directory)
     saved = _read_config(directory)
     state_dict = read_file(directory / WEIGHTS)
-    digest = weights_digest(state_dict)
-    if digest != saved["weights_sha256"]:
+    if (digest := weights_digest(state_dict)) != saved["weights_sha256"]:
         raise CheckpointError(
-            f"{directory}: the weights' digest is {digest}, {CONFIG} says "
-            f"{saved['weights_sha256']}: an interrupted save, or one of the two files was changed. "
-            "Copy the whole folder again, or take an earlier checkpoint"
+            f"{directory}: weights' digest is {digest}, {CONFIG} has {saved['weights_sha256']}: "
+            "an interrupted save, or a changed file. Copy both again, or take an earlier checkpoint"
         )
     return saved["config"], state_dict
 
