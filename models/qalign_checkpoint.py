@@ -61,7 +61,7 @@ class Checkpoint:
         if vocabulary.exists():
             check_vocabulary(vocabulary)
         checkpoint = cls(folder, config, tuple(Shard.open(path) for path in weight_files(folder)))
-        checkpoint.check_names()
+        checkpoint.check()
         return checkpoint
 
     @cached_property
@@ -70,8 +70,8 @@ class Checkpoint:
         merged = {name: value for shard in self.shards for name, value in shard.tensors.items()}
         return {name: merged[name] for name in sorted(merged) if not STALE.fullmatch(name)}
 
-    def check_names(self) -> None:
-        """Compare names and shapes with the network's.
+    def check(self) -> None:
+        """Compare names and shapes with the network's, and the vocabulary's size with the prompts.
 
         Raises:
             BadCheckpoint: the missing, the unexpected and the misshapen, all listed.
@@ -104,7 +104,7 @@ class Checkpoint:
 
         Hashed are the network's configuration and, for every tensor by name, its dtype, shape and
         three blocks of 4 KiB (start, middle, end). So 10 MB of 16 GB are read, .bin and safetensors
-        of the same weights agree, and any training run differs. It is no seal against tampering.
+        of the same weights agree, and trained weights differ. It is no seal against tampering.
         """
         sha256 = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
         for name, tensor in self.tensors.items():

@@ -157,7 +157,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
 def _download(hub_id: str, revision: str | None) -> Path:
     """Fetch a model's small files and one kind of its weights, safetensors if it has both."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*SMALL_FILES]))
@@ -165,7 +165,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
         names = next((indexed_files(index) for index in indexes if index.exists()), None)
         wanted = names or [f"{stem}{suffix}" for stem, suffix in KINDS]
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise BadCheckpoint(
             f"{hub_id}: no such folder here, and the hub did not deliver it ({error}). {EXPECTED}"
         ) from error

@@ -66,6 +66,19 @@ def test_logits_equal_the_reference(scorer: QAlign, state: dict[str, Tensor], nu
     assert np.abs(logits(scorer, PHOTOS[number]) - expected).max() < TOLERANCE
 
 
+def test_published_geometry_equals_the_reference(tmp_path: Path) -> None:
+    """With 448 pixels, 1025 vision tokens and 64 queries, as at 7B, narrow layers agree as well."""
+    visual = {part: dict(values) for part, values in TINY["visual_config"].items()}
+    visual["visual_model"] |= {"image_size": 448, "num_hidden_layers": 1}
+    visual["visual_abstractor"] |= {"grid_size": 32, "num_learnable_queries": 64}
+    config = TINY | {"visual_config": visual}
+    state = random_state(config)
+    expected = Reference(state, config).level_logits(PHOTOS[0])
+
+    scorer = QAlign.load(write_checkpoint(tmp_path, state, config))
+    assert np.abs(logits(scorer, PHOTOS[0]) - expected).max() < TOLERANCE
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_would_be_noticed(scorer: QAlign, state: dict[str, Tensor], mistake: str) -> None:
     """Each known mistake moves the logits by far more than the agreement with the reference."""

@@ -130,6 +130,7 @@ def test_no_weights_says_what_and_where(folder: Path, what: str) -> None:
     [
         ("/no/such/folder", "/no/such/folder: no such folder"),
         ("nobody/nothing-here", "nobody/nothing-here: no such folder here, and the hub did not"),
+        ("nobody/no..thing", "nobody/no..thing: no such folder here, and the hub did not"),
     ],
 )
 def test_a_source_that_is_nowhere_is_named(
