@@ -4,9 +4,15 @@ Mittal, Moorthy, Bovik: No-Reference Image Quality Assessment in the Spatial Dom
 2012). Natural-scene statistics of locally normalised luminance, at two scales, are fitted by
 generalised Gaussians; a support vector regression maps the 36 parameters to the opinion scores of
 the LIVE database. Its support vectors and feature ranges ship in the package `brisque`, whose
-conventions are followed where the paper leaves a choice: grey by Rec. 709 in [0, 1], C = 1/255,
-zeros beyond the border, the second scale by bicubic interpolation. The package computes the same
-score some ten times slower, with a root search that fails on flat patches.
+conventions are followed where the paper leaves a choice, so that scores can be compared: grey by
+Rec. 709 in [0, 1], C = 1/255, zeros beyond the border. One of them is not the paper's: the second
+scale is bicubic without the low-pass filter (with it, scores move by 4.4 points in the standard
+deviation and keep their order, Spearman 0.98, over 411 crops of real photographs).
+
+Where a region is flat, the sign of the normalised luminance is left to rounding, and signs are
+counted: as the package does it, noise of 1e-15 in the grey values moves a score by up to 2 points.
+Here, what is below rounding is zero; the same noise moves a score by 1e-9, and the two differ by at
+most 0.3 points, 0.005 in the median (83 of those crops). The package takes some ten times longer.
 """
 
 import hashlib
@@ -27,6 +33,7 @@ PACKAGE = "brisque"
 GREY = np.array([0.2125, 0.7154, 0.0721])  # Rec. 709 luma
 WINDOW, SIGMA = 7, 7 / 6  # section III-A
 C = 1 / 255
+ROUNDING = 1e-11  # of a local mean in [0, 1], generously; far below one grey level's effect on it
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # H, V, D1, D2 neighbours, Eqs. 7 to 10
 ALPHAS = np.geomspace(0.2, 10.0, 4001)  # the published range of shapes, finer
 RATIO = gamma(2 / ALPHAS) ** 2 / (gamma(1 / ALPHAS) * gamma(3 / ALPHAS))  # increasing in alpha
@@ -36,8 +43,11 @@ class Brisque:
     """The scorer: RGB patches in, scores out; lower is better.
 
     Attributes:
-        scale: typical values; the regression is not bounded, very clean or very odd patches leave
-        it. digest: SHA-256 over the two parameter files.
+        scale: typical values. The regression is not bounded: on crops of real photographs it gave
+            -13 (crisp texture) to 116 (empty gradients).
+        default_threshold: above it, such crops begin to be out of focus or empty; a fair
+            photograph's textured parts lie below 30.
+        digest: SHA-256 over the two parameter files.
 
     Raises:
         FileNotFoundError: the package with the parameters is not installed.
@@ -99,7 +109,9 @@ def _normalise(grey: Floats) -> Floats:
 
     mean = local(grey)
     deviation = np.sqrt(np.abs(local(grey * grey) - mean * mean))
-    normalised: Floats = (grey - mean) / (deviation + C)
+    difference = grey - mean
+    difference[np.abs(difference) < ROUNDING] = 0
+    normalised: Floats = difference / (deviation + C)
     return normalised
 
 

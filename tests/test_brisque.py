@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 from skimage import color, data
 
+from models import brisque
 from models.brisque import Brisque, _PlainUnpickler
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
@@ -39,10 +40,11 @@ def photograph(name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_scores_are_the_packages(scorer: Brisque, package: Any, name: str) -> None:
-    """Features agree to 1e-4 and scores to 0.01 points of 100.
+    """Features agree to 1e-4 and scores to 0.01 points of 100; to 0.3 where much is flat.
 
-    The package's own `score` fails on current NumPy (it takes float() of one-element arrays), so
-    its steps are called one by one here.
+    There the package counts the signs of rounding errors: the retina is black outside. Its own
+    `score` fails on current NumPy (it takes float() of one-element arrays), so its steps are
+    called one by one here.
     """
     image = photograph(name)
     grey = color.rgb2gray(image)
@@ -51,8 +53,9 @@ def test_scores_are_the_packages(scorer: Brisque, package: Any, name: str) -> No
     features = np.array([np.ravel(value)[0] for value in np.concatenate(fits)], np.float64)
     expected = package.calculate_image_quality_score(features)
 
-    assert np.abs(scorer.features(image) - features).max() < 1e-4
-    assert scorer.score([image])[0] == pytest.approx(expected, abs=0.01)
+    looser = 30 if name == "retina" else 1
+    assert np.abs(scorer.features(image) - features).max() < 1e-4 * looser
+    assert scorer.score([image])[0] == pytest.approx(expected, abs=0.01 * looser)
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS[:-1])  # the retina is soft, and black outside
@@ -69,10 +72,30 @@ def test_damage_makes_the_score_worse(scorer: Brisque, name: str) -> None:
 
 
 def test_an_image_without_variation_has_no_score(scorer: Brisque) -> None:
-    """One colour has no statistics; the caller drops it with a reason."""
-    flat = np.full((64, 64, 3), 128, np.uint8)
+    """One colour, whichever it is, has no statistics; the caller drops it with a reason."""
+    colours = [(v, w, u) for v in (0, 10, 47, 128, 255) for w in (13, 47, 240) for u in (47, 201)]
+    flat = [np.full((64, 64, 3), colour, np.uint8) for colour in colours]
 
-    assert np.isnan(scorer.score([flat])).all()
+    assert np.isnan(scorer.score(flat)).all()
+
+
+def test_rounding_does_not_decide_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of one unit in the last place moves no score, even over a flat region.
+
+    Another processor's instructions round in another way, and a score decides who is kept.
+    """
+    image = photograph("astronaut").copy()
+    image[:256] = (31, 31, 31)
+    expected = Brisque().features(image)
+    noise = np.random.default_rng(0)
+    exact = brisque._normalise
+
+    def disturbed(grey: brisque.Floats) -> brisque.Floats:
+        return exact(grey * (1 + 2e-16 * noise.standard_normal(grey.shape)))
+
+    monkeypatch.setattr(brisque, "_normalise", disturbed)
+
+    assert np.abs(Brisque().features(image) - expected).max() < 1e-9
 
 
 def test_a_score_does_not_depend_on_its_company(scorer: Brisque) -> None:
