@@ -58,7 +58,7 @@ class SimVAEConfig:
     """``res_blocks``, or ``self_attention`` in every second layer (Table 2, "- 3x3 conv")."""
     resize: Resize = "interpolate"
     """``interpolate`` repeats pixels and changes the width on the way. Table 2's "- interpolate"
-    may mean ``pixel_shuffle``, or ``sd``: the next ResBlock changes the width, padding one-sided."""
+    may mean ``pixel_shuffle``, or ``sd``: the next ResBlock changes it; one-sided padding."""
     res_block: ResBlock = "sim"
     """``sim``: one norm, one activation. ``sd``: two of each, and with them SD's ends: norm and
     SiLU before the last convolutions, 1x1 quant convolutions around the latent."""
@@ -128,8 +128,7 @@ class SimVAE(nn.Module):
 
     Args:
         config: which one.
-        gradient_checkpointing: trade about a third more computation for the memory of the
-            activations inside the layers.
+        gradient_checkpointing: compute activations again in the backward pass, a third more work.
     """
 
     def __init__(self, config: SimVAEConfig, *, gradient_checkpointing: bool = False) -> None:
@@ -188,7 +187,8 @@ class SimVAE(nn.Module):
         Args:
             images: [B, 3, H, W] in [-1, 1].
             generator: of the posterior's noise.
-            sample_posterior: decode a sample, as in training, instead of the mode.
+            sample_posterior: decode a sample, as in training, instead of the mode; torch.compile
+                breaks its graph there, since it cannot capture a generator.
 
         Returns:
             The reconstruction [B, 3, H, W] and the posterior.

@@ -57,11 +57,12 @@ _SD_VAE: dict[str, Any] = {
 }
 
 
-def save_sim_vae(vae: SimVAE, folder: Path) -> None:
+def save_sim_vae(vae: SimVAE, folder: str | Path) -> None:
     """Write ``folder`` so that `load_sim_vae`, and the class it names, can read it.
 
     The configuration is written last: a folder that has it is complete.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     state = {key: tensor.contiguous() for key, tensor in vae.state_dict().items()}
@@ -70,12 +71,13 @@ def save_sim_vae(vae: SimVAE, folder: Path) -> None:
     (folder / CONFIG_FILE).write_text(text)
 
 
-def load_sim_vae(folder: Path) -> SimVAE:
+def load_sim_vae(folder: str | Path) -> SimVAE:
     """Read an autoencoder of Table 2 or 3, such as the released Sim-VAE-c32, in float32.
 
     Raises:
         CheckpointError: a file is missing or damaged, or holds something else.
     """
+    folder = Path(folder)
     config = from_json(read_config(folder), str(folder / CONFIG_FILE))
     weights = folder / WEIGHTS_FILE
     with torch.device("meta"):  # no initial weights: the tensors of the file take the places

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from models.public_vae import PUBLIC_VAES, PublicVAE, load_public_vae
 from models.vae_folder import WEIGHTS_FILE
+from tests.tiny_vae import draw_images
 
 REAL = {  # total parameters of the published networks, in millions, and what their configs say
     "sd15-f8c4": (83_653_863, {}),
@@ -18,25 +19,24 @@ REAL = {  # total parameters of the published networks, in millions, and what th
 by_name = pytest.mark.parametrize("name", PUBLIC_VAES)
 
 
-def build_network(name: str, width: int = 8, **changes: Any) -> Any:
-    """Build a network configured as the published one, ``width`` times as wide as 1/128."""
+def build_network(name: str, width: int = 8) -> Any:
+    """Build a network configured as the published one, whose first ``width`` is 128."""
     from diffusers import AutoencoderKL
 
     is_flux = name.startswith("flux")
-    return AutoencoderKL(
-        **{
-            "block_out_channels": (width, 2 * width, 4 * width, 4 * width),
-            "layers_per_block": 2,
-            "norm_num_groups": 8 if width == 8 else 32,
-            "latent_channels": 16 if is_flux else 4,
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "use_quant_conv": not is_flux,
-            "use_post_quant_conv": not is_flux,
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderKL(
+            block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+            layers_per_block=2,
+            norm_num_groups=8 if width == 8 else 32,
+            latent_channels=16 if is_flux else 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            use_quant_conv=not is_flux,
+            use_post_quant_conv=not is_flux,
             **REAL[name][1],
-            **changes,
-        }
-    )
+        )
 
 
 @by_name
@@ -55,7 +55,7 @@ def test_latents_are_moved_and_scaled(tmp_path: Path, name: str) -> None:
     network = build_network(name).eval()
     network.save_pretrained(tmp_path)
     source = PUBLIC_VAES[name]
-    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    images = draw_images(2, 16, 24)
     raw = network.encode(images).latent_dist
 
     vae = load_public_vae(name, tmp_path)

@@ -1,6 +1,5 @@
 """Autoencoders come back from the disk as they went, in the authors' layout and diffusers'."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from models.sim_vae import PRESETS, SimVAE, SimVAEConfig
+from models.sim_vae import PRESETS, SimVAEConfig
 from models.vae_folder import WEIGHTS_FILE, from_json, load_sim_vae, save_sim_vae, to_json
+from tests.tiny_vae import build, by_design, draw_images
 
-TINY = PRESETS["tiny"]
-SD: dict[str, Any] = {
-    "norm_type": "group_norm",
-    "mid": "self_attention",
-    "resize": "sd",
-    "res_block": "sd",
-}
 RELEASED = {  # the authors' constructor arguments, and what their averaging adds
     "_class_name": "AutoencoderKLSim",
     "_diffusers_version": "0.34.0",
@@ -50,38 +43,32 @@ RELEASED = {  # the authors' constructor arguments, and what their averaging add
 }
 
 
-def build(**changes: Any) -> SimVAE:
-    """Build a tiny autoencoder."""
-    return SimVAE(dataclasses.replace(TINY, **changes))
-
-
 def edit(folder: Path, **values: Any) -> None:
     """Change keys of a folder's configuration."""
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({}, "AutoencoderKLSim"),
-        ({"resize": "pixel_shuffle"}, "AutoencoderKLSim"),
-        ({"norm_type": "group_norm"}, "SimVAE"),  # the authors' groups are always 32
-        ({"mid": "self_attention"}, "SimVAE"),
-        ({"resize": "sd"}, "SimVAE"),
-        (SD, "AutoencoderKL"),
-    ],
-    ids=str,
-)
-def test_what_is_saved_loads_as_it_was(tmp_path: Path, changes: dict[str, Any], name: str) -> None:
+CLASSES = {
+    "sim": "AutoencoderKLSim",
+    "group_norm": "SimVAE",  # the authors' groups are always 32, the tiny one's 8
+    "self_attention": "SimVAE",
+    "pixel_shuffle": "AutoencoderKLSim",
+    "sd_resize": "SimVAE",
+    "sd_vae": "AutoencoderKL",
+}
+
+
+@by_design
+def test_what_is_saved_loads_as_it_was(tmp_path: Path, design: str) -> None:
     """Every design comes back with its configuration and weights, under a class that fits it."""
-    vae = build(**changes)
+    vae = build(design)
     save_sim_vae(vae.to(memory_format=torch.channels_last), tmp_path)
 
     loaded = load_sim_vae(tmp_path)
 
     state = loaded.state_dict()
-    assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == name
+    assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == CLASSES[design]
     assert loaded.config == vae.config
     assert all(torch.equal(state[key], value) for key, value in vae.state_dict().items())
     assert all(parameter.requires_grad for parameter in loaded.parameters())
@@ -123,8 +110,8 @@ def test_diffusers_and_sd_row_read_each_other(tmp_path: Path) -> None:
     """An SD-VAE folder of ours is an AutoencoderKL's, and the other way round."""
     from diffusers import AutoencoderKL
 
-    vae = build(**SD)
-    images = torch.rand(1, 3, 16, 16)
+    vae = build("sd_vae")
+    images = draw_images()
     save_sim_vae(vae, tmp_path / "ours")
 
     theirs = AutoencoderKL.from_pretrained(tmp_path / "ours", low_cpu_mem_usage=False)
