@@ -108,7 +108,23 @@ def _vae_flops(design: str) -> float:
     return float(counter.get_total_flops())
 
 
+def degradation() -> dict[str, Any]:
+    """Batched degradation against one image at a time; see `tests.benchmarks.degradation`."""
+    from tests.benchmarks.degradation import degradation as measure
+
+    return measure()
+
+
+def attention() -> dict[str, Any]:
+    """Neighbourhood attention against dense attention; see `tests.benchmarks.attention`."""
+    from tests.benchmarks.attention import attention as measure
+
+    return measure()
+
+
 BENCHES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    "attention": attention,
+    "degradation": degradation,
     "vae": vae,
 }
 
