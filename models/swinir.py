@@ -145,8 +145,8 @@ class SwinIR(nn.Module):
         """
         _check_images(lq, self.config.multiple)
         height, width = lq.shape[2:]
-        padding = (0, -width % self.config.multiple, 0, -height % self.config.multiple)
-        x = F.pad(lq, padding, mode="reflect") - self.rgb_mean
+        right, bottom = (_missing(side, self.config.multiple) for side in (width, height))
+        x = F.pad(lq, (0, right, 0, bottom), mode="reflect") - self.rgb_mean
         shallow = self.conv_first(x)  # [B, C, h, w]
         x = shallow + self.conv_after_body(self._body(shallow))
         x = self._upsample(self.conv_before_upsample(x)) + self.rgb_mean
@@ -276,11 +276,16 @@ def _check_images(images: Tensor, multiple: int) -> None:
         raise ValueError(f"lq has shape {list(images.shape)}; expected [B, 3, H, W] in RGB")
     if not images.is_floating_point():
         raise TypeError(f"lq is {images.dtype}; expected floats in [0, 1], as x / 255")
-    if any(-side % multiple >= side for side in images.shape[2:]):
+    if any(_missing(side, multiple) >= side for side in images.shape[2:]):
         raise ValueError(
             f"lq is {images.shape[2]} x {images.shape[3]}; sides are padded by reflection to "
             f"multiples of {multiple}, so give more than {multiple // 2} pixels: resize first"
         )
+
+
+def _missing(side: int, multiple: int) -> int:
+    """Count the pixels up to the next multiple."""
+    return (multiple - side % multiple) % multiple  # -side % multiple stops torch.compile
 
 
 def _conv3x3(channels: int, channels_out: int) -> nn.Conv2d:
