@@ -136,8 +136,7 @@ class SwinIR(nn.Module):
     def forward(self, lq: Tensor) -> Tensor:
         """Map images [B, 3, H, W] in [0, 1] to the same shape, about [0, 1], not clamped.
 
-        Sides are padded by reflection to whole windows and cropped back; the published code does
-        not run where padding would be needed.
+        Sides that are not whole windows are padded by reflection, and cropped back.
 
         Raises:
             TypeError: not floating point.
