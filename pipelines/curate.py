@@ -21,6 +21,7 @@ from infra.config import to_dict
 from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines.crop import CropRule
+from pipelines.scorers import ScorerChoice
 from pipelines.selection import CutRule
 
 DEMO = tuple(
@@ -62,13 +63,23 @@ class CurateConfig:
     """Step of the windows in pixels ("crop" only)."""
     scorer: str = "qalign"
     """brisque, qalign, none, or a quality_score.json to import."""
+    scorer_weights: str = "q-future/one-align"
+    """Q-Align: a folder with the published files, or a hub id."""
+    scorer_prompt: str = "quality"
+    """Q-Align: name of the question asked."""
+    scorer_dtype: str | None = None
+    """Q-Align: float16 (default on CUDA), bfloat16 or float32 (default on CPU)."""
+    scorer_batch: int = 8
+    """Q-Align: patches per forward pass."""
+    scorer_gpus: int | None = None
+    """Q-Align: GPUs, one worker each; by default all of the Ray cluster; 0 scores on CPUs."""
     threshold: float | None = None
     """Keep what is at least (BRISQUE: at most) this; by default the scorer's own threshold."""
     first: int | None = None
     """Take only the first N images by sorted key: a part of the recipe."""
     limit: int | None = None
     """Take only the first N images by sorted key: for a trial."""
-    samples_per_shard: int = 1000
+    samples_per_shard: int = 256
     """Samples in a shard."""
     val_fraction: float = 0.0
     """Share of source images that goes to the split `val`."""
@@ -76,7 +87,7 @@ class CurateConfig:
     """Seed of the split."""
     max_bad: float = 0.01
     """Share of broken images above which the exit code is 3."""
-    max_pixels: int = 400_000_000
+    max_pixels: int = 178_956_970
     """Images of more pixels are dropped undecoded (decompression bombs)."""
     workers: int | None = None
     """Parallel workers; by default every CPU of the Ray cluster."""
@@ -90,6 +101,7 @@ class CurateConfig:
     def __post_init__(self) -> None:
         self.crop_rule()
         self.cut_rule()
+        self.scorer_choice()
         for name in ("first", "limit", "workers", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -109,9 +121,20 @@ class CurateConfig:
             seed=self.seed,
         )
 
+    def scorer_choice(self) -> ScorerChoice:
+        """Return the part that chooses the scorer."""
+        return ScorerChoice(
+            name=self.scorer,
+            weights=self.scorer_weights,
+            prompt=self.scorer_prompt,
+            dtype=self.scorer_dtype,
+            batch=self.scorer_batch,
+            gpus=self.scorer_gpus,
+        )
+
     def candidate_fields(self) -> dict[str, Any]:
-        """Return the fields that make the candidates and their scores; others only cut them."""
-        names = ("input", "mode", "size", "stride", "scorer", "max_pixels")
+        """Return the fields that make the candidates; with the scorer's identity, the scores."""
+        names = ("input", "mode", "size", "stride", "max_pixels")
         return {name: to_dict(self)[name] for name in names}
 
     def cut_fields(self) -> dict[str, Any]:
@@ -167,7 +190,7 @@ def export_scores(arguments: list[str]) -> int:
     """Write the authors' ``quality_score.json`` of a set: {key: score} of all candidates."""
     if len(arguments) != 2:
         raise UsageError("usage: python -m pipelines.curate export-scores PATH FILE.json")
-    from pipelines.score import export
+    from pipelines.scoring import export
 
     folder, target = (local_path(argument) for argument in arguments)
     count = export(folder, target)

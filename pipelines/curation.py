@@ -12,55 +12,34 @@ Everything the job knows is in the output folder; a killed job loses at most wha
         weights cut-ID/                      shards in the making, ID from the plan
 """
 
-import dataclasses
 import hashlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets import shards
-from datasets.sample import CANDIDATE
 from datasets.sources import ImageRef, Listing, input_digest, list_images
 from infra import storage
 from infra.config import differences, digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
 from infra.tracking import start_run
-from pipelines import curation_report
+from pipelines import curation_report, scoring
 from pipelines.curate import CurateConfig
 from pipelines.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
 from pipelines.pack import PLAN, PackShard, record_path, write_plan
-from pipelines.score import ScoreImages, make_scorer
+from pipelines.scorers import ScorerChoice, describe
 from pipelines.selection import count_reasons, select, shard_tables
-from pipelines.stage import RayEngine, StageTime, Worker
+from pipelines.stage import Engine, RayEngine, Resources, StageTime
 
 FORMAT = "latent-pmrf/samples/1"
-UNITS_PER_WORKER = 32  # small enough to balance and to lose little, large enough to amortise
+DECODERS_PER_GPU = 6  # threads; 200 scores a second need about six cores of preparation
 ENCODERS = ("pillow", "opencv-python-headless", "numpy", "pyarrow")
-
-
-class Engine(Protocol):
-    """What carries out units of work: Ray, or a loop in this process."""
-
-    times: list[StageTime]
-
-    def run(
-        self,
-        name: str,
-        units: Sequence[dict[str, Any]],
-        worker: Callable[..., Worker],
-        arguments: Sequence[Any],
-        total: int,
-    ) -> Iterator[dict[str, Any]]:
-        """Do every unit; yield the results in any order."""
-        ...
 
 
 class Curation:
@@ -74,11 +53,16 @@ class Curation:
         self.config = config
         self.folder = storage.local_path(config.output)
         self.state = self.folder / ".curate"
-        self.scorer = make_scorer(config.scorer)
+        self.scorer = describe(config.scorer_choice())
         self.threshold = (
             self.scorer.default_threshold if config.threshold is None else config.threshold
         )
-        self.candidate_fields = {**config.candidate_fields(), "scorer_digest": self.scorer.digest}
+        if self.scorer.name == "none" and self.threshold is not None:
+            raise UsageError(
+                f"--threshold {self.threshold:g} with --scorer none: nothing is scored, so nothing "
+                "can be compared; leave the threshold out or name a scorer"
+            )
+        self.candidate_fields = {**config.candidate_fields(), "scorer": self.scorer.identity()}
         self.cut_fields = {**config.cut_fields(), "threshold": self.threshold}
 
     def run(self, engine: Engine | None = None) -> None:
@@ -171,16 +155,33 @@ class Curation:
     def score(self, listing: Listing, engine: Engine) -> pa.Table:
         """Score every image that has no score yet; returns all candidates of the listing."""
         folder = self.state / f"scores-{digest(self.candidate_fields)[:16]}"
-        known = _known_candidates(folder, listing)
-        done = set(known["source"].to_pylist())
+        candidates = scoring.known(folder, listing)
+        done = set(candidates["source"].to_pylist())
         missing = [ref for ref in listing.images if ref.key not in done]
-        if missing:
-            units = list(_score_units(missing, folder, self.config.workers))
-            arguments = (self.config.crop_rule(), self.config.scorer, self.config.max_pixels)
-            for _ in engine.run("score", units, ScoreImages, arguments, len(missing)):
-                pass
-            known = _known_candidates(folder, listing)
-        return known
+        if not missing:
+            return candidates
+        choice = self.config.scorer_choice()
+        resources, decoders = self._scoring_resources(choice, engine)
+        units = scoring.units(missing, folder, resources.workers or self.config.workers)
+        arguments = (self.config.crop_rule(), choice, self.config.max_pixels, decoders)
+        for _ in engine.run(
+            "score", units, scoring.ScoreImages, arguments, len(missing), resources
+        ):
+            pass
+        return scoring.known(folder, listing)
+
+    def _scoring_resources(self, choice: ScorerChoice, engine: Engine) -> tuple[Resources, int]:
+        """Give a GPU scorer one worker a GPU, with threads that decode for it; others one a CPU."""
+        if choice.device == "cpu":
+            return Resources(), 0
+        there = engine.gpus()
+        wanted = there if choice.gpus is None else choice.gpus
+        if not 0 < wanted <= there:
+            raise UsageError(
+                f"--scorer {choice.name}: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; "
+                "give --scorer-gpus 0 to score on CPUs (--dry-run says how slowly)"
+            )
+        return Resources(cpus=1, gpus=1, workers=wanted), DECODERS_PER_GPU
 
     def staging(self, scores: pa.Table) -> Path:
         """Return the folder where this very set is in the making; removes what others left."""
@@ -203,7 +204,7 @@ class Curation:
             for number, name in enumerate(tables)
             if shards.load_record(record_path(staging / name)) is None
         ]
-        total = sum(tables[unit["name"]].num_rows for unit in units)
+        total = sum(tables[str(unit["name"])].num_rows for unit in units)
         plan = str(staging / "plan.parquet")
         arguments = (plan, self.config.crop_rule(), self.scorer.name, self.config.max_pixels)
         for _ in engine.run("pack", units, PackShard, arguments, total):
@@ -227,8 +228,7 @@ class Curation:
             "format": FORMAT,
             "config": {**self.candidate_fields, **self.cut_fields},
             "scorer": {
-                "name": self.scorer.name,
-                "digest": self.scorer.digest,
+                **self.scorer.identity(),
                 "scale": list(self.scorer.scale),
                 "higher_is_better": self.scorer.higher_is_better,
                 "threshold": self.threshold,
@@ -318,35 +318,6 @@ def _has_size(path: Path, size: int) -> bool:
 
 def _count_broken(scores: pa.Table) -> int:
     return sum(count for reason, count in count_reasons(scores).items() if reason in BROKEN)
-
-
-def _score_units(
-    refs: Sequence[ImageRef], folder: Path, workers: int | None
-) -> Iterator[dict[str, Any]]:
-    """Cut the images to score into units, enough to balance; no result depends on how many."""
-    size = max(1, min(64, len(refs) // (UNITS_PER_WORKER * (workers or 2))))
-    for start in range(0, len(refs), size):
-        group = refs[start : start + size]
-        name = digest([[ref.key, ref.size, ref.stamp] for ref in group])[:16]
-        yield {
-            "refs": [dataclasses.asdict(ref) for ref in group],
-            "path": str(folder / f"part-{name}.parquet"),
-        }
-
-
-def _known_candidates(folder: Path, listing: Listing) -> pa.Table:
-    """Read the scores at hand of images that are still what they were, one image from one part."""
-    current = {(ref.key, ref.size, ref.stamp) for ref in listing.images}
-    tables = []
-    for path in sorted(folder.glob("part-*.parquet")):
-        table = pq.read_table(path)
-        keys = table.select(["source", "source_bytes", "stamp"]).to_pylist()
-        tuples = [(row["source"], row["source_bytes"], row["stamp"]) for row in keys]
-        tables.append(table.filter(pa.array([key in current for key in tuples])))
-        current -= set(tuples)
-    return pa.concat_tables(
-        [CANDIDATE.append(pa.field("stamp", pa.int64())).empty_table(), *tables]
-    )
 
 
 def _located(table: pa.Table, refs: dict[str, ImageRef]) -> pa.Table:

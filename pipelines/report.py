@@ -156,8 +156,9 @@ def bins(
     high = max(float(scores.max()), threshold)
     step = max((high - low) / count, 1e-6 * max(1.0, abs(threshold)))
     below, above = int((threshold - low) / step) + 1, int((high - threshold) / step) + 1
-    edges = threshold + step * np.arange(-below, above + 1)
-    return np.histogram(scores, edges)[0], edges
+    edges: npt.NDArray[np.float64] = threshold + step * np.arange(-below, above + 1.0)
+    counts: npt.NDArray[np.int64] = np.histogram(scores, edges)[0]
+    return counts, edges
 
 
 def round_ticks(low: float, high: float, count: int = 8) -> list[float]:

@@ -1,196 +1,150 @@
-"""Images -> scored candidates. The scorer is one small contract; scoring never drops by quality."""
+"""Score images by quality, without curating anything: `python -m pipelines.score`.
 
-import hashlib
+    python -m pipelines.score --images photo.jpg FOLDER ARCHIVE.zip
+    python -m pipelines.score --images FOLDER --scorer-weights one-align/ --output scores.json
+    python -m pipelines.score --preset brisque --images FOLDER --output scores.csv
+
+Whole images are scored, as Q-Align's own tools do; crops are `pipelines.curate`'s work. Scores go
+to the terminal, one image a line, and to --output: .json as the authors' quality_score.json, else
+CSV with everything a score depends on.
+"""
+
+import csv
+import io
 import json
 import math
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from datasets.decoding import UndecodableImage, decode
-from datasets.sample import CANDIDATE, empty_row
-from datasets.shards import fits_ustar, parquet_bytes, read_manifest
-from datasets.sources import ImageRef, read
+from datasets.decoding import MAX_PIXELS, UndecodableImage, decode
+from datasets.sources import ImageRef, list_images, read
+from infra import cli
 from infra.config import pretty_json
-from infra.errors import UsageError
-from infra.storage import explained, local_path, write_bytes
-from pipelines.crop import CropRule, Pixels, cut_all, patch_key, single_threaded
-from pipelines.stage import Stopwatch
+from infra.errors import BudgetExceeded, UsageError
+from infra.storage import local_path, write_bytes
+from pipelines.crop import Pixels, single_threaded
+from pipelines.scorers import Quality, ScorerChoice, ScorerInfo, describe, load
+from pipelines.stage import progress
 
 
-class QualityScorer(Protocol):
-    """A no-reference quality metric, loaded once per worker.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig:
+    """What to score and with what."""
 
-    Attributes:
-        name: the metric's own name, as reports print it.
-        scale: typical (lowest, highest) value.
-        higher_is_better: direction of the scale.
-        default_threshold: what is kept when the user names no threshold; None keeps everything.
-        digest: identity of the weights; scores of another digest are never reused.
-    """
+    images: tuple[str, ...] = ()
+    """Folders, images, .tar, .tar.gz or .zip; NAME=PATH prefixes that input's keys."""
+    output: str = ""
+    """File for the scores: .json ({key: score}) or .csv; by default only the terminal."""
+    scorer: str = "qalign"
+    """qalign or brisque."""
+    scorer_weights: str = "q-future/one-align"
+    """Q-Align: a folder with the published files, or a hub id."""
+    scorer_prompt: str = "quality"
+    """Q-Align: name of the question asked, such as quality or aesthetics."""
+    scorer_dtype: str | None = None
+    """Q-Align: float16 (default on CUDA), bfloat16 or float32 (default on CPU)."""
+    scorer_batch: int = 8
+    """Q-Align: images per forward pass."""
+    device: str = "cuda"
+    """Q-Align: cuda or cpu; the other never takes its place."""
+    max_bad: float = 1.0
+    """Share of broken images above which the exit code is 3."""
 
-    name: str
-    scale: tuple[float, float]
-    higher_is_better: bool
-    default_threshold: float | None
-    digest: str
+    def __post_init__(self) -> None:
+        if self.device not in ("cuda", "cpu"):
+            raise ValueError(f"device {self.device!r}: choose cuda or cpu")
+        if self.scorer not in ("qalign", "brisque"):
+            raise ValueError(f"scorer {self.scorer!r}: choose qalign or brisque")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"max_bad {self.max_bad}: a fraction between 0 and 1")
+        if self.output and not self.output.endswith((".json", ".csv")):
+            raise ValueError(f"output {self.output!r}: a name that ends in .json or .csv")
 
-    def score(self, images: Sequence[Pixels]) -> list[float]:
-        """Score RGB uint8 [H, W, 3] images; NaN where the metric is undefined."""
-        ...
-
-
-class Unscored:
-    """Scorer `none`: every decodable candidate is kept, as the paper does with FFHQ."""
-
-    name = "none"
-    scale = (0.0, 0.0)
-    higher_is_better = True
-    default_threshold: float | None = None
-    digest = "none"
-
-    def score(self, images: Sequence[Pixels]) -> list[float]:
-        """Give every image 0; nothing compares it."""
-        return [0.0] * len(images)
-
-
-class ImportedScores:
-    """Scores from the authors' ``<dir>_quality_score.json``: {key of the patch: score}.
-
-    They are taken as Q-Align's (1 to 5, higher is better, 3.5 keeps): that is what the file holds.
-    """
-
-    name = "imported"
-    scale = (1.0, 5.0)
-    higher_is_better = True
-    default_threshold: float | None = 3.5
-
-    def __init__(self, path: str) -> None:
-        try:
-            data = local_path(path).read_bytes()
-            scores = json.loads(data)
-            self.scores = {str(key): float(value) for key, value in scores.items()}
-        except OSError as error:
-            raise UsageError(str(explained(error, path))) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"--scorer {path}: not a quality_score.json ({error}); expected one JSON object "
-                "{relative path without extension: score}"
-            ) from error
-        self.digest = hashlib.sha256(data).hexdigest()
-
-    def score(self, images: Sequence[Pixels]) -> list[float]:
-        """Refuse: imported scores belong to keys, not to pixels."""
-        raise TypeError("imported scores are looked up by key")
-
-
-def make_scorer(name: str) -> QualityScorer:
-    """Build a scorer by name: `brisque`, `none`, or the path of a quality_score.json.
-
-    Raises:
-        UsageError: an unknown name, or one that cannot run here. No other scorer takes its place.
-    """
-    if name == "brisque":
-        from models.brisque import Brisque
-
-        return Brisque()
-    if name == "none":
-        return Unscored()
-    if name.endswith(".json"):
-        return ImportedScores(name)
-    if name == "qalign":
-        raise UsageError(
-            "--scorer qalign: Q-Align is not part of this version yet; use --scorer brisque (its "
-            "own scale), --scorer none, or the authors' scores, --scorer FILE_quality_score.json"
+    def choice(self) -> ScorerChoice:
+        """Return the scorer that this asks for."""
+        return ScorerChoice(
+            name=self.scorer,
+            weights=self.scorer_weights,
+            prompt=self.scorer_prompt,
+            dtype=self.scorer_dtype,
+            batch=self.scorer_batch,
+            gpus=0 if self.device == "cpu" else None,
         )
-    raise UsageError(f"--scorer {name}: choose brisque, qalign, none or a quality_score.json")
 
 
-class ScoreImages:
-    """The actor: a unit of image references in, one durable table of candidates out.
-
-    A unit is done when its table exists; a repeated unit writes the same bytes under the same name.
-    """
-
-    def __init__(self, rule: CropRule, scorer: str, max_pixels: int) -> None:
-        single_threaded()
-        self.rule = rule
-        self.scorer = make_scorer(scorer)
-        self.max_pixels = max_pixels
-        self.watch = Stopwatch()
-
-    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Score the images of ``unit["refs"]`` into ``unit["path"]``; returns counts and times."""
-        rows: list[dict[str, Any]] = []
-        for fields in unit["refs"]:
-            ref = ImageRef(**fields)
-            rows += [{**row, "stamp": ref.stamp} for row in self.candidates(ref)]
-        table = pa.Table.from_pylist(rows, schema=CANDIDATE.append(pa.field("stamp", pa.int64())))
-        with self.watch("write"):
-            write_bytes(Path(unit["path"]), parquet_bytes(table))
-        return {"done": len(unit["refs"]), "seconds": self.watch.take()}
-
-    def candidates(self, ref: ImageRef) -> list[dict[str, Any]]:
-        """Turn one image into its candidate rows; without a patch it gives one dropped row."""
-        base = {"source": ref.key, "origin": ref.origin, "source_bytes": ref.size}
-        none = {**base, "key": ref.key, "index": 0}
-        if not fits_ustar(ref.key):
-            return [empty_row(**none, drop_reason="key_too_long")]
-        try:
-            with self.watch("read"):
-                data = read(ref)
-                base["source_sha256"] = none["source_sha256"] = hashlib.sha256(data).hexdigest()
-            with self.watch("decode"):
-                image = decode(data, self.max_pixels)
-        except UndecodableImage as error:
-            return [empty_row(**none, drop_reason=error.reason)]
-        except OSError:
-            return [empty_row(**none, drop_reason="unreadable")]
-        height, width = image.shape[:2]
-        base |= {"image_width": width, "image_height": height}
-        patches = list(cut_all(image, self.rule))
-        if not patches:
-            return [empty_row(**none | base, drop_reason="too_small")]
-        keys = [patch_key(ref.key, index, self.rule) for index, _, _ in patches]
-        with self.watch("score"):
-            scores = self._scores(keys, [patch for _, _, patch in patches])
-        return [
-            empty_row(
-                **base,
-                key=key,
-                index=index,
-                x=box.x,
-                y=box.y,
-                w=box.w,
-                h=box.h,
-                quality=None if math.isnan(score) else score,
-            )
-            for key, (index, box, _), score in zip(keys, patches, scores, strict=True)
-        ]
-
-    def _scores(self, keys: list[str], patches: list[Pixels]) -> list[float]:
-        if isinstance(self.scorer, ImportedScores):
-            return [self.scorer.scores.get(key, math.nan) for key in keys]
-        return self.scorer.score(patches)
+PRESETS = {"qalign": ScoreConfig(), "brisque": ScoreConfig(scorer="brisque")}
 
 
-def export(folder: Path, target: Path) -> int:
-    """Write ``{key: score}`` of every scored candidate of a set, as the authors' datasets read it.
-
-    Returns:
-        The number of scores.
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code.
 
     Raises:
-        UsageError: no complete set in ``folder``.
+        UsageError: nothing to score, or a scorer that cannot run here.
+        BudgetExceeded: more images were broken than ``max_bad``.
     """
-    if read_manifest(folder) is None:
-        raise UsageError(f"{folder}: no complete set here (no manifest.json); curate it first")
-    table = pq.read_table(folder / "scores.parquet", columns=["key", "quality"])
-    rows = table.filter(pc.is_valid(table["quality"])).to_pylist()
-    scores = {row["key"]: row["quality"] for row in rows}
-    write_bytes(target, pretty_json(scores))
-    return len(scores)
+    config = cli.parse(ScoreConfig, PRESETS, arguments, "pipelines.score", __doc__ or "")
+    if not config.images:
+        raise UsageError("nothing to score; give --images with folders, archives or image files")
+    single_threaded()
+    info = describe(config.choice())
+    with tempfile.TemporaryDirectory() as cache:
+        refs = list_images(config.images, Path(cache)).images
+        scorer = load(config.choice())
+        broken: dict[str, str] = {}
+        scores: dict[str, Quality] = {}
+        opened: list[str] = []
+        with progress("score", len(refs)) as advance:
+            for quality in scorer.score(_pixels(refs, opened, broken)):
+                key = opened[len(scores)]
+                scores[key] = quality
+                sys.stdout.write(f"{quality.value:.4f}\t{key}\n")
+                advance(1)
+    for key, reason in broken.items():
+        sys.stderr.write(f"{reason}\t{key}\n")
+    if config.output:
+        encoded = _json(scores) if config.output.endswith(".json") else _csv(scores, broken, info)
+        write_bytes(local_path(config.output), encoded)
+    if len(broken) > config.max_bad * len(refs):
+        raise BudgetExceeded(f"{len(broken)} of {len(refs)} images are broken")
+    return 0
+
+
+def _pixels(
+    refs: Sequence[ImageRef], opened: list[str], broken: dict[str, str]
+) -> Iterator[Pixels]:
+    """Decode what can be decoded, noting the key of each and the reason of the others."""
+    for ref in refs:
+        try:
+            pixels = decode(read(ref), MAX_PIXELS)
+        except UndecodableImage as error:
+            broken[ref.key] = error.reason
+        except OSError:
+            broken[ref.key] = "unreadable"
+        else:
+            opened.append(ref.key)
+            yield pixels
+
+
+def _json(scores: dict[str, Quality]) -> bytes:
+    defined = {key: quality.value for key, quality in scores.items()}
+    return pretty_json({key: value for key, value in defined.items() if not math.isnan(value)})
+
+
+def _csv(scores: dict[str, Quality], broken: dict[str, str], info: ScorerInfo) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["key", "score", "drop_reason", "detail", *info.identity()])
+    identity = list(info.identity().values())
+    for key, quality in scores.items():
+        detail = json.dumps(quality.detail) if quality.detail else ""
+        writer.writerow([key, quality.value, "", detail, *identity])
+    for key, reason in broken.items():
+        writer.writerow([key, "", reason, "", *identity])
+    return text.getvalue().encode()
+
+
+if __name__ == "__main__":
+    cli.run(main)

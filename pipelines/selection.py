@@ -20,7 +20,7 @@ from pipelines.filters import Filter, drop_reason
 class CutRule:
     """How scored candidates become shards."""
 
-    samples_per_shard: int = 1000
+    samples_per_shard: int = 256
     """Samples in a shard; only the last of a split has fewer."""
     val_fraction: float = 0.0
     """Share of source images, not of patches, that goes to the split `val`."""

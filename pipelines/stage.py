@@ -7,13 +7,14 @@ went wrong on the user's side as a value, so that it reaches the user as one sen
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from infra.errors import UserError
 from infra.storage import explained
@@ -29,6 +30,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
@@ -37,7 +39,16 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+            self.add(step, time.perf_counter() - start)
+
+    def add(self, step: str, seconds: float) -> None:
+        """Count seconds measured elsewhere; any thread may."""
+        with self._lock:
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
+    def total(self) -> float:
+        """Return the seconds of all steps so far."""
+        return sum(self.seconds.values())
 
     def take(self) -> dict[str, float]:
         """Return the seconds per step so far and start from zero."""
@@ -59,6 +70,40 @@ class StageTime:
         self.done += result["done"]
         for step, seconds in result["seconds"].items():
             self.steps[step] = self.steps.get(step, 0.0) + seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one worker of a stage holds, and how many there are."""
+
+    cpus: float = 1.0
+    """CPUs of one worker."""
+    gpus: float = 0.0
+    """GPUs of one worker."""
+    workers: int | None = None
+    """Workers; None takes as many as the cluster has CPUs for."""
+
+
+class Engine(Protocol):
+    """What carries out units of work: Ray, or a loop in this process."""
+
+    times: list[StageTime]
+
+    def run(
+        self,
+        name: str,
+        units: Sequence[dict[str, Any]],
+        worker: Callable[..., Worker],
+        arguments: Sequence[Any],
+        total: int,
+        resources: Resources = Resources(),
+    ) -> Iterator[dict[str, Any]]:
+        """Do every unit; yield the results in any order."""
+        ...
+
+    def gpus(self) -> int:
+        """Return how many GPUs there are to compute on."""
+        ...
 
 
 class RayEngine:
@@ -94,6 +139,7 @@ class RayEngine:
         worker: Callable[..., Worker],
         arguments: Sequence[Any],
         total: int,
+        resources: Resources = Resources(),
     ) -> Iterator[dict[str, Any]]:
         """Do every unit with ``worker(*arguments)``, one instance per process; yield their results.
 
@@ -104,6 +150,7 @@ class RayEngine:
                 ``{"done": items, "seconds": {step: s}}``.
             arguments: of the worker's constructor.
             total: items in all units, for the progress bar.
+            resources: of a worker.
 
         Raises:
             UserError: what a worker could not do for a reason the user can mend.
@@ -117,12 +164,14 @@ class RayEngine:
         self.times.append(stage)
         start = time.perf_counter()
         rows = [{"unit": json.dumps(unit)} for unit in units]
-        size = min(len(units), self.workers or int(ray.cluster_resources()["CPU"]))
+        cpus = int(ray.cluster_resources()["CPU"])
+        size = min(len(units), resources.workers or self.workers or cpus)
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Actor,
             fn_constructor_args=(worker, tuple(arguments)),
             compute=ray.data.ActorPoolStrategy(size=size),
-            num_cpus=1,
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
         )
         with progress(name, total) as advance:
             for row in results.iter_rows():
@@ -133,6 +182,13 @@ class RayEngine:
                 advance(result["done"])
                 yield result
         stage.wall = time.perf_counter() - start
+
+    def gpus(self) -> int:
+        """Return the GPUs of the Ray cluster."""
+        self._start()
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
 
     def _start(self) -> None:
         if self._started:

@@ -12,11 +12,12 @@ import pytest
 from infra import cli
 from infra.config import digest, from_dict, to_dict
 from infra.errors import UsageError, UserError
-from pipelines import curate
+from pipelines import curate, score
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "curate": (curate.CurateConfig, curate.PRESETS),
+    "score": (score.ScoreConfig, score.PRESETS),
 }
 """Every program's configuration class and presets."""
 
@@ -71,7 +72,9 @@ def test_the_options_of_curate_are_these() -> None:
     fields = [field.name for field in dataclasses.fields(curate.CurateConfig)]
 
     assert fields == [
-        *("input", "output", "mode", "size", "stride", "scorer", "threshold", "first", "limit"),
+        *("input", "output", "mode", "size", "stride", "scorer", "scorer_weights"),
+        *("scorer_prompt", "scorer_dtype", "scorer_batch", "scorer_gpus"),
+        *("threshold", "first", "limit"),
         *("samples_per_shard", "val_fraction", "seed", "max_bad", "max_pixels", "workers"),
         *("track", "overwrite", "dry_run"),
     ]
