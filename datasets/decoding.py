@@ -6,29 +6,37 @@
 | 16 bits a channel | the high byte, which is what Pillow makes of 48-bit RGB |
 | 1 bit | 0 or 255 |
 | alpha | discarded where the image is opaque throughout; otherwise the image is `transparent` |
-| palette | looked up; a transparent entry that is used counts as alpha |
-| CMYK, YCbCr, Lab, HSV | Pillow's conversion; profiles (ICC) are not applied |
-| float, 32-bit integers beyond 16 bits | `unsupported_mode` |
+| palette | looked up |
+| a transparent colour or palette entry | alpha where a pixel has it, nothing where none has |
+| CMYK, YCbCr, Lab | Pillow's conversion; profiles (ICC) are not applied |
+| float, 12-bit, signed or 32-bit integers | `unsupported_mode`: their white is not known |
 | EXIF orientation | applied: pixels are upright |
 | animated, several pages | the first frame |
 | wrong extension | the content decides, never the name |
 
-PNG, JPEG, WebP, TIFF and BMP are read; anything else is `not_an_image`. The size in the header is
-judged before any pixel is decoded, so a decompression bomb costs nothing.
+PNG, JPEG, WebP, TIFF and BMP are read; anything else is `not_an_image`. What begins as one of them
+and cannot be read to its end is `truncated`. The size in the header is judged before any pixel is
+decoded, so a decompression bomb costs nothing.
 """
 
 import io
+import struct
 import warnings
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
-
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own bomb check: `decode` judges every size itself
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-MAX_PIXELS = 400_000_000
-PNG_LEVEL = 1  # 3.3 times faster than Pillow's default for 5 % more bytes
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses; 0.5 GB as RGB
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
+PNG_OPTIONS = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),  # 3.3 times faster than Pillow's default, 5 % more bytes
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),  # no search among five filters
+)
 
 
 class UndecodableImage(ValueError):  # noqa: N818  (an outcome that is counted, not a fault of ours)
@@ -49,7 +57,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
 
     Args:
         data: a whole encoded file.
-        max_pixels: largest width x height that is decoded.
+        max_pixels: largest width x height that is decoded; Pillow has an end at `MAX_PIXELS`.
 
     Returns:
         RGB uint8 [H, W, 3], upright, C-contiguous.
@@ -70,31 +78,40 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
         except UndecodableImage:
             raise
         except UnidentifiedImageError as error:
-            raise UndecodableImage("not_an_image") from error
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            # Pillow has one exception for cut-off and for corrupt data; to a data set both are one.
+            reason = "truncated" if data.startswith(SIGNATURES) else "not_an_image"
+            raise UndecodableImage(reason) from error
+        except Image.DecompressionBombError as error:
+            raise UndecodableImage("too_many_pixels", str(error)) from error
+        except DAMAGE as error:
+            # Pillow tells cut-off from corrupt data by words alone; to a data set both are one.
             raise UndecodableImage("truncated", str(error)) from error
 
 
 def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    if image.mode == "F":
-        raise UndecodableImage("unsupported_mode", "32-bit float pixels have no fixed range")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        upright = ImageOps.exif_transpose(image)
-        values = np.asarray(upright)
-        if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-            raise UndecodableImage("unsupported_mode", "integers beyond 16 bits")
-        grey = (values.astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("F", "I") or _is_12_bit(image):
+        raise UndecodableImage("unsupported_mode", f"pixels of mode {image.mode}")
+    if image.mode.startswith("I;16"):
+        values = np.asarray(ImageOps.exif_transpose(image))
+        if (values == image.info.get("transparency", -1)).any():
+            raise UndecodableImage("transparent", "not opaque throughout")
+        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getextrema()[3] != (255, 255):
+        if image.getchannel("A").getextrema() != (255, 255):
             raise UndecodableImage("transparent", "not opaque throughout")
     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
+def _is_12_bit(image: Image.Image) -> bool:
+    """Say whether Pillow would hand out 12-bit values as if they were of 16 bits."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(BITSPERSAMPLE) == (12,)
+
+
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
-    """Encode RGB uint8 [H, W, 3] as PNG without metadata; the same pixels give the same bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
+    """Encode RGB uint8 [H, W, 3] as PNG without metadata; the same pixels give the same bytes.
+
+    With one filter for all rows OpenCV takes half of Pillow's time at the same level for as many
+    bytes, and the file is decoded in six tenths of the time (medians over 50 photographs' crops).
+    """
+    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), PNG_OPTIONS)
+    return data.tobytes()

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.decoding import UndecodableImage, decode, encode_png
@@ -78,6 +80,26 @@ def test_opaque_alpha_is_discarded_and_transparency_refused() -> None:
     assert caught.value.reason == "transparent"
 
 
+@pytest.mark.parametrize(
+    ("pixels", "used", "unused"),
+    [
+        (COLOUR, tuple(map(int, COLOUR[2, 3])), (1, 2, 3)),
+        (COLOUR[..., 0] | 1, int(COLOUR[2, 3, 0] | 1), 0),
+        (GREY16, int(GREY16[2, 3]), 1),
+    ],
+    ids=["rgb", "grey", "grey16"],
+)
+def test_a_transparent_colour_counts_where_a_pixel_has_it(
+    pixels: np.ndarray[Any, Any], used: Any, unused: Any
+) -> None:
+    """A colour declared transparent and in use is transparency; one out of use is none."""
+    image = Image.fromarray(pixels)
+
+    assert np.array_equal(decode(encoded(image, transparency=unused)), decode(encoded(image)))
+    with pytest.raises(UndecodableImage, match="transparent"):
+        decode(encoded(image, transparency=used))
+
+
 def test_a_palette_is_looked_up_and_its_transparency_counts() -> None:
     """Colours come from the palette; a transparent entry in use is transparency."""
     palette = Image.fromarray(COLOUR).quantize(16)
@@ -88,13 +110,14 @@ def test_a_palette_is_looked_up_and_its_transparency_counts() -> None:
         decode(encoded(palette, transparency=int(np.asarray(palette)[0, 0])))
 
 
-def test_one_bit_and_cmyk_are_converted() -> None:
-    """Bilevel gives 0 and 255; CMYK is Pillow's conversion."""
+def test_one_bit_and_other_colour_spaces_are_converted() -> None:
+    """Bilevel gives 0 and 255; CMYK, YCbCr and Lab are Pillow's conversions."""
     bits = decode(encoded(Image.fromarray(COLOUR[..., 0]).convert("1")))
     assert set(np.unique(bits)) <= {0, 255}
 
-    cmyk = Image.fromarray(COLOUR).convert("CMYK")
-    assert np.array_equal(decode(encoded(cmyk, "TIFF")), np.asarray(cmyk.convert("RGB")))
+    for mode in ("CMYK", "YCbCr", "LAB"):
+        other = Image.fromarray(COLOUR).convert(mode)
+        assert np.array_equal(decode(encoded(other, "TIFF")), np.asarray(other.convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -116,6 +139,18 @@ def test_the_first_frame_counts() -> None:
     for kind, options in (("TIFF", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
         data = encoded(first, kind, save_all=True, append_images=[second], **options)
         assert np.array_equal(decode(data), COLOUR), kind
+    several = encoded(first, "MPO", save_all=True, append_images=[second])  # a telephone's JPEG
+    assert np.array_equal(decode(several), decode(encoded(first, "JPEG")))
+
+
+def test_twelve_bits_are_not_taken_for_sixteen() -> None:
+    """Pillow gives 12-bit values unscaled: sixteen times too dark to be used."""
+    sixteen = encoded(Image.fromarray(GREY16), "TIFF")
+    tag = struct.pack("<HHIH", 258, 3, 1, 16)  # BitsPerSample, one SHORT
+    assert sixteen.count(tag) == 1
+
+    with pytest.raises(UndecodableImage, match="unsupported_mode"):
+        decode(sixteen.replace(tag, struct.pack("<HHIH", 258, 3, 1, 12)))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +158,8 @@ def test_the_first_frame_counts() -> None:
     [
         (b"", "empty_file"),
         (b"<html>404 not found</html>", "not_an_image"),
-        (b"\x89PNG\r\n\x1a\n", "not_an_image"),
+        (b"\x89PNG\r\n\x1a\n", "truncated"),
+        (encoded(Image.fromarray(COLOUR), "TIFF", compression="tiff_lzw")[:100], "truncated"),
         (encoded(Image.fromarray(COLOUR), "GIF"), "not_an_image"),
         (encoded(Image.fromarray(COLOUR))[:-400], "truncated"),
         (encoded(Image.fromarray(COLOUR), "JPEG")[:-100], "truncated"),
@@ -146,12 +182,52 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     huge = png48(np.zeros((1, 1, 3), np.uint16))
     bomb = huge[:16] + struct.pack(">II", 100_000, 100_000) + huge[24:29]
     bomb += struct.pack(">I", zlib.crc32(b"IHDR" + bomb[16:29])) + huge[33:]
-    for data in (bomb, encoded(Image.fromarray(COLOUR))):
+    for data, limit in ((bomb, 10**12), (bomb, 599), (encoded(Image.fromarray(COLOUR)), 599)):
         with pytest.raises(UndecodableImage) as caught:
-            decode(data, max_pixels=599)
+            decode(data, max_pixels=limit)
         assert caught.value.reason == "too_many_pixels"
 
     assert decode(encoded(Image.fromarray(COLOUR)), max_pixels=600).shape == (20, 30, 3)
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+SAMPLES = {
+    kind: encoded(Image.fromarray(COLOUR), kind, exif=TURNED)
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+}
+REASONS = [
+    "empty_file",
+    "not_an_image",
+    "truncated",
+    "too_many_pixels",
+    "unsupported_mode",
+    "transparent",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(SAMPLES)),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=5),
+    kept=st.floats(0, 1),
+)
+def test_damage_gives_pixels_or_a_reason(
+    kind: str, changes: list[tuple[float, int]], kept: float
+) -> None:
+    """Whatever happened to a file, only pixels or a known reason come out."""
+    data = bytearray(SAMPLES[kind])
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    reason, image = None, COLOUR
+    try:
+        image = decode(bytes(data[: round(kept * len(data))]), max_pixels=1_000_000)
+    except UndecodableImage as error:
+        reason = error.reason
+
+    assert reason is None or reason in REASONS
+    assert image.dtype == np.uint8
+    assert image.shape[2:] == (3,)
 
 
 def test_png_gives_back_the_pixels_and_always_the_same_bytes() -> None:
