@@ -13,7 +13,8 @@ class Termination:
     """Watch for SIGTERM while another handler, if there is one, does what it did before.
 
     Without another handler the main thread raises ``SystemExit(143)``, so that every ``with`` block
-    ends properly. A handler that is installed later takes the signal away from this one.
+    ends properly. A handler that is installed later takes the signal away from this one: call
+    ``ray.init`` first, whose native handler would end the process on the spot.
 
     Attributes:
         noticed: whether the signal came.

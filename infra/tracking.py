@@ -58,7 +58,8 @@ class Run:
     """One run: all that a job wants remembered. Off rank 0 it takes everything and does nothing.
 
     As a context manager it ends as FINISHED, as FAILED by an exception, or as KILLED by SIGTERM or
-    Ctrl-C. Only :meth:`close` waits for the store.
+    Ctrl-C (enter it after ``ray.init``, see :mod:`infra.termination`). Only :meth:`close` waits for
+    the store.
 
     Attributes:
         token: the run's lasting name; with it :func:`start_run` continues this run from any folder.
@@ -281,12 +282,12 @@ def start_run(
 def _require(uri: str, run_id: str) -> None:
     """Refuse a run id that the store does not know; a store that is away cannot be asked."""
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     try:
         MlflowClient(tracking_uri=uri).get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+    except Exception as error:  # as in Delivery.attempt
+        unknown = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+        if getattr(error, "error_code", None) in unknown:
             raise UsageError(
                 f"MLFLOW_RUN_ID={run_id}: {without_password(uri)} has no such run; correct it, or "
                 "unset it to start a new run"
