@@ -1,0 +1,178 @@
+"""Scorers behind the contract: streaming, refusing, and Q-Align inside the curation."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from datasets import shards
+from datasets.verify import problems
+from infra.errors import UsageError
+from models.qalign import QAlign
+from pipelines import score
+from pipelines.crop import Pixels
+from pipelines.scorers import ImportedScores, ScorerChoice, describe, load
+from tests.conftest import Pictures
+from tests.qalign_checkpoint import write_checkpoint
+from tests.test_curate import run
+
+RNG = np.random.default_rng(11)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a tiny Q-Align with random weights in the published layout: its scores are noise."""
+    folder = tmp_path_factory.mktemp("one-align")
+    write_checkpoint(folder)
+    return folder
+
+
+def qalign(checkpoint: Path, **fields: object) -> ScorerChoice:
+    """Choose the tiny Q-Align on the CPU."""
+    return ScorerChoice(name="qalign", weights=str(checkpoint), gpus=0, **fields)  # type: ignore[arg-type]
+
+
+def test_describing_and_scoring_agree_on_what_is_loaded(checkpoint: Path) -> None:
+    """The driver's identity, taken without loading, is the loaded model's."""
+    info = describe(qalign(checkpoint))
+    model = QAlign.load(checkpoint)
+
+    assert info.digest == model.digest
+    assert (info.scale, info.default_threshold) == ((1.0, 5.0), 3.5)
+    assert info.settings["dtype"] == model.identity["dtype"]
+    other = describe(qalign(checkpoint, prompt="aesthetics"))
+    assert other.identity() != info.identity()
+
+
+@pytest.mark.parametrize("name", ["brisque", "none", "qalign"])
+def test_scorers_stream(checkpoint: Path, name: str) -> None:
+    """Results come in order, and a scorer never runs far ahead of what it has answered."""
+    choice = qalign(checkpoint, batch=2) if name == "qalign" else ScorerChoice(name=name)
+    scorer = load(choice)
+    pulled = 0
+
+    def patches() -> Iterator[Pixels]:
+        nonlocal pulled
+        for _ in range(40):
+            pulled += 1
+            yield RNG.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+
+    answered = 0
+    for quality in scorer.score(patches()):
+        answered += 1
+        assert math.isnan(quality.value) == (name == "none")
+        assert pulled - answered < 12
+
+    assert answered == 40
+
+
+def test_qalign_curates(checkpoint: Path, pictures: Pictures, tmp_path: Path) -> None:
+    """Scores are the model's own, their logits are kept, and the set names model, prompt, dtype."""
+    source = pictures(4)
+    fields = {"scorer": "qalign", "scorer_weights": str(checkpoint), "scorer_gpus": 0}
+    run(source, tmp_path / "set", **fields, threshold=2.0)
+    rows = pq.read_table(tmp_path / "set" / "scores.parquet").to_pylist()
+    manifest = shards.read_manifest(tmp_path / "set")
+
+    assert manifest is not None
+    assert manifest["scorer"]["prompt"] == "quality"
+    assert manifest["scorer"]["dtype"] == "float32"
+    assert manifest["scorer"]["model"] == str(checkpoint)
+    assert list(problems(tmp_path / "set")) == []
+    model = QAlign.load(checkpoint)
+    from datasets.decoding import decode
+
+    row = rows[len(rows) // 2]
+    image = decode((source / f"{row['source']}.png").read_bytes())
+    patch = image[row["y"] : row["y"] + 64, row["x"] : row["x"] + 64]
+    (expected,) = model.score([patch])
+    assert row["quality"] == pytest.approx(expected.value, abs=1e-4)
+    assert json.loads(row["detail"])["logits"] == pytest.approx(expected.logits, abs=1e-4)
+
+
+def test_another_prompt_is_another_set(
+    checkpoint: Path, pictures: Pictures, tmp_path: Path
+) -> None:
+    """Scores of different questions are never mixed."""
+    source = pictures(2)
+    fields = {"scorer": "qalign", "scorer_weights": str(checkpoint), "scorer_gpus": 0}
+    run(source, tmp_path / "set", **fields, threshold=1.0)
+
+    with pytest.raises(UsageError, match="aesthetics"):
+        run(source, tmp_path / "set", **fields, threshold=1.0, scorer_prompt="aesthetics")
+
+
+def test_threads_that_decode_ahead_change_nothing(
+    checkpoint: Path, pictures: Pictures, tmp_path: Path
+) -> None:
+    """A GPU worker's decoding threads keep the order of images and patches."""
+    from datasets.sources import list_images
+    from pipelines.crop import CropRule
+    from pipelines.scoring import ScoreImages
+
+    refs = list_images([str(pictures(7))], tmp_path).images
+    rule = CropRule(mode="crop", size=64, stride=48)
+    choice = ScorerChoice(name="brisque")
+    alone = ScoreImages(rule, choice, 10**8).candidates(refs)
+
+    assert ScoreImages(rule, choice, 10**8, decoders=3).candidates(refs) == alone
+
+
+@pytest.mark.parametrize(
+    ("choice", "named"),
+    [
+        ({"name": "nonesuch"}, "choose brisque, qalign"),
+        ({"name": "qalign", "weights": "/nonexistent"}, "nonexistent"),
+        ({"name": "qalign", "prompt": "beauty"}, "beauty"),
+        ({"name": "qalign", "dtype": "int3"}, "int3"),
+        ({"name": "/nonexistent.json"}, "no such file"),
+    ],
+)
+def test_a_scorer_that_cannot_run_is_refused(choice: dict[str, str], named: str) -> None:
+    """The message names what is missing; no other scorer steps in."""
+    with pytest.raises(UsageError, match=named):
+        describe(ScorerChoice(**choice))  # type: ignore[arg-type]
+
+
+def test_qalign_without_a_gpu_is_refused_unless_cpus_are_asked_for(
+    checkpoint: Path, pictures: Pictures, tmp_path: Path
+) -> None:
+    """No device takes another's place."""
+    fields = {"scorer": "qalign", "scorer_weights": str(checkpoint)}
+    with pytest.raises(UsageError, match=r"0 in the Ray cluster.*--scorer-gpus 0"):
+        run(pictures(1), tmp_path / "set", **fields, threshold=1.0)
+
+
+def test_a_score_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """A list, or words for numbers, are no scores."""
+    for text in ("[1, 2]", '{"a": "good"}', "not json"):
+        (tmp_path / "x_quality_score.json").write_text(text)
+        with pytest.raises(UsageError, match="not a quality_score"):
+            ImportedScores(str(tmp_path / "x_quality_score.json"))
+
+
+def test_the_score_tool_prints_and_saves(
+    checkpoint: Path, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line an image; the JSON is the authors' form; a broken image is named and passed over."""
+    source = pictures(3)
+    (source / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    target = tmp_path / "scores.json"
+    arguments = ["--images", str(source), "--scorer-weights", str(checkpoint), "--device", "cpu"]
+
+    assert score.main([*arguments, "--output", str(target)]) == 0
+
+    printed = capsys.readouterr()
+    scores = json.loads(target.read_text())
+    assert set(scores) == {"photo-00", "photo-01", "more/photo-02"}
+    assert len(printed.out.splitlines()) == 3
+    assert "broken" in printed.err
+    table = tmp_path / "scores.csv"
+    score.main([*arguments, "--output", str(table)])
+    lines = table.read_text().splitlines()
+    assert lines[0].startswith("key,score,drop_reason,detail,name,digest,model,prompt,dtype")
+    assert len(lines) == 5
