@@ -107,7 +107,9 @@ class Engine(Protocol):
 
 
 class RayEngine:
-    """Runs stages on a local Ray, or on the one that RAY_ADDRESS names; started by the first stage.
+    """Runs stages on a local Ray, or on the one that RAY_ADDRESS names, inside a `with` block.
+
+    Enter it before anything that handles signals: Ray installs its own handler of SIGTERM.
 
     Args:
         workers: parallel workers; None takes every CPU of the cluster.
@@ -116,9 +118,9 @@ class RayEngine:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
         self.times: list[StageTime] = []
-        self._started = False
 
     def __enter__(self) -> Self:
+        self._start()
         return self
 
     def __exit__(
@@ -127,10 +129,9 @@ class RayEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._started:
-            import ray
+        import ray
 
-            ray.shutdown()
+        ray.shutdown()
 
     def run(
         self,
@@ -157,7 +158,6 @@ class RayEngine:
         """
         if not units:
             return
-        self._start()
         import ray
 
         stage = StageTime(name)
@@ -185,14 +185,11 @@ class RayEngine:
 
     def gpus(self) -> int:
         """Return the GPUs of the Ray cluster."""
-        self._start()
         import ray
 
         return int(ray.cluster_resources().get("GPU", 0))
 
     def _start(self) -> None:
-        if self._started:
-            return
         import logging
 
         start = time.perf_counter()
@@ -220,7 +217,6 @@ class RayEngine:
             raise UserError(f"cannot start or reach Ray {where}: {error}") from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        self._started = True
         self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
 
 
