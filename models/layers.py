@@ -24,7 +24,7 @@ def widen(x: Tensor) -> Tensor:
 def rms_normalize(x: Tensor, scale: Tensor, dim: int = -1, eps: float = EPS) -> Tensor:
     """Divide ``x`` by its root mean square along ``dim``, and multiply by ``scale``."""
     wide = widen(x)
-    return (wide * (widen(scale) * torch.rsqrt(wide.square().mean(dim, True) + eps))).to(x.dtype)
+    return (wide * torch.rsqrt(wide.square().mean(dim, True) + eps) * widen(scale)).to(x.dtype)
 
 
 def zero_(module: nn.Module) -> None:

@@ -61,19 +61,12 @@ def neighborhood_attention(
     Raises:
         ValueError: ``kernel_size`` is even or not positive, or the shapes differ.
     """
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(
-            f"kernel_size={kernel_size}: a window has a middle, so give an odd number, like 7"
-        )
-    if not q.shape == k.shape == v.shape or q.ndim != 5:
-        raise ValueError(
-            f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: expected three equal shapes "
-            "[B, heads, H, W, e]"
-        )
+    _check(q, k, v, kernel_size)
     B, heads, H, W, e = q.shape
     rows, columns = _tile(H, kernel_size, q.device), _tile(W, kernel_size, q.device)
+    r, c = rows.queries.shape[1], columns.queries.shape[1]  # queries per side of a tile
     mask = rows.visible[:, None, :, None, :, None] & columns.visible[None, :, None, :, None, :]
-    mask = rearrange(mask, "n m r c u w -> n m (r c) (u w)")  # [n, m, queries, keys] of a tile
+    mask = rearrange(mask, "n m r c u w -> n m (r c) (u w)")  # [n, m, queries, keys] of each tile
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Attend within some rows of tiles, each [n, B, heads, t or u, W, e]."""
@@ -81,15 +74,14 @@ def neighborhood_attention(
             _blocks(q, columns.queries),
             _blocks(k, columns.keys),
             _blocks(v, columns.keys),
-            attn_mask=mask.flatten(0, 1).unsqueeze(1),
+            attn_mask=mask.flatten(0, 1).unsqueeze(1),  # the same for all samples and heads
             scale=scale,
         )
-        sizes = {"n": len(mask), "b": B, "r": rows.queries.shape[1]}
-        return rearrange(mixed, "(n m) (b h) (r c) e -> n b h r (m c) e", **sizes, c=columns_per)
+        return rearrange(
+            mixed, "(n m) (b h) (r c) e -> n b h r (m c) e", n=len(mask), b=B, r=r, c=c
+        )
 
-    columns_per = columns.queries.shape[1]
-    per_row = rows.keys.shape[1] * columns.keys.numel() * B * heads * e
-    chunk = max(1, CHUNK // per_row)
+    chunk = max(1, CHUNK // (rows.keys.shape[1] * columns.keys.numel() * B * heads * e))
     wholes = _strips(q, rows.queries), _strips(k, rows.keys), _strips(v, rows.keys), mask
     parts = zip(*(torch.split(whole, chunk) for whole in wholes), strict=True)
     # Nothing here is random, so there is no generator state to keep for the second run.
@@ -99,15 +91,9 @@ def neighborhood_attention(
     return rearrange(mixed, "n b h r w e -> b h (n r) w e")[:, :, :H, :W]
 
 
-def window_starts(
-    length: int,
-    kernel_size: int,
-    positions: Tensor | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
+def window_starts(length: int, kernel_size: int, device: torch.device | None = None) -> Tensor:
     """First key of the window of each position of an axis, clip(i - k // 2, 0, length - k)."""
-    if positions is None:
-        positions = torch.arange(length, device=device)
+    positions = torch.arange(length, device=device)
     return (positions - kernel_size // 2).clamp(0, max(0, length - kernel_size))
 
 
@@ -125,6 +111,18 @@ def tiled_flops(height: int, width: int, channels: int, kernel_size: int) -> int
     return 4 * pairs * channels
 
 
+def _check(q: Tensor, k: Tensor, v: Tensor, kernel_size: int) -> None:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(
+            f"kernel_size={kernel_size}: a window has a middle, so give an odd number, like 7"
+        )
+    if not q.shape == k.shape == v.shape or q.ndim != 5:
+        raise ValueError(
+            f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: expected three equal shapes "
+            "[B, heads, H, W, e]"
+        )
+
+
 def _tile(length: int, kernel_size: int, device: torch.device) -> _Axis:
     """Cut an axis into tiles, and find the block of keys that holds all windows of each."""
     per_query = min(kernel_size, length)
@@ -135,7 +133,7 @@ def _tile(length: int, kernel_size: int, device: torch.device) -> _Axis:
     queries = (first[:, None] + torch.arange(per_tile, device=device)).clamp(max=length - 1)
     block = (first - per_query // 2).clamp(0, length - per_block)
     keys = block[:, None] + torch.arange(per_block, device=device)
-    offset = keys[:, None, :] - window_starts(length, per_query, queries)[:, :, None]
+    offset = keys[:, None, :] - window_starts(length, per_query, device)[queries][:, :, None]
     return _Axis(queries, keys, (offset >= 0) & (offset < per_query))
 
 

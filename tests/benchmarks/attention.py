@@ -15,13 +15,15 @@ from tests.benchmarks.models import peak_memory
 SIDES = (32, 64, 128)
 RUNS_OF_SIDE = {128: 2}  # there the dense side takes 20 s a call
 HEADS, HEAD_DIM, WINDOW = 4, 64, 7
+WARM_UP = 8  # side of a map that makes a process load its libraries before it is measured
 
 
 def attention() -> dict[str, Any]:
     """Measure time and peak memory at 1,024, 4,096 and 16,384 tokens, and how they grow.
 
     Ours is "ours", dense is "theirs". The exponents are those of N between the smallest and the
-    largest map: 1 is linear, 2 quadratic.
+    largest map: 1 is linear, 2 quadratic. Last, the memory that a whole block of PMRF at 512 px
+    needs to train.
     """
     import torch
 
@@ -51,6 +53,9 @@ def attention() -> dict[str, Any]:
         "memory_neighborhood": exponent("memory", "neighborhood", "added_mib"),
         "memory_dense": exponent("memory", "dense", "added_mib"),
     }
+    measured["pmrf_block_16384_tokens"] = {
+        dtype: peak_memory(_block_pass, 128, dtype) for dtype in ("float32", "bfloat16")
+    }
     return measured
 
 
@@ -62,6 +67,8 @@ def _pass(kind: str, side: int) -> Callable[[], object]:
     from models.neighborhood import neighborhood_attention
 
     torch.set_num_threads(1)
+    if side > WARM_UP:
+        _pass(kind, WARM_UP)()
     generator = torch.Generator().manual_seed(0)
     shape = (3, 1, HEADS, side, side, HEAD_DIM)
     q, k, v = torch.randn(shape, generator=generator).requires_grad_().unbind()
@@ -74,6 +81,28 @@ def _pass(kind: str, side: int) -> Callable[[], object]:
             flat = (x.flatten(2, 3) for x in (q, k, v))
             out = F.scaled_dot_product_attention(*flat, attn_mask=mask)
         return torch.autograd.grad(out.sum(), (q, k, v))
+
+    return call
+
+
+def _block_pass(side: int, dtype: str) -> Callable[[], object]:
+    """Build the first block of PMRF, and return a forward and backward pass over a map."""
+    import torch
+
+    from models.hdit import PRESETS, Block
+
+    torch.set_num_threads(1)
+    if side > WARM_UP:
+        _block_pass(WARM_UP, dtype)()
+    config = PRESETS["pmrf-512"]
+    block = Block(config, 0)
+    x = torch.randn(1, side, side, config.widths[0]).requires_grad_()
+    c = torch.randn(1, config.mapping_width)
+
+    def call() -> object:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            out = block(x, c)
+        return torch.autograd.grad(out.sum(), (x, *block.parameters()))
 
     return call
 
