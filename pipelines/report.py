@@ -5,6 +5,7 @@ Every function returns a piece of HTML with its text escaped; :func:`page` puts 
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,21 +18,39 @@ from PIL import Image
 KEPT, DROPPED, INK, FAINT = "#2a7f62", "#c8553d", "#1c2430", "#d9dee5"
 WIDTH = 960  # of every drawing, in CSS pixels
 
-STYLE = f"""
-body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; background: #fff;
-  max-width: {WIDTH}px; margin: 2.5em auto; padding: 0 1.5em; }}
-h1 {{ font-size: 1.7em; margin: 0; }} h2 {{ font-size: 1.15em; margin: 2.2em 0 .6em; }} p.lead {{
-margin: .2em 0 1.5em; color: #5a6675; }} p.note {{ margin: .4em 0; color: #5a6675; font-size:
-.93em; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }} th, td {{
-padding: .22em 1.4em .22em 0; text-align: left; vertical-align: top; }} th {{ font-weight: 600;
-border-bottom: 1px solid {FAINT}; }} td.number, th.number {{ text-align: right; }} dl {{ display:
-grid; grid-template-columns: repeat(4, 1fr); gap: 1em; margin: 0; }} dt {{ color: #5a6675;
-font-size: .85em; }} dd {{ margin: 0; font-size: 1.35em; font-weight: 600; }} .gallery {{ display:
-flex; flex-wrap: wrap; gap: 12px; }} figure {{ margin: 0; width: 146px; }} figure img {{ width:
-146px; height: 146px; display: block; }} figcaption {{ font-size: .78em; line-height: 1.35;
-overflow-wrap: anywhere; color: #5a6675; }} figcaption b {{ color: {INK}; }} svg {{ display: block;
-max-width: 100%; }} svg text {{ font: 12px system-ui, sans-serif; fill: {INK}; }} @media print {{
-body {{ margin: 0; }} h2 {{ break-after: avoid; }} figure {{ break-inside: avoid; }} }}
+COLOURS = f":root {{ --ink: {INK}; --faint: {FAINT}; --soft: #5a6675; --width: {WIDTH}px; }}"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff;
+  max-width: var(--width); margin: 2.5em auto; padding: 0 1.5em; }
+h1 { font-size: 1.7em; margin: 0; }
+h2 { font-size: 1.15em; margin: 2.2em 0 .6em; }
+p.lead { margin: .2em 0 1.5em; color: var(--soft); }
+p.note { margin: .4em 0; color: var(--soft); font-size: .93em; }
+p.note i { display: inline-block; width: .8em; height: .8em; margin: 0 .4em 0 0; }
+p.note span { margin-right: 1.6em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .22em 1.4em .22em 0; text-align: left; vertical-align: top; }
+th { font-weight: 600; border-bottom: 1px solid var(--faint); }
+td { overflow-wrap: anywhere; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(8em, 1fr)); gap: 1em;
+  margin: 0; }
+dt { color: var(--soft); font-size: .85em; }
+dd { margin: 0; font-size: 1.35em; font-weight: 600; font-variant-numeric: tabular-nums; }
+.gallery { display: flex; flex-wrap: wrap; gap: 12px; }
+figure { margin: 0; width: 150px; }
+figure img { width: 150px; height: 150px; display: block; object-fit: contain; }
+figcaption { font-size: .78em; line-height: 1.35; overflow-wrap: anywhere; color: var(--soft); }
+figcaption b { color: var(--ink); }
+svg { display: block; max-width: 100%; height: auto; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--ink); font-variant-numeric: tabular-nums; }
+@media print {
+  body { margin: 0; padding: 0; font-size: 11px; print-color-adjust: exact; }
+  h2 { break-after: avoid; }
+  figure, svg, tr { break-inside: avoid; }
+  figure, figure img { width: 98px; }
+  figure img { height: 98px; }
+}
 """
 
 
@@ -54,7 +73,8 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
     )
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<meta name="viewport" content="width=device-width">\n'
+        f"<title>{escape(title)}</title>\n<style>{COLOURS}{STYLE}</style>\n</head>\n<body>\n"
         f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n{body}\n</body>\n</html>\n'
     )
 
@@ -74,12 +94,12 @@ def facts(values: Mapping[str, str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Show a table; numbers are set to the right with thousands marked."""
+    """Show a table; columns of numbers are set to the right with as many decimals in each row."""
     numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
 
     def line(tag: str, cells: Sequence[object]) -> str:
         return "".join(
-            f"<{tag}{' class=number' if right else ''}>{escape(_text(cell))}</{tag}>"
+            f"<{tag}{' class=number' * right}>{escape(_text(cell, exact=not right))}</{tag}>"
             for cell, right in zip(cells, numeric, strict=True)
         )
 
@@ -92,17 +112,19 @@ def bars(values: Mapping[str, float], *, unit: str = "", colour: str = DROPPED) 
     if not values:
         return ""
     top = max(values.values()) or 1
-    left, row = 220, 26
+    texts = {name: f"{_text(value)}{unit}" for name, value in values.items()}
+    left, row = 24 + 7 * max(map(len, values)), 26
+    space = WIDTH - left - 16 - 8 * max(map(len, texts.values()))
     lines = []
     for number, (name, value) in enumerate(values.items()):
-        y = number * row
-        length = (WIDTH - left - 120) * value / top
+        y, length = number * row, space * value / top
         lines += [
             _label(left - 10, y + 17, name, "end"),
             _box(left, y + 4, length, row - 8, colour),
-            _label(left + length + 8, y + 17, f"{_text(value)}{unit}"),
+            _label(left + length + 8, y + 17, texts[name]),
         ]
-    return _svg(len(values) * row + 4, f"bars: {', '.join(values)}", lines)
+    said = ", ".join(f"{name} {text}" for name, text in texts.items())
+    return _svg(len(values) * row + 4, said, lines)
 
 
 def histogram(
@@ -118,47 +140,61 @@ def histogram(
     """
     if scores.size == 0:
         return ""
-    counts, edges = bins(scores, threshold)
-    height, base, left = 280, 240, 46
+    counts, edges = bins(scores, threshold, higher_is_better=higher_is_better)
+    kept = edges[:-1] >= threshold if higher_is_better else edges[1:] <= threshold
+    base, left, top = 240, 46, int(counts.max())
     scale = (WIDTH - left - 10) / (edges[-1] - edges[0])
-    top = counts.max() or 1
 
     def across(score: float) -> float:
         return float(left + (score - edges[0]) * scale)
 
+    def up(count: float) -> float:
+        return base - (base - 20) * count / top
+
     lines = []
-    for count, (low, high) in zip(counts, pairwise(edges), strict=True):
-        kept = low >= threshold if higher_is_better else high <= threshold
-        width, length = max(1.0, (high - low) * scale - 1), (base - 20) * count / top
-        colour, title = KEPT if kept else DROPPED, f"{low:.2f} to {high:.2f}: {count}"
-        lines.append(_box(across(low), base - length, width, length, colour, title))
-    lines += [
-        _label(across(tick), base + 18, f"{tick:.4g}", "middle")
-        for tick in round_ticks(edges[0], edges[-1])
-    ]
+    for level in round_ticks(0, top, 4):
+        if level.is_integer():
+            lines.append(f'<path d="M{left} {up(level):.1f}H{WIDTH - 10}" stroke="{FAINT}"/>')
+            lines.append(_label(left - 8, up(level) + 4, f"{level:,.0f}", "end"))
+    for count, good, (low, high) in zip(counts, kept, pairwise(edges), strict=True):
+        colour, title = KEPT if good else DROPPED, f"{low:.2f} to {high:.2f}: {count:,}"
+        width = max(1.0, (high - low) * scale - 1)
+        lines.append(_box(across(low), up(count), width, base - up(count), colour, title))
+    for tick in round_ticks(edges[0], edges[-1]):
+        lines.append(_label(across(tick), base + 18, f"{tick:.4g}", "middle"))
     x = across(threshold)
     beside = (x + 6, "start") if x < WIDTH - 140 else (x - 6, "end")
     lines += [
         f'<path d="M{left} {base}H{WIDTH - 10}" stroke="{INK}"/>',
         f'<path d="M{x:.1f} 4V{base}" stroke="{INK}" stroke-dasharray="4 3"/>',
         _label(beside[0], 14, f"threshold {threshold:.4g}", beside[1]),
-        _label(left - 6, 26, f"{top:,}", "end"),
-        _label(WIDTH / 2, base + 36, axis, "middle"),
+        _label((left + WIDTH) / 2, base + 38, axis, "middle"),
     ]
-    return _svg(height, f"histogram of {axis}, threshold {threshold:.4g}", lines)
+    shares = {
+        "kept": (int(counts[kept].sum()), KEPT),
+        "dropped": (int(counts[~kept].sum()), DROPPED),
+    }
+    said = ", ".join(f"{count:,} {name}" for name, (count, _) in shares.items())
+    return _key(shares) + _svg(
+        286, f"histogram of {axis}, threshold {threshold:.4g}: {said}", lines
+    )
 
 
 def bins(
-    scores: npt.NDArray[np.float64], threshold: float, count: int = 48
+    scores: npt.NDArray[np.float64], threshold: float, *, higher_is_better: bool, count: int = 48
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Count scores in equal bins of which one edge is the threshold; returns (counts, edges)."""
-    low = min(float(scores.min()), threshold)
-    high = max(float(scores.max()), threshold)
-    step = max((high - low) / count, 1e-6 * max(1.0, abs(threshold)))
-    below, above = int((threshold - low) / step) + 1, int((high - threshold) / step) + 1
-    edges: npt.NDArray[np.float64] = threshold + step * np.arange(-below, above + 1.0)
-    counts: npt.NDArray[np.int64] = np.histogram(scores, edges)[0]
-    return counts, edges
+    """Count scores in equal bins of which one edge is the threshold; returns (counts, edges).
+
+    A score equal to the threshold is kept, so bins include their worse edge.
+    """
+    sign = 1 if higher_is_better else -1
+    goodness, limit = sign * scores, sign * threshold
+    low, high = min(float(goodness.min()), limit), max(float(goodness.max()), limit)
+    step = max((high - low) / count, 1e-6 * max(1.0, abs(limit)))
+    below, above = int((limit - low) / step) + 1, int((high - limit) / step) + 1
+    edges: npt.NDArray[np.float64] = limit + step * np.arange(-below, above + 1.0)
+    counts: npt.NDArray[np.int64] = np.histogram(goodness, edges)[0]
+    return (counts, edges) if higher_is_better else (counts[::-1], -edges[::-1])
 
 
 def round_ticks(low: float, high: float, count: int = 8) -> list[float]:
@@ -173,7 +209,7 @@ def gallery(thumbnails: Sequence[Thumbnail], side: int = 292) -> str:
     """Show pictures in rows, at twice their size on the page so that they stay sharp."""
     figures = "".join(
         f'<figure><img src="{data_uri(item.image, side)}" alt="{escape(item.caption)}">'
-        f"<figcaption><b>{escape(item.title)}</b><br>{escape(item.caption)}</figcaption></figure>"
+        f"<figcaption><b>{escape(item.title)}</b><br>{_breakable(item.caption)}</figcaption></figure>"
         for item in thumbnails
     )
     return f'<div class="gallery">{figures}</div>' if figures else ""
@@ -186,6 +222,20 @@ def data_uri(image: npt.NDArray[np.uint8], side: int) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _breakable(text: str) -> str:
+    """Let a long key wrap where its parts meet."""
+    return re.sub(r"([_/-])", r"\1<wbr>", escape(text))
+
+
+def _key(shares: Mapping[str, tuple[int, str]]) -> str:
+    """Say in words what the colours mean; ``shares`` is {name: (count, colour)}."""
+    items = "".join(
+        f'<span><i style="background:{colour}"></i>{escape(name)} {count:,}</span>'
+        for name, (count, colour) in shares.items()
+    )
+    return f'<p class="note">{items}</p>'
 
 
 def _svg(height: int, label: str, lines: Sequence[str]) -> str:
@@ -209,7 +259,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _text(value: object) -> str:
+def _text(value: object, *, exact: bool = False) -> str:
+    """Write a value; ``exact`` leaves a float the digits that it has."""
+    if value is None:
+        return "none"
     if isinstance(value, float):
-        return f"{value:,.2f}"
+        return f"{value:g}" if exact else f"{value:,.2f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return f"{value:,}" if _is_number(value) else str(value)

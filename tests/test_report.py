@@ -44,7 +44,7 @@ def sample() -> str:
 class _Checker(HTMLParser):
     """Collects what a page loads and whether its tags balance."""
 
-    VOID = frozenset({"meta", "img", "br", "path"})
+    VOID = frozenset({"meta", "img", "br", "wbr", "path"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,14 +85,17 @@ def test_text_is_escaped_everywhere() -> None:
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.lists(st.floats(-50, 150), min_size=1, max_size=60), st.floats(-20, 120))
-def test_every_score_is_in_a_bin_and_the_threshold_on_an_edge(
-    scores: list[float], threshold: float
+@given(st.lists(st.floats(-50, 150), min_size=1, max_size=60), st.floats(-20, 120), st.booleans())
+def test_every_score_is_in_a_bin_on_its_side_of_the_threshold(
+    scores: list[float], threshold: float, higher: bool
 ) -> None:
-    """No bin holds both kept and dropped scores, and none is lost."""
-    counts, edges = report.bins(np.array(scores), threshold)
+    """No bin holds both kept and dropped scores, none is lost, equality is kept."""
+    values = np.array([*scores, threshold])
+    counts, edges = report.bins(values, threshold, higher_is_better=higher)
+    kept = edges[:-1] >= threshold if higher else edges[1:] <= threshold
 
-    assert counts.sum() == len(scores)
+    assert counts.sum() == len(values)
+    assert counts[kept].sum() == (values >= threshold if higher else values <= threshold).sum()
     assert threshold in edges
     assert (np.diff(edges) > 0).all()
     assert len(counts) <= 60
@@ -106,6 +109,31 @@ def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
 
     assert 3 <= len(ticks) <= 12
     assert all(low - width * 1e-6 <= tick <= low + width * (1 + 1e-6) for tick in ticks)
+
+
+def test_a_histogram_says_in_words_what_its_colours_mean() -> None:
+    """Who cannot tell the colours apart, or hears the page, gets the counts."""
+    drawing = report.histogram(SCORES, 40.0, higher_is_better=False, axis="score")
+    kept = int((SCORES <= 40).sum())
+
+    assert f"kept {kept}</span>" in drawing
+    assert f"{kept} kept, {len(SCORES) - kept} dropped" in drawing
+
+
+def test_a_histogram_of_nothing_or_of_one_score_is_drawn() -> None:
+    """The smallest sets have a report too."""
+    assert report.histogram(np.array([]), 3.5, higher_is_better=True, axis="score") == ""
+    assert "<svg" in report.histogram(np.array([3.5]), 3.5, higher_is_better=True, axis="score")
+
+
+def test_numbers_line_up_and_settings_stay_exact() -> None:
+    """A column of measurements has two decimals; a setting among words keeps its digits."""
+    page = report.table(
+        ["name", "value"], [("threshold", 0.001), ("first", None), ("mode", "crop")]
+    )
+    assert "<td>0.001</td>" in page
+    assert "<td>none</td>" in page
+    assert "<td class=number>1,234.50</td>" in report.table(["s"], [(1234.5,), (2.0,)])
 
 
 def test_bars_are_in_proportion() -> None:
