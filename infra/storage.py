@@ -63,16 +63,18 @@ class AtomicFile:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None:
+            if error is None:
                 os.fsync(self._fd)
-        except BaseException:
-            kind = OSError
+        except OSError as failed:
+            error = failed
             raise
         finally:
             os.close(self._fd)
-            if kind is not None:
+            if error is not None:
                 self._temporary.unlink(missing_ok=True)
-        if kind is None:
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(self.path)  # a full disk is said with the file it stopped
+        if error is None:
             move(self._temporary, self.path)
 
 

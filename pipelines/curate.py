@@ -182,7 +182,7 @@ def verify(arguments: list[str]) -> int:
     for problem in problems(folder):
         sys.stdout.write(f"{problem}\n")
         found += 1
-    sys.stdout.write(f"{folder}: {f'{found} problems' if found else 'everything agrees'}\n")
+    sys.stdout.write(f"{folder}: {f'problems: {found}' if found else 'everything agrees'}\n")
     return 1 if found else 0
 
 

@@ -194,7 +194,6 @@ class RayEngine:
 
         start = time.perf_counter()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
@@ -206,6 +205,7 @@ class RayEngine:
         if os.environ.get("RAY_ADDRESS"):
             options = {"log_to_driver": False, "runtime_env": {"working_dir": str(ROOT)}}
         else:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             options["num_cpus"] = self.workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
         local = "num_cpus" in options

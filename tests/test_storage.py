@@ -42,6 +42,23 @@ def test_an_error_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_full_disk_is_said_with_the_file_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error for a write names no file; ours does."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "write", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        storage.write_bytes(tmp_path / "shard.tar", b"data")
+    monkeypatch.undo()
+
+    assert str(storage.explained(caught.value, "x")).startswith(f"{tmp_path}/shard.tar: the disk")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_killed_writer_left_can_be_cleared(tmp_path: Path) -> None:
     """Only temporary names go."""
     (tmp_path / ".set.abc.partial").write_bytes(b"half")
