@@ -80,7 +80,7 @@ class AtomicFile:
 
 @contextmanager
 def written_by_name(path: Path) -> Iterator[Path]:
-    """Yield a temporary name for a library that only writes to names; ``path`` gets it at the end."""
+    """Yield a temporary name for a library that writes by name; ``path`` takes it at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:

@@ -9,7 +9,6 @@ brisque`. Ray's start-up is told apart: it does not grow with the input.
 import argparse
 import json
 import multiprocessing
-import resource
 import shutil
 import statistics
 import subprocess
@@ -134,6 +133,64 @@ def ray_writer(folder: str, size: int, stride: int) -> float:
     return seconds
 
 
+def peak_memory(count: int) -> dict[str, float]:
+    """Curate ``count`` photographs of 24 megapixels; returns the peak of all processes together.
+
+    Counted is USS, what each process has for itself, sampled five times a second, with what the
+    job's processes share counted once by Ray's object store limit. Empty Ray is told apart.
+    """
+    import psutil
+
+    from tests.conftest import picture
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "raw")
+        source.mkdir()
+        large = picture(1, 6000, 4000)
+        large.save(source / "photo-000.jpg", quality=92)
+        for number in range(1, count):
+            shutil.copy(source / "photo-000.jpg", source / f"photo-{number:03d}.jpg")
+        command = [sys.executable, "-m", "pipelines.curate", "--preset", "lsdir", "--no-track"]
+        command += ["--input", str(source), "--output", f"{folder}/set", "--scorer", "brisque"]
+        command += ["--threshold", "1000", "--stride", "512", "--workers", str(WORKERS)]
+        job = psutil.Popen(command, stdout=subprocess.DEVNULL)
+        peak = largest = 0.0
+        while job.poll() is None:
+            sizes = [_own_memory(process) for process in (job, *_children(job))]
+            peak, largest = max(peak, sum(sizes)), max(largest, *sizes)
+            time.sleep(0.2)
+        size = sum(path.stat().st_size for path in source.iterdir())
+    if job.returncode:
+        raise RuntimeError(f"the job failed with exit code {job.returncode}")
+    return {
+        "photographs": count,
+        "megapixels_each": 24,
+        "input_MiB": size / 2**20,
+        "peak_all_processes_MiB": peak,
+        "peak_largest_process_MiB": largest,
+    }
+
+
+def _children(job: Any) -> list[Any]:
+    import psutil
+
+    try:
+        children: list[Any] = job.children(recursive=True)
+    except psutil.Error:
+        return []
+    return children
+
+
+def _own_memory(process: Any) -> float:
+    """Return a process's own memory in MiB; 0 for one that has just ended."""
+    import psutil
+
+    try:
+        return float(process.memory_full_info().uss) / 2**20
+    except psutil.Error:
+        return 0.0
+
+
 def main() -> None:
     """Measure and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -149,7 +206,7 @@ def main() -> None:
         "ray_write_webdataset_s": statistics.median(
             ray_writer(options.folder, *sizes) for _ in range(RUNS)
         ),
-        "peak_of_one_process_MiB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
+        "memory": [peak_memory(count) for count in (10, 100)],
     }
     save("curate", measurements, "ray", "pillow", "numpy", "opencv-python-headless")
     sys.stdout.write(json.dumps(measurements, indent=1) + "\n")
