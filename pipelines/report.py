@@ -48,8 +48,8 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--ink); font-variant-nume
   body { margin: 0; padding: 0; font-size: 11px; print-color-adjust: exact; }
   h2 { break-after: avoid; }
   figure, svg, tr { break-inside: avoid; }
-  figure, figure img { width: 98px; }
-  figure img { height: 98px; }
+  figure, figure img { width: 106px; }
+  figure img { height: 106px; }
 }
 """
 
