@@ -7,7 +7,9 @@ one core are the ones that another machine can repeat.
 
 import argparse
 import multiprocessing
+import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,19 +52,40 @@ def _resident(field: str) -> float:
 def vae() -> dict[str, Any]:
     """Sim-VAE f8c32 against diffusers' SD-VAE f8c32: one image of 256 px there and back.
 
-    On one thread, float32, random weights, in both memory formats; theirs is diffusers. Memory is
-    of each in its own process, without the weights.
+    On one thread, float32, random weights, in both memory formats; theirs is diffusers. The ratio
+    of processor time is the one that other load on the machine moves least. Memory is of each in
+    its own process, without the weights.
     """
     import torch
 
     torch.set_num_threads(1)
     measured: dict[str, Any] = {"flops_ratio": round(_vae_flops("sim") / _vae_flops("sd"), 4)}
     for layout in ("contiguous_format", "channels_last"):
+        seconds: dict[str, list[float]] = {"sim": [], "diffusers": []}
+        ours, theirs = (_clocked(_vae_pass(name, layout), spent) for name, spent in seconds.items())
+        times = paired(ours, theirs)
+        pairs = list(zip(*seconds.values(), strict=True))[1:]  # without the warm-up
         measured[layout] = {
-            "time": paired(_vae_pass("sim", layout), _vae_pass("diffusers", layout)),
-            "memory": {name: peak_memory(_vae_pass, name, layout) for name in ("sim", "diffusers")},
+            "time": times,
+            "processor_time": {
+                "ours_s": statistics.median(mine for mine, _ in pairs),
+                "theirs_s": statistics.median(other for _, other in pairs),
+                "ratio": statistics.median(mine / other for mine, other in pairs),
+            },
+            "memory": {name: peak_memory(_vae_pass, name, layout) for name in seconds},
         }
     return measured
+
+
+def _clocked(call: Callable[[], object], spent: list[float]) -> Callable[[], None]:
+    """Let ``call`` note the processor seconds of each run, warm-up included."""
+
+    def clocked() -> None:
+        start = time.process_time()
+        call()
+        spent.append(time.process_time() - start)
+
+    return clocked
 
 
 def _vae_pass(network: str, layout: str) -> Callable[[], object]:
