@@ -1,0 +1,217 @@
+"""The latent format: how a latent is stored, and what a latent set's tars hold.
+
+A latent set is a set as in `datasets.shards`. A sample of its tars, in this order:
+
+    KEY.json                              its draws: flip, gray_target, parameters of each
+    KEY.source_4.npy  KEY.target_g4.npy   a draw that made the target grey, with that target
+    KEY.source_0.npy                      draws of the image as it is
+    KEY.target_0.npy  KEY.target_1.npy    the target as it is, and flipped
+    KEY.source_1.npy                      draws of the flipped image
+
+so that with one draw, or with one of each flip, every pair lies in one stretch of the file. Later
+draws of a key go into further tars (json and sources only; no old tar changes). Every `.npy` is in
+C order with a header of 128 bytes, so that data start at a multiple of 64 in the file.
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from datasets.shards import Shard, write_shard
+from infra.config import canonical_json
+
+NPY_HEADER = 128
+DTYPES = ("float16", "float32", "uint8")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentFormat:
+    """How one latent is stored; the manifest's `latent` entry.
+
+    An eight-bit value q stands for ``q * scale + offset`` of its channel.
+    """
+
+    channels: int
+    """C of a latent [C, h, w]."""
+    height: int
+    """h, in latent pixels."""
+    width: int
+    """w, in latent pixels."""
+    dtype: str = "float16"
+    """Stored type: float16, float32 or uint8."""
+    scale: tuple[float, ...] | None = None
+    """Step of each channel; for uint8 only."""
+    offset: tuple[float, ...] | None = None
+    """What q = 0 stands for in each channel; for uint8 only."""
+    mean: tuple[float, ...] | None = None
+    """Of each channel over the set's targets; nothing is normalised by it here."""
+    std: tuple[float, ...] | None = None
+    """Of each channel over the set's targets."""
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.height, self.width) < 1:
+            raise ValueError(f"a latent of shape {list(self.shape)}: expected positive sides")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        if (self.dtype == "uint8") != (self.scale is not None and self.offset is not None):
+            raise ValueError(
+                f"dtype {self.dtype} with scale {self.scale} and offset {self.offset}: "
+                "uint8 needs both, the others need none"
+            )
+        for name in ("scale", "offset", "mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
+        if self.scale is not None and not min(self.scale) > 0:
+            raise ValueError(f"scale {self.scale}: expected positive steps")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one latent, [C, h, w]."""
+        return self.channels, self.height, self.width
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of one latent without its header."""
+        return self.channels * self.height * self.width * np.dtype(self.dtype).itemsize
+
+    @property
+    def member_bytes(self) -> int:
+        """Bytes of one `.npy` member."""
+        return NPY_HEADER + self.data_bytes
+
+    def header(self) -> bytes:
+        """Return the `.npy` header that every latent of the set has."""
+        file = io.BytesIO()
+        description = np.lib.format.header_data_from_array_1_0(np.empty(self.shape, self.dtype))
+        np.lib.format.write_array_header_1_0(file, description)
+        header = file.getvalue()
+        if len(header) != NPY_HEADER:
+            raise AssertionError(f"NumPy wrote a header of {len(header)} bytes, not {NPY_HEADER}")
+        return header
+
+    def encode(self, latent: npt.NDArray[Any]) -> bytes:
+        """Latent [C, h, w], float => the bytes of its `.npy` member.
+
+        Raises:
+            ValueError: another shape, or values that the dtype cannot hold.
+        """
+        if latent.shape != self.shape:
+            raise ValueError(f"latent of shape {latent.shape}, the set holds {self.shape}")
+        with np.errstate(over="ignore"):
+            stored = self._stored(latent)
+        if not np.isfinite(stored).all():
+            raise ValueError(
+                f"a latent from {latent.min()} to {latent.max()} cannot be stored as {self.dtype}"
+            )
+        return self.header() + stored.tobytes()
+
+    def _stored(self, latent: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if self.scale is None or self.offset is None:
+            return latent.astype(self.dtype)
+        if not np.isfinite(latent).all():
+            return latent
+        scale, offset = (np.asarray(v)[:, None, None] for v in (self.scale, self.offset))
+        levels = np.clip(np.rint((latent - offset) / scale), 0, 255)
+        return np.asarray(levels, np.uint8)
+
+    @classmethod
+    def eight_bit(
+        cls,
+        shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        reach: float = 4.0,
+    ) -> "LatentFormat":
+        """Make the 8-bit format whose 256 levels reach ``reach`` deviations to each side.
+
+        Rounding errs by scale / sqrt(12) in root mean square: 0.9 % of a deviation at reach 4;
+        what lies beyond the reach is clipped.
+        """
+        channels, height, width = shape
+        return cls(
+            channels=channels,
+            height=height,
+            width=width,
+            dtype="uint8",
+            scale=tuple(2 * reach * deviation / 255 for deviation in std),
+            offset=tuple(m - reach * s for m, s in zip(mean, std, strict=True)),
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentDraw:
+    """One degradation of an image, encoded."""
+
+    number: int
+    """k: which draw of the image."""
+    flip: bool
+    """Whether the image was mirrored first."""
+    source: npt.NDArray[Any]
+    """Latent of the posterior mean, [C, h, w]."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Of the degradation, as JSON: enough to draw it again."""
+    gray_target: npt.NDArray[Any] | None = None
+    """Latent of the target where the draw changes it; None: the image's own of that flip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentSample:
+    """What one tar holds of one image."""
+
+    key: str
+    """Of the image sample."""
+    draws: Sequence[LatentDraw]
+    """In any order."""
+    targets: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
+    """Latents of HQ as it is and flipped; None where an earlier tar of the set holds them."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the sample's JSON."""
+
+
+def write_latent_shard(path: Path, samples: Iterable[LatentSample], latent: LatentFormat) -> Shard:
+    """Write one tar of a latent set, atomically; see `datasets.shards.write_shard`."""
+    return write_shard(path, ((sample.key, members(sample, latent)) for sample in samples))
+
+
+def members(sample: LatentSample, latent: LatentFormat) -> dict[str, bytes]:
+    """Encode a sample's members in the order that keeps pairs together."""
+    draws = sorted(sample.draws, key=lambda draw: draw.number)
+    described = {
+        str(draw.number): {
+            "flip": draw.flip,
+            "gray_target": draw.gray_target is not None,
+            "parameters": dict(draw.parameters),
+        }
+        for draw in draws
+    }
+    if len(described) != len(draws):
+        raise ValueError(f"{sample.key}: two draws of one number")
+    contents = {"json": canonical_json({**sample.record, "key": sample.key, "draws": described})}
+    for draw in draws:
+        if draw.gray_target is not None:
+            contents[f"source_{draw.number}.npy"] = latent.encode(draw.source)
+            contents[f"target_g{draw.number}.npy"] = latent.encode(draw.gray_target)
+    for flip in (False, True):
+        sources = {
+            f"source_{draw.number}.npy": latent.encode(draw.source)
+            for draw in draws
+            if draw.flip is flip and draw.gray_target is None
+        }
+        target = {}
+        if sample.targets is not None:
+            target = {target_extension(0, flip, False): latent.encode(sample.targets[flip])}
+        contents.update({**target, **sources} if flip else {**sources, **target})
+    return contents
+
+
+def target_extension(draw: int, flip: bool, gray: bool) -> str:
+    """Name the member that is the target of a draw."""
+    return f"target_g{draw}.npy" if gray else f"target_{int(flip)}.npy"

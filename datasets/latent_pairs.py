@@ -1,0 +1,116 @@
+"""The pair table of a latent set: where both members of every pair lie.
+
+It is made from the tars alone, so it can be made again, and when draws are added it is the only
+thing beside the manifest that is written anew.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
+from datasets.ranged import LocalFiles, UnreadableRange, names_member
+from datasets.shards import BLOCK, Shard, read_manifest
+from infra.config import from_dict
+from infra.errors import UserError
+
+PAIRS = "pairs.parquet"
+PAIR = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("draw", pa.int32()),
+        ("flip", pa.bool_()),
+        ("gray", pa.bool_()),  # the target is the draw's own
+        ("source_shard", pa.string()),
+        ("source_offset", pa.int64()),  # of the member's content, its .npy header
+        ("source_size", pa.int64()),
+        ("target_shard", pa.string()),
+        ("target_offset", pa.int64()),
+        ("target_size", pa.int64()),
+    ]
+)
+"""One row of `pairs.parquet`: sorted by split, key and draw."""
+
+
+def pair_table(folder: Path, shards: Sequence[Shard]) -> pa.Table:
+    """Tabulate the pairs of all shards of a set, old and new; columns as in `PAIR`.
+
+    Args:
+        folder: where the shards are, to read the flips in their JSON members.
+        shards: all of them.
+
+    Raises:
+        UserError: a draw without its target, or one draw twice.
+    """
+    places: dict[tuple[str, str, str], tuple[str, int, int]] = {}
+    drawn: list[tuple[str, str, dict[str, Any]]] = []
+    for shard in shards:
+        split = shard.entry()["split"]
+        with (folder / shard.name).open("rb") as tar:
+            for member in shard.members:
+                place = (shard.name, member.offset, member.size)
+                if member.extension == "json":
+                    described = json.loads(os.pread(tar.fileno(), member.size, member.offset))
+                    drawn.append((split, member.key, described["draws"]))
+                elif places.setdefault((split, member.key, member.extension), place) != place:
+                    raise UserError(f"{shard.name}: {member.key}.{member.extension} occurs twice")
+    rows = []
+    for split, key, draws in drawn:
+        for number, draw in draws.items():
+            target = target_extension(int(number), draw["flip"], draw["gray_target"])
+            try:
+                source = places[split, key, f"source_{number}.npy"]
+                pair = (*source, *places[split, key, target])
+            except KeyError as missing:
+                raise UserError(f"{key}: draw {number} lacks {missing} in {folder}") from missing
+            rows.append((key, split, int(number), draw["flip"], draw["gray_target"], *pair))
+    rows.sort(key=lambda row: (row[1], row[0], row[2]))
+    columns = list(zip(*rows, strict=True)) or [()] * len(PAIR.names)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, PAIR, strict=True)], schema=PAIR)
+
+
+def problems(folder: Path) -> Iterator[str]:
+    """Yield one sentence for everything in a latent set's pair table that cannot be right.
+
+    Lengths and hashes of the files are `datasets.verify`'s affair.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        yield f"{folder}: not a complete set"
+        return
+    latent = from_dict(LatentFormat, manifest["latent"])
+    sizes = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
+    files = LocalFiles(folder, sizes)
+    head = bytearray(BLOCK + NPY_HEADER)
+    rows = pq.read_table(folder / PAIRS).to_pylist()
+    for _, same in groupby(rows, key=lambda row: (row["split"], row["key"], row["draw"])):
+        first, *others = same
+        if others:
+            yield f"{first['key']}: draw {first['draw']} occurs {1 + len(others)} times"
+    for row in rows:
+        extensions = {
+            "source": f"source_{row['draw']}.npy",
+            "target": target_extension(row["draw"], row["flip"], row["gray"]),
+        }
+        for side, extension in extensions.items():
+            name = f"{row['key']}.{extension}"
+            shard, offset, size = (row[f"{side}_{what}"] for what in ("shard", "offset", "size"))
+            if size != latent.member_bytes:
+                yield f"{name}: {size} bytes, the format has {latent.member_bytes}"
+            elif shard not in sizes or offset + size > sizes[shard]:
+                yield f"{name}: not inside {shard} of the manifest"
+            else:
+                try:
+                    files.read(shard, offset - BLOCK, [memoryview(head)])
+                except UnreadableRange as error:
+                    yield str(error)
+                    continue
+                if not names_member(head, name.encode()) or head[BLOCK:] != latent.header():
+                    yield f"{name}: something else is at byte {offset} of {shard}"

@@ -1,0 +1,224 @@
+"""Byte ranges of shards, straight into memory that the caller owns.
+
+`LocalFiles` reads a folder; `CachedFiles` fetches what it lacks from elsewhere and keeps it, below
+a limit of bytes, in a folder that any number of processes may share. Both only ever read at
+explicit offsets (`preadv`), so threads and forked processes may use one object; a pickled one opens
+its files anew.
+"""
+
+import fcntl
+import functools
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from infra.errors import UsageError, UserError
+from infra.storage import TEMPORARY_SUFFIX, explained
+
+MAX_OPEN = 256  # descriptors per object; a process usually may have 1024
+Fetch = Callable[[str, int, int], bytes]
+
+
+class UnreadableRange(UserError):  # noqa: N818  (counted against a budget before it is a failure)
+    """Bytes that should be there and are not; the message names the shard."""
+
+
+class Ranges(Protocol):
+    """Where the bytes of a set's shards come from."""
+
+    def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill ``buffers``, one after another, with the bytes of shard ``name`` from ``offset``.
+
+        Raises:
+            UnreadableRange: the shard is missing or shorter than that.
+        """
+
+
+class _Descriptor:
+    """An open file that closes with its last user: eviction cannot pull it from under a read."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+class LocalFiles:
+    """Shards in a folder.
+
+    Args:
+        folder: where they are.
+        sizes: the length each shard must have, by name, from the manifest.
+    """
+
+    def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        self.folder = folder
+        self.sizes = dict(sizes)
+        self._opened = functools.lru_cache(MAX_OPEN)(self._open)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder, self.sizes)
+
+    def _open(self, name: str) -> _Descriptor:
+        path = self.folder / name
+        try:
+            file = _Descriptor(path)
+            size = os.fstat(file.number).st_size
+        except OSError as error:
+            raise UnreadableRange(
+                f"{path}: {error.strerror}; bring the shard back, or make the set again"
+            ) from error
+        if size != self.sizes[name]:
+            raise UnreadableRange(
+                f"{path}: {size} bytes, the manifest says {self.sizes[name]}; copy the shard anew"
+            )
+        return file
+
+    def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill ``buffers`` with the bytes of shard ``name`` from ``offset``; see `Ranges`."""
+        file = self._opened(name)
+        try:
+            complete = read_fully(file.number, offset, buffers)
+        except OSError as error:
+            raise UnreadableRange(f"{self.folder / name}: {error.strerror}") from error
+        if not complete:
+            raise UnreadableRange(
+                f"{self.folder / name}: ends before byte "
+                f"{offset + sum(view.nbytes for view in buffers)}; copy the shard anew"
+            )
+
+
+def read_fully(descriptor: int, offset: int, buffers: Sequence[memoryview]) -> bool:
+    """Fill all buffers from a file, however the kernel splits the read; False if the file ends."""
+    wanted = sum([view.nbytes for view in buffers])
+    done = os.preadv(descriptor, buffers, offset)
+    while done < wanted:
+        rest, skip = [], done
+        for view in buffers:
+            rest.append(view[min(skip, view.nbytes) :])
+            skip -= min(skip, view.nbytes)
+        count = os.preadv(descriptor, [view for view in rest if view.nbytes], offset + done)
+        if count == 0:
+            return False
+        done += count
+    return True
+
+
+def names_member(header: bytes | bytearray | memoryview, name: bytes) -> bool:
+    """Tell whether a USTAR header of 512 bytes is that of the member called ``name``."""
+    stored = bytes(header[:100]).rstrip(b"\0")
+    if len(name) > 100:
+        stored = bytes(header[345:500]).rstrip(b"\0") + b"/" + stored
+    return stored == name
+
+
+class CachedFiles:
+    """Shards elsewhere, with the ranges that were read kept on the local disk.
+
+    What is fetched and kept is exactly the range asked for. Under a global shuffle the next read of
+    a shard may be anywhere in it: whole shards would be fetched for one sample each as soon as the
+    limit is below the size of the set. The least recently used ranges go first, down to nine tenths
+    of the limit at once, since finding them means listing the folder.
+
+    Args:
+        folder: the cache; processes of one machine share it by giving the same folder. Every set
+            has its own, since shards of two sets bear the same names.
+        fetch: (name, offset, size) -> the bytes; retries are its own affair.
+        limit: bytes the folder may hold.
+    """
+
+    def __init__(self, folder: Path, fetch: Fetch, *, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._fetch = fetch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), limit=self.limit), (self.folder, self._fetch)
+
+    def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill ``buffers`` with the bytes of shard ``name`` from ``offset``; see `Ranges`."""
+        size = sum(view.nbytes for view in buffers)
+        path = self.folder / name / f"{offset}-{size}"
+        if self._kept(path, buffers):
+            return
+        try:
+            data = self._fetch(name, offset, size)
+        except OSError as error:
+            raise UnreadableRange(f"{name}: bytes {offset} to {offset + size}: {error}") from error
+        if len(data) != size:
+            raise UnreadableRange(
+                f"{name}: {len(data)} bytes came for the {size} from {offset}; the shard is cut off"
+            )
+        view, start = memoryview(data), 0
+        for buffer in buffers:
+            buffer[:] = view[start : start + buffer.nbytes]
+            start += buffer.nbytes
+        self._keep(path, data)
+
+    def _kept(self, path: Path, buffers: Sequence[memoryview]) -> bool:
+        try:
+            file = _Descriptor(path)
+        except FileNotFoundError:
+            return False
+        os.utime(file.number)  # the clock of "least recently used"
+        # A file cut short by a power failure is no hit: it is fetched and replaced.
+        return read_fully(file.number, 0, buffers)
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        """Add a range. Its bytes are counted before it appears: a kill can only count too much."""
+        if len(data) > self.limit:
+            raise UsageError(
+                f"cache {self.folder}: a limit of {self.limit} bytes cannot hold one read of "
+                f"{len(data)} bytes; raise the limit"
+            )
+        temporary = path.with_name(f".{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder / "bytes") as counter:
+                held = int.from_bytes(os.pread(counter, 8, 0), "little") + len(data)
+                if held > self.limit:
+                    held = self._evict(max(0, self.limit * 9 // 10 - len(data))) + len(data)
+                os.pwrite(counter, held.to_bytes(8, "little"), 0)
+                temporary.write_bytes(data)  # no fsync: whatever a crash loses is fetched again
+                temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise explained(error, path) from error
+
+    def _evict(self, target: int) -> int:
+        """Delete the oldest ranges until at most ``target`` bytes remain; returns what remains.
+
+        Runs under the lock, so every temporary file it meets was left by a killed process.
+        """
+        ages = []
+        for shard in (entry for entry in os.scandir(self.folder) if entry.is_dir()):
+            for entry in os.scandir(shard):
+                if entry.name.endswith(TEMPORARY_SUFFIX):
+                    Path(entry).unlink()
+                    continue
+                status = entry.stat()
+                ages.append((status.st_mtime_ns, entry.path, status.st_size))
+        held = sum(size for _, _, size in ages)
+        for _, path, size in sorted(ages):
+            if held <= target:
+                break
+            Path(path).unlink()
+            held -= size
+        return held
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Open a file that one process and thread at a time may hold; yields its descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,111 @@
+"""Small published sets, written with the project's own writers: images, and latents of noise."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from datasets import shards
+from datasets.decoding import encode_png
+from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, write_latent_shard
+from datasets.latent_pairs import PAIRS, pair_table
+from datasets.shards import Shard, index_table, parquet_bytes, shard_name, write_shard
+from infra.config import canonical_json, pretty_json, to_dict
+from infra.storage import sha256, write_bytes
+
+SMALL = LatentFormat(channels=4, height=8, width=8)
+
+
+def latent(latent_format: LatentFormat, *name: object) -> npt.NDArray[np.float32]:
+    """Draw the latent that a test knows under ``name``: standard normal noise."""
+    rng = np.random.default_rng([zlib.crc32(repr(part).encode()) for part in name])
+    return rng.standard_normal(latent_format.shape, np.float32)
+
+
+def sample(
+    latent_format: LatentFormat,
+    key: str,
+    draws: Sequence[int] = (0,),
+    *,
+    flip: Callable[[int], bool] = lambda draw: draw % 2 == 1,
+    gray: Sequence[int] = (),
+    targets: bool = True,
+) -> LatentSample:
+    """Make one latent sample; its latents are named by key and role."""
+    both = latent(latent_format, key, "target", 0), latent(latent_format, key, "target", 1)
+    return LatentSample(
+        key=key,
+        draws=[
+            LatentDraw(
+                number=draw,
+                flip=flip(draw),
+                source=latent(latent_format, key, "source", draw),
+                gray_target=latent(latent_format, key, "gray", draw) if draw in gray else None,
+            )
+            for draw in draws
+        ],
+        targets=both if targets else None,
+    )
+
+
+def write_latents(
+    folder: Path,
+    samples: Sequence[LatentSample],
+    latent_format: LatentFormat = SMALL,
+    *,
+    per_shard: int = 5,
+    split: str = "train",
+    **manifest: Any,
+) -> Path:
+    """Publish a latent set; returns its folder."""
+    written = [
+        write_latent_shard(
+            folder / shard_name(split, number),
+            samples[start : start + per_shard],
+            latent_format,
+        )
+        for number, start in enumerate(range(0, len(samples), per_shard))
+    ]
+    return publish_latents(folder, written, latent_format, **manifest)
+
+
+def publish_latents(
+    folder: Path, written: Sequence[Shard], latent_format: LatentFormat, **manifest: Any
+) -> Path:
+    """Write the tables and the manifest of latent shards that are there."""
+    write_bytes(folder / PAIRS, parquet_bytes(pair_table(folder, written)))
+    return _finish(folder, written, [PAIRS], latent=to_dict(latent_format), **manifest)
+
+
+def write_images(
+    folder: Path,
+    images: Sequence[tuple[str, npt.NDArray[np.uint8]]],
+    *,
+    per_shard: int = 5,
+    split: str = "train",
+) -> Path:
+    """Publish an image set; returns its folder."""
+    contents = [
+        (key, {"png": encode_png(image), "json": canonical_json({"key": key})})
+        for key, image in images
+    ]
+    written = [
+        write_shard(folder / shard_name(split, number), contents[start : start + per_shard])
+        for number, start in enumerate(range(0, len(contents), per_shard))
+    ]
+    return _finish(folder, written, [])
+
+
+def _finish(folder: Path, written: Sequence[Shard], tables: list[str], **manifest: Any) -> Path:
+    write_bytes(folder / shards.INDEX, parquet_bytes(index_table(written)))
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in [shards.INDEX, *tables]
+    }
+    entries = [shard.entry() for shard in written]
+    content = pretty_json({**manifest, "shards": entries, "files": files})
+    write_bytes(folder / shards.MANIFEST, content)
+    return folder
