@@ -26,12 +26,12 @@ import pyarrow.compute as pc
 from datasets import shards
 from datasets.sources import ImageRef, Listing, input_digest, list_images
 from infra import storage
-from infra.config import differences, digest, pretty_json, to_dict
+from infra.config import digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
-from infra.tracking import start_run
 from pipelines import curation_report, scoring
 from pipelines.curate import CurateConfig
 from pipelines.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
+from pipelines.job import SetFolder, plain
 from pipelines.pack import PLAN, PackShard, record_path, write_plan
 from pipelines.scorers import ScorerChoice, describe
 from pipelines.selection import count_reasons, select, shard_tables
@@ -51,8 +51,8 @@ class Curation:
 
     def __init__(self, config: CurateConfig) -> None:
         self.config = config
-        self.folder = storage.local_path(config.output)
-        self.state = self.folder / ".curate"
+        self.set = SetFolder(storage.local_path(config.output), ".curate", "a curated set")
+        self.folder, self.state = self.set.path, self.set.state
         self.scorer = describe(config.scorer_choice())
         self.threshold = (
             self.scorer.default_threshold if config.threshold is None else config.threshold
@@ -76,10 +76,10 @@ class Curation:
             BudgetExceeded: the set is complete, but more images were broken than ``max_bad``.
             UserError: the work could not be finished for a reason the user can mend.
         """
-        self._refuse_foreign_folder()
-        with storage.exclusive(self.state):
-            self._refuse_other_candidates()
-            storage.remove_partial(self.folder)
+        with self.set.held():
+            self.set.claim(
+                "candidates.json", self.candidate_fields, overwrite=self.config.overwrite
+            )
             listing = list_images(self.config.input, self.state / "sources")
             listing = listing.first(self.config.first).first(self.config.limit)
             if self._finished(listing):
@@ -96,20 +96,13 @@ class Curation:
             self._make(listing, engine)
             return
         settings = {**self.candidate_fields, **self.cut_fields}
-        with start_run(
+        where = self.set.tracked(
             "latent-pmrf/curate",
-            folder=self.state / "tracking",
-            name=self.folder.name,
-            params=settings,
-        ) as run:
-            manifest = self._make(listing, engine)
-            digest_of_set = storage.sha256(self.folder / shards.MANIFEST)
-            run.log_dataset(self.folder.name, digest_of_set, str(self.folder), "curation")
-            run.log_metrics(curation_report.metrics(manifest, engine.times))
-            run.log_artifact(self.folder / "report.html")
-            run.log_artifact(self.folder / shards.MANIFEST)
-            run.close()
-            sys.stdout.write(f"MLflow: {run.where()}\n")
+            settings,
+            lambda: self._make(listing, engine),
+            lambda manifest: curation_report.metrics(manifest, engine.times),
+        )
+        sys.stdout.write(where)
 
     def _make(self, listing: Listing, engine: Engine) -> dict[str, Any]:
         storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
@@ -263,37 +256,12 @@ class Curation:
         record = self.state / "listing.json"
         if manifest is None or not record.exists():
             return False
-        wanted = to_dict_like({**self.candidate_fields, **self.cut_fields})
+        wanted = plain({**self.candidate_fields, **self.cut_fields})
         if manifest["config"] != wanted:
             return False
         if json.loads(record.read_bytes())["fingerprint"] != listing.fingerprint():
             return False
-        sizes = [(entry["name"], entry["bytes"]) for entry in manifest["shards"]]
-        sizes += [(name, entry["bytes"]) for name, entry in manifest["files"].items()]
-        return all(_has_size(self.folder / name, size) for name, size in sizes)
-
-    def _refuse_foreign_folder(self) -> None:
-        if self.folder.is_dir() and not self.state.exists() and any(self.folder.iterdir()):
-            raise UsageError(
-                f"--output {self.folder}: not empty and not a curated set; give a new folder"
-            )
-
-    def _refuse_other_candidates(self) -> None:
-        """Refuse a folder of another configuration; --overwrite forgets its scores."""
-        record = self.state / "candidates.json"
-        if not record.exists():
-            return
-        changed = differences(to_dict_like(self.candidate_fields), json.loads(record.read_bytes()))
-        if not changed:
-            return
-        if not self.config.overwrite:
-            raise UsageError(
-                f"--output {self.folder} holds a set of another configuration ("
-                f"{'; '.join(changed)}); give another folder, or --overwrite to replace it"
-            )
-        for path in self.state.iterdir():
-            if path.name != "lock":
-                storage.remove_tree(path) if path.is_dir() else path.unlink()
+        return not self.set.lacks(manifest)
 
     def _check_budget(self) -> None:
         manifest = shards.read_manifest(self.folder)
@@ -304,16 +272,6 @@ class Curation:
                 f"{self.config.max_bad:g} allows; the set is complete without them, and "
                 f"{self.folder / 'scores.parquet'} names them with their reasons"
             )
-
-
-def to_dict_like(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return fields as JSON gives them back."""
-    plain: dict[str, Any] = json.loads(json.dumps(fields))
-    return plain
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size
 
 
 def _count_broken(scores: pa.Table) -> int:
