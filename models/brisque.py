@@ -35,6 +35,7 @@ WINDOW, SIGMA = 7, 7 / 6  # section III-A
 C = 1 / 255
 ROUNDING = 1e-11  # of a local mean in [0, 1], generously; far below one grey level's effect on it
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # H, V, D1, D2 neighbours, Eqs. 7 to 10
+CONVENTIONS = b"1"  # changes whenever this file would give other scores for the same parameters
 ALPHAS = np.geomspace(0.2, 10.0, 4001)  # the published range of shapes, finer
 RATIO = gamma(2 / ALPHAS) ** 2 / (gamma(1 / ALPHAS) * gamma(3 / ALPHAS))  # increasing in alpha
 
@@ -47,7 +48,7 @@ class Brisque:
             -13 (crisp texture) to 116 (empty gradients).
         default_threshold: above it, such crops begin to be out of focus or empty; a fair
             photograph's textured parts lie below 30.
-        digest: SHA-256 over the two parameter files.
+        digest: SHA-256 over the two parameter files and the version of this computation.
 
     Raises:
         FileNotFoundError: the package with the parameters is not installed.
@@ -60,7 +61,7 @@ class Brisque:
 
     def __init__(self) -> None:
         model, ranges = _parameter_file("svm.txt"), _parameter_file("normalize.pickle")
-        self.digest = hashlib.sha256(model + ranges).hexdigest()
+        self.digest = hashlib.sha256(CONVENTIONS + model + ranges).hexdigest()
         self._coefficients, self._vectors, self._gamma, self._rho = _parse_svm(model.decode())
         scale = _PlainUnpickler(io.BytesIO(ranges)).load()
         self._low, self._high = np.array(scale["min_"]), np.array(scale["max_"])

@@ -21,13 +21,12 @@ SHOWN = 6  # thumbnails a row
 
 def bottleneck(times: Sequence[StageTime]) -> str:
     """Name the step in which the workers spent most of their time."""
-    steps = {
-        f"{stage.name}: {step}": seconds for stage in times for step, seconds in stage.steps.items()
-    }
+    steps = {(stage.name, step): t for stage in times for step, t in stage.steps.items()}
     if not steps:
         return "nothing to do"
-    name = max(steps, key=lambda step: steps[step])
-    return f"{name}, {steps[name] / sum(steps.values()):.0%} of the workers' time"
+    stage, step = max(steps, key=lambda key: steps[key])
+    share = steps[stage, step] / sum(steps.values())
+    return f"step {step!r} of stage {stage!r}, {share:.0%} of the workers' time"
 
 
 def save_times(path: Path, times: Sequence[StageTime]) -> None:
@@ -97,7 +96,7 @@ def build(
             report.table(["split", "shards", "samples", "MB"], _split_rows(manifest["shards"])),
         ),
         ("Time", _time_section(times)),
-        ("Configuration", report.table(["field", "value"], list(manifest["config"].items()))),
+        ("Configuration", report.table(["field", "value"], _settings(manifest["config"]))),
     ]
     lead = f"{totals['candidates']:,} candidates from {manifest['input']['images']:,} images"
     return report.page("Curation report", lead, sections)
@@ -157,11 +156,11 @@ def _yield_table(scores: pa.Table) -> str:
             r["source_count_distinct"],
             r["key_count"],
             r["kept_sum"],
-            f"{r['kept_sum'] / r['key_count']:.0%}",
+            100 * r["kept_sum"] / r["key_count"],
         )
         for r in rows.sort_by("origin").to_pylist()
     ]
-    return report.table(["input", "images", "candidates", "kept", "share"], body)
+    return report.table(["input", "images", "candidates", "kept", "% kept"], body)
 
 
 def _split_rows(entries: list[dict[str, Any]]) -> list[tuple[object, ...]]:
@@ -173,14 +172,27 @@ def _split_rows(entries: list[dict[str, Any]]) -> list[tuple[object, ...]]:
     ]
 
 
+def _settings(config: dict[str, Any]) -> list[tuple[str, object]]:
+    """List a configuration's fields, nested ones under dotted names."""
+    rows: list[tuple[str, object]] = []
+    for name, value in config.items():
+        nested = value.items() if isinstance(value, dict) else ()
+        rows += [(f"{name}.{inner}", text) for inner, text in nested] or [(name, value)]
+    return rows
+
+
 def _time_section(times: Sequence[StageTime]) -> str:
     if not times:
         return report.note("Nothing was left to compute.")
-    stages = [(s.name, s.wall, s.done, s.done / s.wall if s.wall else 0.0) for s in times]
+    started = sum(stage.wall for stage in times if not stage.steps)
+    stages = [(s.name, s.wall, s.done, s.done / s.wall) for s in times if s.steps]
     steps = {f"{s.name}: {step}": t for s in times for step, t in s.steps.items()}
     return (
         report.table(["stage", "seconds", "items", "items/s"], stages)
-        + report.note(f"Bottleneck: {bottleneck(times)}. Below, the workers' seconds by step.")
+        + report.note(
+            f"Starting Ray took {started:.1f} s. Bottleneck: {bottleneck(times)}. Below, the "
+            "workers' seconds by step."
+        )
         + report.bars(steps, unit=" s", colour=report.KEPT)
     )
 
