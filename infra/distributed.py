@@ -4,8 +4,12 @@
 """
 
 import os
+from collections.abc import Sequence
+from typing import TypeVar
 
 from infra.errors import UsageError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -35,6 +39,48 @@ def world_size() -> int:
             f"WORLD_SIZE={total}: a job has at least 1 process; unset it or correct it"
         )
     return total
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine, from 0: which GPU is its own.
+
+    Raises:
+        UsageError: LOCAL_RANK is not a number.
+    """
+    return _number("LOCAL_RANK", 0)
+
+
+def sums(values: Sequence[float], device: str = "cpu") -> list[float]:
+    """Add numbers over all processes, in float64; each process gives equally many.
+
+    The processes must have joined (``torch.distributed``), unless there is only one.
+    """
+    import torch
+
+    if world_size() == 1:
+        return [float(value) for value in values]
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
+
+
+def gathered(value: T) -> list[T]:
+    """Return what every process gave, by rank; for rare and small things."""
+    import torch
+
+    if world_size() == 1:
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return [item for item in values if item is not None]
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    import torch
+
+    if world_size() > 1:
+        torch.distributed.barrier()
 
 
 def _number(name: str, default: int) -> int:
