@@ -7,8 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from datasets.sources import ImageRef, Listing, read
 from infra.config import digest, pretty_json
 from infra.errors import UsageError
 from infra.storage import write_bytes
+from pipelines.ahead import in_order
 from pipelines.crop import CropRule, Pixels, cut_all, patch_key, single_threaded
 from pipelines.scorers import ImportedScores, Quality, ScorerChoice, load
 from pipelines.stage import Stopwatch
@@ -108,18 +108,7 @@ class ScoreImages:
         self, refs: Sequence[ImageRef]
     ) -> Iterator[tuple[list[dict[str, Any]], list[Pixels]]]:
         """Open images in order, ``decoders`` of them ahead of need."""
-        if not self.decoders:
-            yield from map(self.open, refs)
-            return
-        with ThreadPoolExecutor(self.decoders) as pool:
-            source = iter(refs)
-            ahead: deque[Future[Any]] = deque()
-            while True:
-                more = islice(source, self.decoders + 1 - len(ahead))
-                ahead.extend(pool.submit(self.open, ref) for ref in more)
-                if not ahead:
-                    return
-                yield ahead.popleft().result()
+        return in_order((partial(self.open, ref) for ref in refs), self.decoders)
 
     def open(self, ref: ImageRef) -> tuple[list[dict[str, Any]], list[Pixels]]:
         """Read, decode and cut one image.

@@ -1,0 +1,79 @@
+"""The frozen networks around the flow, found on disk and identified: autoencoder and predictor.
+
+Latents are only as good as the weights that made them, so whoever makes or reads latents loads the
+networks here and compares identities: the digest of the weights, and the configuration.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    CheckpointError,
+    config_from_dict,
+    load_checkpoint,
+    load_strict,
+    weights_digest,
+)
+from models.public_vae import PUBLIC_VAES, PublicVAE, load_public_vae
+from models.sim_vae import SimVAE
+from models.swinir import SwinIR, SwinIRConfig, load_predictor
+from models.vae_folder import load_sim_vae
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one network from another."""
+
+    weights: str
+    """SHA-256 of the tensors, from `weights_digest`."""
+    config: Mapping[str, Any]
+    """What the network was built from, as JSON values."""
+
+
+def load_vae(where: str) -> tuple[SimVAE | PublicVAE, Identity]:
+    """Load an autoencoder in float32 on the CPU, frozen.
+
+    Args:
+        where: a folder as `load_sim_vae` reads it; or a name of `PUBLIC_VAES` to be had from the
+            hub, or NAME=FOLDER for such files that are here.
+
+    Raises:
+        CheckpointError: the files are not to be had, damaged, or of another network.
+    """
+    name, _, folder = where.partition("=")
+    if name in PUBLIC_VAES:
+        public = load_public_vae(name, folder or None)
+        config = {"name": name, "scale": public.scale, "shift": public.shift}
+        return public, Identity(weights_digest(public.state_dict()), config)
+    vae = load_sim_vae(where).eval().requires_grad_(False)
+    return vae, Identity(weights_digest(vae.state_dict()), asdict(vae.config))
+
+
+def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:
+    """Load a posterior-mean predictor in float32 on the CPU, frozen.
+
+    Args:
+        where: DifFace's published file; or a checkpoint that `save_checkpoint` wrote with the
+            `SwinIRConfig` as its configuration: the folder, or the weights in it.
+
+    Raises:
+        CheckpointError: missing (and then where to get it), damaged, or of another network.
+    """
+    path = Path(where)
+    folder = path.parent if path.name == WEIGHTS else path
+    if (folder / CONFIG).is_file():
+        values, state_dict = load_checkpoint(folder)
+        try:
+            config = config_from_dict(SwinIRConfig, values)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / CONFIG}: not of a SwinIR ({error})") from error
+        model = SwinIR(config)
+        load_strict(model, state_dict, folder / WEIGHTS)
+        model.eval().requires_grad_(False)
+    else:
+        model = load_predictor(path)
+    return model, Identity(weights_digest(model.state_dict()), asdict(model.config))
