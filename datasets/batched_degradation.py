@@ -93,17 +93,19 @@ def blur_and_downscale(
     ]
     radius = parameters[0].kernel_size // 2
     tall, wide = (next_fast_len(side + 2 * radius, real=True) for side in (height, width))
-    batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).contiguous()
-    padded = F.pad(batch, (radius,) * 4, mode="reflect")
+    batch = torch.stack([torch.from_numpy(image).to(device).permute(2, 0, 1) for image in images])
+    # mirrored on as far as the transforms reach, which would otherwise copy to append zeros
+    right, below = (min(n - m - radius, m - 1) for n, m in ((wide, width), (tall, height)))
+    padded = F.pad(batch, (radius, right, radius, below), mode="reflect")
     spectra = _forward(padded, tall, wide)  # [B, 3, tall, wide // 2 + 1]
     # conj: a correlation, so that the results start at pixel 0 and what wraps around lies beyond
     spectra *= _forward(torch.from_numpy(np.stack(kernels)).to(device), tall, wide).conj()[:, None]
     small = []
     for columns, record in zip(torch.fft.ifft(spectra, dim=-2), parameters, strict=True):
         new_height, new_width = downscaled_size(height, width, record.downscale)
-        rows = torch.fft.irfft(_read(columns, -2, height, new_height), wide)  # [3, h, wide]
-        shrunk = _read(rows, -1, width, new_width)  # [3, h, w]
-        small.append(np.ascontiguousarray(shrunk.permute(1, 2, 0).cpu().numpy()))
+        rows = torch.fft.irfft(_read(columns, height, new_height), wide)  # [3, h, wide]
+        shrunk = _read(rows.mT, width, new_width)  # [3, w, h]
+        small.append(np.ascontiguousarray(shrunk.permute(2, 1, 0).cpu().numpy()))
     return small
 
 
@@ -113,16 +115,13 @@ def _forward(images: Tensor, tall: int, wide: int) -> Tensor:
     return spectra
 
 
-def _read(lines: Tensor, axis: int, size: int, new_size: int) -> Tensor:
-    """Read ``new_size`` lines between the first ``size``, as OpenCV's INTER_LINEAR does."""
+def _read(lines: Tensor, size: int, new_size: int) -> Tensor:
+    """Read ``new_size`` rows between the first ``size``, as OpenCV's INTER_LINEAR does."""
     at = torch.arange(new_size, dtype=torch.float64, device=lines.device)
     at = (at + 0.5) * (size / new_size) - 0.5
     low = at.floor()
-    weight = (at - low).float().view(-1, *[1] * (-1 - axis))
-    first, second = (
-        lines.index_select(axis, pixel.clamp(0, size - 1).long()) for pixel in (low, low + 1)
-    )
-    return first + weight * (second - first)
+    first, second = (lines[..., row.clamp(0, size - 1).long(), :] for row in (low, low + 1))
+    return first + (at - low).float()[:, None] * (second - first)
 
 
 def _finish(hq: Image, small: Image, record: DegradationParameters) -> Degraded:
