@@ -54,7 +54,9 @@ class ImageSet:
         self.files = LocalFiles(folder, sizes) if files is None else files
         self._shards = [e["name"] for e in self.manifest["shards"] if e["split"] == split]
         table = pq.read_table(folder / INDEX, filters=[("extension", "=", "png")])
-        shard = pc.index_in(table["shard"].cast(pa.string()), value_set=pa.array(self._shards))
+        shard = pc.index_in(
+            table["shard"].cast(pa.string()), value_set=pa.array(self._shards, pa.string())
+        )
         table = table.set_column(0, "shard", shard).filter(shard.is_valid())
         if not len(table):
             raise UserError(f"{folder}: no image of split {split!r} in {INDEX}")

@@ -164,11 +164,13 @@ class CachedFiles:
     def _kept(self, path: Path, buffers: Sequence[memoryview]) -> bool:
         try:
             file = _Descriptor(path)
+            os.utime(file.number)  # the clock of "least recently used"
+            # A file cut short by a power failure is no hit: it is fetched and replaced.
+            return read_fully(file.number, 0, buffers)
         except FileNotFoundError:
             return False
-        os.utime(file.number)  # the clock of "least recently used"
-        # A file cut short by a power failure is no hit: it is fetched and replaced.
-        return read_fully(file.number, 0, buffers)
+        except OSError as error:
+            raise explained(error, path) from error
 
     def _keep(self, path: Path, data: bytes) -> None:
         """Add a range. Its bytes are counted before it appears: a kill can only count too much."""
