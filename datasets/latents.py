@@ -10,10 +10,10 @@ are compared with what the pair table promises, so a shard that is not the one i
 noticed; flipped bits inside a latent are not (`verify` compares the hashes).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,7 @@ class LatentPairs:
         codes = keys.indices.to_numpy()
         self._first = np.flatnonzero(np.diff(codes, prepend=-1))
         self._count = np.diff(self._first, append=len(codes))
-        self._keys = keys.dictionary
+        self._keys: list[str] = keys.dictionary.to_pylist()
         self._shards = sorted(sizes)
         self._table = _integers(table, self._shards)
         self.parts = (Part(size=len(self._first)),)
@@ -101,8 +101,8 @@ class LatentPairs:
         source, target = (memory.take((count, *self.latent.shape), dtype) for _ in range(2))
         chosen = scattered(draw.seed, draw.index, draw.visit) % self._count[draw.index]
         rows = self._table[:, self._first[draw.index] + chosen].tolist()
-        keys = self._keys.take(pa.array(draw.index)).to_pylist()
-        unreadable = self._fill(self._pairs(keys, rows, source, target))
+        keys = [self._keys[index] for index in draw.index.tolist()]
+        unreadable = self._fill(rows[3:], self._names(keys, rows), source, target)
         draws, flips = rows[:2]
         for row, other in stand_ins(unreadable, count).items():
             for column in (source, target, keys, draws, flips):
@@ -116,83 +116,91 @@ class LatentPairs:
             skipped=list(unreadable.values()),
         )
 
-    def _pairs(
-        self, keys: Sequence[str], rows: Sequence[Sequence[int]], source: Tensor, target: Tensor
-    ) -> "list[tuple[_Member, _Member]]":
-        """Place both members of every row: in the tars, and in the batch."""
-        size = self.latent.data_bytes
-        lead = -self.latent.member_bytes % BLOCK + HEAD
-        leads = memoryview(bytearray(2 * len(keys) * lead))
-        sources, targets = (
-            side.view(torch.uint8).view(-1).numpy().data for side in (source, target)
-        )
-        pairs = []
-        for row, (key, draw, flip, gray, *place) in enumerate(zip(keys, *rows, strict=True)):
-            shard, offset, target_shard, target_offset = place
-            target_name = target_extension(draw, bool(flip), bool(gray))
-            here, middle = slice(row * size, (row + 1) * size), (2 * row + 1) * lead
-            first, second = leads[middle - lead : middle], leads[middle : middle + lead]
-            pairs.append(
-                (
-                    _Member(f"{key}.source_{draw}.npy", shard, offset, first, sources[here]),
-                    _Member(
-                        f"{key}.{target_name}", target_shard, target_offset, second, targets[here]
-                    ),
-                )
-            )
-        return pairs
+    def _names(self, keys: Sequence[str], rows: Sequence[Sequence[int]]) -> list[list[bytes]]:
+        """Name both members of every row of the pair table, as tars do."""
+        return [
+            [
+                f"{key}.source_{draw}.npy".encode(),
+                f"{key}.{target_extension(draw, bool(flip), bool(gray))}".encode(),
+            ]
+            for key, draw, flip, gray in zip(keys, *rows[:3], strict=True)
+        ]
 
-    def _fill(self, pairs: "Sequence[tuple[_Member, _Member]]") -> dict[int, str]:
-        """Read all members; returns a message for each row that could not be read.
+    def _fill(
+        self,
+        places: Sequence[Sequence[int]],
+        names: Sequence[Sequence[bytes]],
+        source: Tensor,
+        target: Tensor,
+    ) -> dict[int, str]:
+        """Read all pairs into a batch; returns a message for each row that could not be read.
 
         Planned before and checked after, so that the loop is system calls and little else.
         """
+        leads = np.zeros((len(names), 2, -self.latent.member_bytes % BLOCK + HEAD), np.uint8)
+        planned = _reads(places, leads, source, target)
         unreadable = {}
-        planned = [_reads(*pair) for pair in pairs]
         for row, reads in enumerate(planned):
             try:
                 for shard, offset, buffers in reads:
                     self.files.read(self._shards[shard], offset, buffers)
             except UnreadableRange as error:
                 unreadable[row] = str(error)
-        for row, pair in enumerate(pairs):
-            for member in pair:
-                if row not in unreadable and not member.is_there(self._header):
-                    unreadable[row] = (
-                        f"{self._shards[member.shard]}: something else is where the pair table has "
-                        f"{member.name}; the two are of different sets, or the shard is damaged"
-                    )
+        for row, side in _strangers(leads[:, :, -HEAD:], names, self._header):
+            unreadable.setdefault(
+                row,
+                f"{self._shards[places[2 * side][row]]}: something else is where the pair table "
+                f"has {names[row][side].decode()}; they are of different sets, or the shard is damaged",
+            )
         return unreadable
 
 
-class _Member(NamedTuple):
-    """A latent in a tar, and the memory that it is read into."""
+def _reads(
+    places: Sequence[Sequence[int]], leads: npt.NDArray[np.uint8], source: Tensor, target: Tensor
+) -> list[list[tuple[int, int, list[memoryview]]]]:
+    """Plan the ranged reads of every row, one where the members are neighbours.
 
-    name: str
-    shard: int
-    offset: int
-    """Of the content, its `.npy` header."""
-    lead: memoryview
-    """Room for what stands between the member before and the data."""
-    data: memoryview
+    Args:
+        places: shard and offset of the sources, shard and offset of the targets.
+        leads: room for what stands between one member's data and the next's, [B, 2, bytes].
+        source: sources of the batch.
+        target: its targets.
 
-    def is_there(self, header: bytes) -> bool:
-        """Tell whether what was read is this member, by its tar header and its `.npy` header."""
-        head = self.lead[-HEAD:]
-        return names_member(head, self.name.encode()) and head[BLOCK:] == header
+    Returns:
+        For each row its reads: shard, offset, buffers.
+    """
+    size, lead = source[0].nbytes, leads.shape[2]
+    sources, targets = (side.view(torch.uint8).view(-1).numpy().data for side in (source, target))
+    flat = leads.reshape(-1).data
+    planned = []
+    for row, (shard, offset, target_shard, target_offset) in enumerate(zip(*places, strict=True)):
+        here, start = slice(row * size, (row + 1) * size), 2 * row * lead
+        first = shard, offset, flat[start : start + lead], sources[here]
+        second = target_shard, target_offset, flat[start + lead : start + 2 * lead], targets[here]
+        if target_offset < offset:
+            first, second = second, first
+        if first[0] == second[0] and second[1] - first[1] == size + lead:
+            buffers = [first[2][-HEAD:], first[3], second[2], second[3]]
+            planned.append([(first[0], first[1] - BLOCK, buffers)])
+        else:
+            planned.append([(m[0], m[1] - BLOCK, [m[2][-HEAD:], m[3]]) for m in (first, second)])
+    return planned
 
 
-def _reads(source: _Member, target: _Member) -> list[tuple[int, int, list[memoryview]]]:
-    """Plan the ranged reads of a pair, one if they are neighbours: shard, offset, buffers."""
-    first, second = (source, target) if source.offset < target.offset else (target, source)
-    start = first.offset - BLOCK
-    end = first.offset + NPY_HEADER + first.data.nbytes
-    if first.shard == second.shard and second.offset + NPY_HEADER == end + second.lead.nbytes:
-        return [(first.shard, start, [first.lead[-HEAD:], first.data, second.lead, second.data])]
-    return [
-        (member.shard, member.offset - BLOCK, [member.lead[-HEAD:], member.data])
-        for member in (first, second)
-    ]
+def _strangers(
+    heads: npt.NDArray[np.uint8], names: Sequence[Sequence[bytes]], header: bytes
+) -> Iterator[tuple[int, int]]:
+    """Yield (row, side) of members that are not there, by their tar and `.npy` headers [B, 2, 640].
+
+    All at once by the field that holds names up to 100 bytes; what differs, one by one.
+    """
+    stored = np.ascontiguousarray(heads[:, :, :100]).view("S100")[:, :, 0]
+    wrong = stored != np.array(names, "S100")
+    wrong |= (heads[:, :, BLOCK:] != np.frombuffer(header, np.uint8)).any(axis=2)
+    for row, side in np.argwhere(wrong).tolist():
+        head = heads[row, side].tobytes()
+        if head[BLOCK:] != header or not names_member(head, names[row][side]):
+            yield row, side
 
 
 def _integers(table: pa.Table, shards: Sequence[str]) -> npt.NDArray[np.int64]:

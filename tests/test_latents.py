@@ -155,6 +155,16 @@ def test_latents_start_on_cache_lines(tmp_path: Path) -> None:
         assert (row["offset"] + row["size"] - SMALL.data_bytes) % 64 == 0
 
 
+def test_keys_of_any_length_and_script_are_read(tmp_path: Path) -> None:
+    """Names beyond 100 bytes, which USTAR splits, and names beyond ASCII."""
+    keys = ["folder/" * 10 + "x" * 80, "d" * 90 + "/" + "e" * 80, "顔/né"]
+    pairs = LatentPairs(write_latents(tmp_path, [sample(SMALL, key) for key in keys]))
+    batch = load(pairs, [0, 1, 2])
+
+    assert sorted(batch.keys) == sorted(keys)
+    assert batch.skipped == []
+
+
 def test_draws_added_later_leave_old_tars_alone(tmp_path: Path) -> None:
     """A set grows by tars of sources; the new draws find the targets in the old ones."""
     first = write_latent_shard(
