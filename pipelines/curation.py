@@ -36,6 +36,7 @@ from pipelines.pack import PLAN, PackShard, record_path, write_plan
 from pipelines.scorers import ScorerChoice, describe
 from pipelines.selection import count_reasons, select, shard_tables
 from pipelines.stage import Engine, RayEngine, Resources, StageTime
+from pipelines.times import save_times
 
 FORMAT = "latent-pmrf/samples/1"
 DECODERS_PER_GPU = 6  # threads; 200 scores a second need about six cores of preparation
@@ -130,7 +131,7 @@ class Curation:
         rule, limit = self.config.crop_rule(), self.config.max_pixels
         page = curation_report.build(manifest, scores, listing, rule, times, limit)
         storage.write_bytes(self.folder / "report.html", page.encode())
-        curation_report.save_times(self.state / "times.json", times)
+        save_times(self.state / "times.json", times)
         sys.stdout.write(curation_report.summary(manifest, times, self.folder))
         return manifest
 

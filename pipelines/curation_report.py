@@ -10,29 +10,12 @@ import pyarrow.compute as pc
 
 from datasets.decoding import decode
 from datasets.sources import ImageRef, Listing, read
-from infra.config import pretty_json
-from infra.storage import write_bytes
 from pipelines import report
 from pipelines.crop import Box, CropRule, cut
 from pipelines.stage import StageTime
+from pipelines.times import bottleneck, time_section
 
 SHOWN = 6  # thumbnails a row
-
-
-def bottleneck(times: Sequence[StageTime]) -> str:
-    """Name the step in which the workers spent most of their time."""
-    steps = {(stage.name, step): t for stage in times for step, t in stage.steps.items()}
-    if not steps:
-        return "nothing to do"
-    stage, step = max(steps, key=lambda key: steps[key])
-    share = steps[stage, step] / sum(steps.values())
-    return f"step {step!r} of stage {stage!r}, {share:.0%} of the workers' time"
-
-
-def save_times(path: Path, times: Sequence[StageTime]) -> None:
-    """Keep the stages' times beside the job's other memory."""
-    stages = [{"name": s.name, "wall": s.wall, "done": s.done, "steps": s.steps} for s in times]
-    write_bytes(path, pretty_json(stages))
 
 
 def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) -> str:
@@ -95,7 +78,7 @@ def build(
             "Shards",
             report.table(["split", "shards", "samples", "MB"], _split_rows(manifest["shards"])),
         ),
-        ("Time", _time_section(times)),
+        ("Time", time_section(times)),
         ("Configuration", report.table(["field", "value"], _settings(manifest["config"]))),
     ]
     lead = f"{totals['candidates']:,} candidates from {manifest['input']['images']:,} images"
@@ -179,22 +162,6 @@ def _settings(config: dict[str, Any]) -> list[tuple[str, object]]:
         nested = value.items() if isinstance(value, dict) else ()
         rows += [(f"{name}.{inner}", text) for inner, text in nested] or [(name, value)]
     return rows
-
-
-def _time_section(times: Sequence[StageTime]) -> str:
-    if not times:
-        return report.note("Nothing was left to compute.")
-    started = sum(stage.wall for stage in times if not stage.steps)
-    stages = [(s.name, s.wall, s.done, s.done / s.wall) for s in times if s.steps]
-    steps = {f"{s.name}: {step}": t for s in times for step, t in s.steps.items()}
-    return (
-        report.table(["stage", "seconds", "items", "items/s"], stages)
-        + report.note(
-            f"Starting Ray took {started:.1f} s. Bottleneck: {bottleneck(times)}. Below, the "
-            "workers' seconds by step."
-        )
-        + report.bars(steps, unit=" s", colour=report.KEPT)
-    )
 
 
 class _Pictures:

@@ -6,7 +6,7 @@ is split among threads would show in its last bits.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,20 +14,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datasets.degradation import DegradationParameters, draw_parameters
-from datasets.degradation_parameters import degradation_preset
+from datasets.degradation import draw_parameters
+from datasets.degradation_parameters import DegradationParameters, degradation_preset
 from infra.errors import UsageError, UserError
 from models.autoencoder import Posterior
 from models.checkpoint import CheckpointError
 from models.frozen import Identity, load_posterior_mean, load_vae
+from models.metrics import to_uint8
 from models.public_vae import PublicVAE
 from models.sim_vae import SimVAE
 from models.swinir import SwinIR
 from pipelines.crop import single_threaded
+from pipelines.encode_rule import EncodeRule
 
-SOURCES = ("posterior_mean", "lq")
-POSTERIORS = ("mode", "sample")
-PRECISIONS = ("float32", "tf32", "bfloat16")
 LIVE_MAPS = 6  # feature maps of the first stage that are alive at once, generously
 SHARE_OF_MEMORY = 0.5  # of the GPU, for feature maps
 LARGEST_BATCH = 32
@@ -36,53 +35,13 @@ Image = npt.NDArray[np.float32]
 Latent = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodeRule:
-    """What latents are a function of, beside the images; and where it is computed."""
-
-    vae: str
-    """As `models.frozen.load_vae` takes it."""
-    predictor: str | None
-    """As `models.frozen.load_posterior_mean` takes it; None where no source needs it."""
-    source: str = "posterior_mean"
-    """posterior_mean: x_0 = E(posterior mean of LQ); lq: x_0 = E(LQ)."""
-    posterior: str = "mode"
-    """mode or sample of the encoder's Gaussian."""
-    degradation: str = "pmrf"
-    """Preset of `datasets.degradation_parameters`."""
-    seed: int = 0
-    """Of the draws, and of the posterior's noise."""
-    precision: str = "float32"
-    """float32; tf32: in products on NVIDIA GPUs; bfloat16: autocast, of the VAE alone."""
-    device: str = "cuda"
-    """cuda or cpu."""
-    batch: int | None = None
-    """Images per forward pass; None: `batch_size`."""
-
-    def __post_init__(self) -> None:
-        choices = {
-            "source": SOURCES,
-            "posterior": POSTERIORS,
-            "precision": PRECISIONS,
-            "device": ("cuda", "cpu"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r}: choose {' or '.join(allowed)}")
-        if self.precision == "tf32" and self.device == "cpu":
-            raise ValueError("precision 'tf32': a format of NVIDIA GPUs; on a CPU take float32")
-        if self.batch is not None and self.batch < 1:
-            raise ValueError(f"batch {self.batch}: at least 1")
-        degradation_preset(self.degradation)
-
-
 class Encoded(NamedTuple):
-    """Latents, and how sure the encoder was of them."""
+    """One latent, and how sure the encoder was of it."""
 
     latent: Latent
-    """float32 [B, C, h, w]."""
+    """float32 [C, h, w]."""
     variance: npt.NDArray[np.float64]
-    """Of the posterior: mean over each channel, [B, C]."""
+    """Of the posterior: mean over each channel, [C]."""
 
 
 class Encoder:
@@ -113,7 +72,8 @@ class Encoder:
         self.rule = rule
         self.device = torch.device(rule.device)
         models = load_models(rule)
-        self.vae = models.vae.to(self.device, memory_format=torch.channels_last)
+        self.vae = models.vae.to(self.device)
+        self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
         self.predictor = None if models.predictor is None else models.predictor.to(self.device)
 
     def tensor(self, images: Sequence[Image]) -> Tensor:
@@ -133,7 +93,7 @@ class Encoder:
         assert self.predictor is not None
         return self.predictor.posterior_mean(lq.contiguous())
 
-    def encode(self, images: Tensor, names: Sequence[str]) -> Encoded:
+    def encode(self, images: Tensor, names: Sequence[str]) -> list[Encoded]:
         """Encode images.
 
         Args:
@@ -155,7 +115,8 @@ class Encoder:
                     "belong to their networks? A low --precision can overflow too"
                 )
         variance = posterior.std.double().square().mean((2, 3))
-        return Encoded(latent.cpu().numpy(), variance.cpu().numpy())
+        pairs = zip(latent.cpu().numpy(), variance.cpu().numpy(), strict=True)
+        return [Encoded(*pair) for pair in pairs]
 
     @torch.no_grad()
     def posterior(self, images: Tensor) -> Posterior:
@@ -169,7 +130,8 @@ class Encoder:
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """Latents [B, C, h, w] => images [B, 3, H, W], clipped to [0, 1]."""
-        return ((self.vae.decode(latent) + 1) / 2).clamp(0, 1)
+        images: Tensor = (self.vae.decode(latent) + 1) / 2
+        return images.clamp(0, 1)
 
     def _noise(self, names: Sequence[str], like: Tensor) -> Tensor:
         """Draw standard normal noise, for each latent by (seed, its name)."""
@@ -219,7 +181,7 @@ def identity(rule: EncodeRule, models: Models) -> dict[str, Any]:
     if models.predictor_identity is not None:
         made_from["predictor"] = models.predictor_identity.weights
         made_from["predictor_config"] = dict(models.predictor_identity.config)
-    fields = ("source", "posterior", "seed", "precision", "device")
+    fields = ("source", "posterior", "seed", "precision")
     return {
         **made_from,
         **{name: getattr(rule, name) for name in fields},
@@ -248,7 +210,6 @@ def to_model_range(images: Tensor) -> Tensor:
     return images * 2 - 1
 
 
-def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
-    """[B, 3, H, W] in [0, 1] => RGB uint8 [B, H, W, 3]."""
-    levels = (images * 255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def levels(images: Tensor) -> Tensor:
+    """[0, 1] => uint8, of the same shape."""
+    return to_uint8(to_model_range(images))

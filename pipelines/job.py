@@ -59,7 +59,7 @@ class SetFolder:
         path = self.state / record
         if not path.exists():
             return
-        changed = differences(_flat(plain(identity)), _flat(json.loads(path.read_bytes())))
+        changed = differences(flat(plain(identity)), flat(json.loads(path.read_bytes())))
         if not changed:
             return
         if not overwrite:
@@ -112,13 +112,13 @@ def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Give nested fields dotted names, so that a difference is named as deep as it lies."""
-    flat: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for name, value in fields.items():
         nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
+        named |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return named
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -100,10 +100,10 @@ def record_path(shard: Path) -> Path:
 
 
 def write_plan(path: Path, shards: list[pa.Table]) -> None:
-    """Write the plan, one row group a shard."""
+    """Write the plan, one row group a shard; all tables have the first one's schema."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = pa.BufferOutputStream()
-    with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
+    with pq.ParquetWriter(buffer, shards[0].schema, compression="zstd") as writer:
         for table in shards:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
     write_bytes(path, buffer.getvalue().to_pybytes())

@@ -1,0 +1,340 @@
+"""The encoding job: probe, plan, encode what is not encoded, publish; later, add draws.
+
+Everything the job knows is in the output folder; a killed job loses at most what its workers held.
+
+    OUTPUT/                   the set: shards, manifest.json, index.parquet, pairs.parquet
+    OUTPUT/config.json        the resolved configuration, for --config
+    OUTPUT/report.html        what a person reads
+    OUTPUT/.encode/           the job's memory
+        identity.json         what the latents are a function of: another value is another set
+        probe/                the distortion bound and its pictures
+        draws-FIRST-LAST/     a generation in the making: plan, shards, their records and sums
+
+A set grows by generations: the first run encodes targets and draws 0 to K - 1, a later one with
+more --draws adds shards with the further draws and rewrites the manifest and both tables. No shard
+that is published changes.
+"""
+
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from datasets import shards
+from datasets.latent_format import LatentFormat
+from datasets.latent_pairs import PAIRS, pair_table
+from datasets.shards import Member, Shard
+from infra import storage
+from infra.config import pretty_json, to_dict
+from infra.errors import UsageError
+from pipelines import encoding_report
+from pipelines.draws import EncodeShard, Work, statistics_path
+from pipelines.encode import EncodeConfig
+from pipelines.encoder import identity, load_models
+from pipelines.image_plan import ImageSet
+from pipelines.job import SetFolder, plain
+from pipelines.latent_statistics import ChannelSums
+from pipelines.pack import record_path, write_plan
+from pipelines.probe import IMAGES, RESULT, Probe, bound
+from pipelines.stage import Engine, RayEngine, Resources
+from pipelines.times import save_times
+
+FORMAT = "latent-pmrf/latents/1"
+LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyarrow")
+LEAST_STD = 1e-3  # a channel that hardly varies still needs a step in 8 bits
+
+
+class Encoding:
+    """One job in one output folder.
+
+    Args:
+        config: the resolved configuration.
+
+    Raises:
+        UsageError: images or weights that are not at hand, or do not fit together.
+    """
+
+    def __init__(self, config: EncodeConfig) -> None:
+        self.config = config
+        self.rule = config.rule()
+        self.set = SetFolder(storage.local_path(config.output), ".encode", "a latent set")
+        self.folder, self.state = self.set.path, self.set.state
+        self.images = ImageSet(storage.local_path(config.input), config.limit)
+        models = load_models(self.rule)
+        factor = models.vae.downsample_factor
+        if self.images.size % factor:
+            raise UsageError(
+                f"--input {config.input}: images of {self.images.size} pixels; --vae {config.vae} "
+                f"takes multiples of {factor}: curate them at another --size"
+            )
+        self.shape = (models.vae.latent_channels, *[self.images.size // factor] * 2)
+        self.identity = plain(
+            {
+                "images": self.images.digest,
+                "limit": config.limit,
+                "size": self.images.size,
+                **identity(self.rule, models),
+                "dtype": config.dtype,
+                "keep_images": config.keep_images,
+                "samples_per_shard": config.samples_per_shard,
+            }
+        )
+
+    def run(self, engine: Engine | None = None) -> None:
+        """Do what is left to do.
+
+        Args:
+            engine: carries out the units; by default Ray.
+
+        Raises:
+            UsageError: an output or a device that cannot be used; nothing was encoded.
+            UserError: the work could not be finished for a reason the user can mend.
+        """
+        with self.set.held():
+            self.set.claim("identity.json", self.identity, overwrite=self.config.overwrite)
+            if self._finished():
+                sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
+            elif engine is not None:
+                self._work(engine)
+            else:
+                with RayEngine(self.config.workers) as ray_engine:
+                    self._work(ray_engine)
+
+    def published(self) -> dict[str, Any] | None:
+        """Return the manifest of the set in the folder, if it is this one.
+
+        Raises:
+            UsageError: it has more draws than asked for, or lacks shards.
+        """
+        manifest = shards.read_manifest(self.folder)
+        if manifest is None or manifest.get("identity") != self.identity:
+            return None
+        lost = self.set.lacks(manifest)
+        if lost:
+            wrong = f"lacks {lost[0]}, or has another length of it: bring it back"
+        elif manifest["draws"] > self.config.draws:
+            wrong = (
+                f"holds {manifest['draws']} draws, --draws is {self.config.draws}: ask for at "
+                "least as many, give another folder"
+            )
+        else:
+            return manifest
+        if self.config.overwrite:
+            return None
+        raise UsageError(f"--output {self.folder} {wrong}, or --overwrite to encode anew")
+
+    def _finished(self) -> bool:
+        manifest = self.published()
+        return manifest is not None and manifest["draws"] == self.config.draws
+
+    def _work(self, engine: Engine) -> None:
+        resources = self._resources(engine)
+        if not self.config.track:
+            self._make(engine, resources)
+            return
+        where = self.set.tracked(
+            "latent-pmrf/encode",
+            {**self.identity, "draws": self.config.draws},
+            lambda: self._make(engine, resources),
+            lambda manifest: encoding_report.metrics(manifest, engine.times),
+        )
+        sys.stdout.write(where)
+
+    def _resources(self, engine: Engine) -> Resources:
+        """Give a worker a GPU, or one CPU; never the one for the other."""
+        if self.config.device == "cpu":
+            return Resources()
+        there = engine.gpus()
+        wanted = there if self.config.gpus is None else self.config.gpus
+        if not 0 < wanted <= there:
+            raise UsageError(
+                f"--device cuda: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; give "
+                "--device cpu to encode on CPUs (--dry-run says how slowly)"
+            )
+        return Resources(cpus=1, gpus=1, workers=wanted)
+
+    def _make(self, engine: Engine, resources: Resources) -> dict[str, Any]:
+        storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
+        storage.write_bytes(self.state / "identity.json", pretty_json(self.identity))
+        probe = self._probe(engine, resources)
+        for staging in self.state.glob("draws-*"):  # killed while publishing
+            if shards.read_manifest(staging) is not None:
+                shards.publish(staging, self.folder)
+        manifest = self.published()
+        while manifest is None or manifest["draws"] < self.config.draws:
+            self._generation(manifest, probe, engine, resources)
+            manifest = self.published()
+        page = encoding_report.build(manifest, probe, self.state / "probe", engine.times)
+        storage.write_bytes(self.folder / "report.html", page.encode())
+        save_times(self.state / "times.json", engine.times)
+        sys.stdout.write(encoding_report.summary(manifest, engine.times, self.folder))
+        return manifest
+
+    def _probe(self, engine: Engine, resources: Resources) -> dict[str, Any]:
+        """Measure the distortion bound on a fixed part of the images, unless it is known."""
+        folder = self.state / "probe"
+        if not (folder / RESULT).exists():
+            rows = self.images.spread(IMAGES)
+            arguments = (self.rule, str(self.images.folder), self.images.size, str(folder))
+            units = [{"rows": rows}]
+            for _ in engine.run("probe", units, Probe, arguments, len(rows), resources):
+                pass
+        result: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
+        return result
+
+    def _generation(
+        self,
+        manifest: dict[str, Any] | None,
+        probe: dict[str, Any],
+        engine: Engine,
+        resources: Resources,
+    ) -> None:
+        """Encode and publish one generation of draws: the one begun before, or all that lack."""
+        first = 0 if manifest is None else manifest["draws"]
+        staging = self._staging(first)
+        last = int(staging.name.rpartition("-")[2])
+        latent = self._format(probe, manifest)
+        taken: dict[str, int] = {}
+        for entry in manifest["shards"] if manifest else ():
+            taken[entry["split"]] = taken.get(entry["split"], 0) + 1
+        tables = self.images.shards(self.config.samples_per_shard, taken)
+        write_plan(staging / "plan.parquet", list(tables.values()))
+        units = [
+            {"name": name, "row_group": number}
+            for number, name in enumerate(tables)
+            if shards.load_record(record_path(staging / name)) is None
+        ]
+        work = Work(
+            plan=str(staging / "plan.parquet"),
+            images=str(self.images.folder),
+            size=self.images.size,
+            first=first,
+            last=last,
+            latent=to_dict(latent),
+            keep_images=self.config.keep_images,
+        )
+        total = sum(len(tables[str(unit["name"])]) for unit in units)
+        for _ in engine.run("encode", units, EncodeShard, (work, self.rule), total, resources):
+            pass
+        self._stage_manifest(staging, list(tables), manifest, work, probe)
+        shards.publish(staging, self.folder)
+
+    def _staging(self, first: int) -> Path:
+        """Return the folder of the next generation; what no longer fits is removed."""
+        begun = []
+        for folder in self.state.glob("draws-*"):
+            start, end = (int(number) for number in folder.name.split("-")[1:])
+            if start == first and end <= self.config.draws:
+                begun.append((end, folder))
+            else:
+                storage.remove_tree(folder)
+        return max(begun)[1] if begun else self.state / f"draws-{first}-{self.config.draws}"
+
+    def _format(self, probe: dict[str, Any], manifest: dict[str, Any] | None) -> LatentFormat:
+        """Return how a latent is stored; 8-bit levels are laid by the probe's latents."""
+        channels, height, width = self.shape
+        if self.config.dtype != "uint8":
+            return LatentFormat(
+                channels=channels, height=height, width=width, dtype=self.config.dtype
+            )
+        sums = ChannelSums.joined([probe["sums"]], channels)
+        spread = [max(LEAST_STD, std) for std in sums.std.tolist()]
+        return LatentFormat.eight_bit(self.shape, sums.mean.tolist(), spread)
+
+    def _stage_manifest(
+        self,
+        staging: Path,
+        names: list[str],
+        before: dict[str, Any] | None,
+        work: Work,
+        probe: dict[str, Any],
+    ) -> None:
+        """Write the tables and, last, the manifest of a staged generation."""
+        new = [shards.load_record(record_path(staging / name)) for name in names]
+        written = [*self._earlier(before), *(shard for shard in new if shard is not None)]
+        with self._together(staging, written) as folder:
+            pairs = pair_table(folder, written)
+        files = {
+            shards.INDEX: shards.parquet_bytes(shards.index_table(written)),
+            PAIRS: shards.parquet_bytes(pairs),
+        }
+        hashes = {name: storage.write_bytes(staging / name, data) for name, data in files.items()}
+        sums = [json.loads(statistics_path(staging / name).read_bytes()) for name in names]
+        generation = {
+            "draws": [work.first, work.last],
+            "shards": names,
+            "devices": sorted({part["device"] for part in sums}),
+            "batches": sorted({part["batch"] for part in sums}),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in LIBRARIES},
+            },
+            "sums": {
+                side: ChannelSums.joined([part[side] for part in sums], self.shape[0]).to_json()
+                for side in ("target", "source")
+            },
+        }
+        generations = [*(before["generations"] if before else []), generation]
+        statistics = {
+            side: ChannelSums.joined(
+                [part["sums"][side] for part in generations], self.shape[0]
+            ).summary()
+            for side in ("target", "source")
+        }
+        target = statistics["target"]
+        latent = replace(
+            self._format(probe, before), mean=tuple(target["mean"]), std=tuple(target["std"])
+        )
+        entries = [shard.entry() for shard in written]
+        manifest = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "latent": to_dict(latent),
+            "draws": work.last,
+            "statistics": statistics,
+            "distortion": bound(probe),
+            "input": {"images": len(self.images.rows), "digest": self.images.digest},
+            "totals": {
+                "samples": len(self.images.rows),
+                "pairs": len(pairs),
+                "gray": int(pairs["gray"].to_numpy().sum()),
+                "shards": len(entries),
+                "bytes": sum(entry["bytes"] for entry in entries),
+            },
+            "shards": entries,
+            "files": {
+                name: {"bytes": len(data), "sha256": hashes[name]} for name, data in files.items()
+            },
+            "generations": generations,
+        }
+        storage.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
+
+    def _earlier(self, manifest: dict[str, Any] | None) -> list[Shard]:
+        """Return the published shards with their members, from the index."""
+        if manifest is None:
+            return []
+        members: dict[str, list[Member]] = {}
+        for row in pq.read_table(self.folder / shards.INDEX).to_pylist():
+            shard = row.pop("shard")
+            members.setdefault(shard, []).append(Member(**row))
+        return [
+            Shard(e["name"], e["samples"], e["bytes"], e["sha256"], tuple(members[e["name"]]))
+            for e in manifest["shards"]
+        ]
+
+    @contextmanager
+    def _together(self, staging: Path, written: list[Shard]) -> Iterator[Path]:
+        """Yield a folder in which published and staged shards appear side by side."""
+        with tempfile.TemporaryDirectory(dir=self.state) as temporary:
+            for shard in written:
+                there = staging if (staging / shard.name).exists() else self.folder
+                (Path(temporary) / shard.name).symlink_to((there / shard.name).absolute())
+            yield Path(temporary)
