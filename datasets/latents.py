@@ -33,6 +33,7 @@ from infra.config import differences, from_dict
 from infra.errors import UserError
 
 HEAD = BLOCK + NPY_HEADER  # what stands before the data of a member
+_Read = tuple[int, int, list[memoryview]]  # number of the shard, offset, where to
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,15 @@ class LatentPairs:
         chosen = scattered(draw.seed, draw.index, draw.visit) % self._count[draw.index]
         rows = self._table[:, self._first[draw.index] + chosen].tolist()
         keys = [self._keys[index] for index in draw.index.tolist()]
-        unreadable = self._fill(rows[3:], self._names(keys, rows), source, target)
+        leads = memory.take((count, 2, -self.latent.member_bytes % BLOCK + HEAD), torch.uint8)
+        unreadable = self._read(_reads(rows[3:], leads.numpy(), source, target))
+        names = self._names(keys, rows)
+        for row, side in _strangers(leads[:, :, -HEAD:].numpy(), names, self._header):
+            unreadable.setdefault(
+                row,
+                f"{self._shards[rows[3 + 2 * side][row]]}: something else is where the pair table "
+                f"has {names[row][side].decode()}; they do not belong together, or it is damaged",
+            )
         draws, flips = rows[:2]
         for row, other in stand_ins(unreadable, count).items():
             for column in (source, target, keys, draws, flips):
@@ -126,19 +135,8 @@ class LatentPairs:
             for key, draw, flip, gray in zip(keys, *rows[:3], strict=True)
         ]
 
-    def _fill(
-        self,
-        places: Sequence[Sequence[int]],
-        names: Sequence[Sequence[bytes]],
-        source: Tensor,
-        target: Tensor,
-    ) -> dict[int, str]:
-        """Read all pairs into a batch; returns a message for each row that could not be read.
-
-        Planned before and checked after, so that the loop is system calls and little else.
-        """
-        leads = np.zeros((len(names), 2, -self.latent.member_bytes % BLOCK + HEAD), np.uint8)
-        planned = _reads(places, leads, source, target)
+    def _read(self, planned: Sequence[Sequence[_Read]]) -> dict[int, str]:
+        """Read all pairs; returns a message for each row that could not be read."""
         unreadable = {}
         for row, reads in enumerate(planned):
             try:
@@ -146,18 +144,12 @@ class LatentPairs:
                     self.files.read(self._shards[shard], offset, buffers)
             except UnreadableRange as error:
                 unreadable[row] = str(error)
-        for row, side in _strangers(leads[:, :, -HEAD:], names, self._header):
-            unreadable.setdefault(
-                row,
-                f"{self._shards[places[2 * side][row]]}: something else is where the pair table "
-                f"has {names[row][side].decode()}; they are of different sets, or the shard is damaged",
-            )
         return unreadable
 
 
 def _reads(
     places: Sequence[Sequence[int]], leads: npt.NDArray[np.uint8], source: Tensor, target: Tensor
-) -> list[list[tuple[int, int, list[memoryview]]]]:
+) -> list[list[_Read]]:
     """Plan the ranged reads of every row, one where the members are neighbours.
 
     Args:
@@ -165,14 +157,11 @@ def _reads(
         leads: room for what stands between one member's data and the next's, [B, 2, bytes].
         source: sources of the batch.
         target: its targets.
-
-    Returns:
-        For each row its reads: shard, offset, buffers.
     """
     size, lead = source[0].nbytes, leads.shape[2]
     sources, targets = (side.view(torch.uint8).view(-1).numpy().data for side in (source, target))
     flat = leads.reshape(-1).data
-    planned = []
+    planned: list[list[_Read]] = []
     for row, (shard, offset, target_shard, target_offset) in enumerate(zip(*places, strict=True)):
         here, start = slice(row * size, (row + 1) * size), 2 * row * lead
         first = shard, offset, flat[start : start + lead], sources[here]
@@ -192,15 +181,17 @@ def _strangers(
 ) -> Iterator[tuple[int, int]]:
     """Yield (row, side) of members that are not there, by their tar and `.npy` headers [B, 2, 640].
 
-    All at once by the field that holds names up to 100 bytes; what differs, one by one.
+    The common case is one comparison of the whole batch: what is there fills 100 bytes with a name.
     """
-    stored = np.ascontiguousarray(heads[:, :, :100]).view("S100")[:, :, 0]
-    wrong = stored != np.array(names, "S100")
-    wrong |= (heads[:, :, BLOCK:] != np.frombuffer(header, np.uint8)).any(axis=2)
-    for row, side in np.argwhere(wrong).tolist():
-        head = heads[row, side].tobytes()
-        if head[BLOCK:] != header or not names_member(head, names[row][side]):
-            yield row, side
+    expected = b"".join([name.ljust(100, b"\0") for pair in names for name in pair])
+    headers = header * (2 * len(names))
+    if heads[:, :, :100].tobytes() == expected and heads[:, :, BLOCK:].tobytes() == headers:
+        return
+    for row, pair in enumerate(names):
+        for side, name in enumerate(pair):
+            head = heads[row, side].tobytes()
+            if head[BLOCK:] != header or not names_member(head, name):
+                yield row, side
 
 
 def _integers(table: pa.Table, shards: Sequence[str]) -> npt.NDArray[np.int64]:
