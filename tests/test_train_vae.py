@@ -1,0 +1,114 @@
+"""Training Sim-VAE: the losses it gives, what it averages, writes and refuses."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from infra.errors import UserError
+from models.checkpoint import load_checkpoint
+from models.vae_folder import load_sim_vae
+from tests.conftest import ROOT
+from tests.training_sets import free_port, launch, log, same_curve, write_image_set
+from trainers import vae
+from trainers.vae import PRESETS, VAEConfig
+
+TINY = ["--preset", "tiny", "--crop", "16", "--global-batch-size", "4", "--workers", "0"]
+SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]
+# Losses of the first six steps on one thread; other instruction sets may differ in the last digits.
+GOLDEN = (0.4675694, 0.4736956, 0.5497273, 0.45061, 0.4922505, 0.4800053)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures of 32 pixels, three of them held out."""
+    return write_image_set(tmp_path_factory.mktemp("images"), size=32)
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of the tiny preset."""
+    output = tmp_path_factory.mktemp("trained")
+    launch(["trainers.vae", *TINY, *SHORT, "--data", images], output)
+    return output
+
+
+def test_the_losses_are_the_golden_ones(trained: Path) -> None:
+    """A change that should not alter training shows the same numbers."""
+    losses = [line["train/loss"] for line in log(trained) if "train/loss" in line]
+
+    assert losses == pytest.approx(GOLDEN, rel=1e-4)
+
+
+def test_validation_is_recorded_at_the_start_and_at_the_end(trained: Path) -> None:
+    """Held-out PSNR, the posterior's sigma and the latents' statistics, by step."""
+    found = {line["step"]: line for line in log(trained) if "val/psnr" in line}
+
+    assert sorted(found) == [0, 6]
+    assert found[6]["val/psnr"] > found[0]["val/psnr"]
+    assert found[6]["val/posterior_sigma"] > 0
+    assert found[6]["val/latent_std_least"] <= found[6]["val/latent_std_most"]
+
+
+def test_the_average_is_not_the_raw_network(trained: Path) -> None:
+    """Validated and exported are the averaged weights; both are saved in float32."""
+    folder = trained / "checkpoints" / "step-00000006"
+    raw, average = (load_checkpoint(folder / name)[1] for name in ("model", "ema-0.99"))
+    exported = load_sim_vae(trained / "vae").state_dict()
+
+    assert any(not torch.equal(raw[name], average[name]) for name in raw)
+    assert all(torch.equal(exported[name], average[name]) for name in average)
+    assert {value.dtype for value in raw.values()} == {torch.float32}
+
+
+def test_a_grid_of_pictures_is_kept(trained: Path) -> None:
+    """Looking is part of validating."""
+    names = sorted(path.name for path in (trained / "samples").iterdir())
+
+    assert names == ["step-00000000.png", "step-00000006.png"]
+
+
+def test_deepspeed_trains_on_two_ranks_as_on_one(
+    images: Path, trained: Path, tmp_path: Path
+) -> None:
+    """`deepspeed trainers/vae.py`, from another folder, two ranks of half a batch: one curve."""
+    launcher = ["deepspeed.launcher.runner", "--num_accelerators", "2"]
+    launcher += ["--master_port", str(free_port()), ROOT / "trainers" / "vae.py"]
+    done = launch([*launcher, *TINY, *SHORT, "--data", images], tmp_path / "run")
+
+    assert "4 = 2 ranks x 2 samples x 1" in done.stdout
+    same_curve(log(tmp_path / "run"), log(trained), rel=1e-4)
+
+
+def test_the_perceptual_loss_needs_its_weights(images: Path, tmp_path: Path) -> None:
+    """Missing weights stop the run before it starts, and the message says what to do."""
+    config = dataclasses.replace(PRESETS["paper"], data=(str(images),), vgg=str(tmp_path / "x.pth"))
+
+    with pytest.raises(UserError, match="--perceptual 0"):
+        vae.build(config, torch.device("cpu"))
+
+
+def test_a_set_without_held_out_images_is_refused(tmp_path: Path) -> None:
+    """There is no validation on what was trained on."""
+    images = write_image_set(tmp_path / "set", size=32, held_out=0)
+    config = dataclasses.replace(PRESETS["tiny"], data=(str(images),))
+
+    with pytest.raises(UserError, match="--val-fraction"):
+        vae.build(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"crop": 100}, "crop=100.*8"),
+        ({"model": "nope"}, "nope"),
+        ({"data": ("a",), "data_weights": (1.0, 2.0)}, "data_weights"),
+        ({"grid_images": 0}, "grid_images"),
+    ],
+)
+def test_impossible_values_are_refused(values: dict[str, Any], named: str) -> None:
+    """The message names the value and what is allowed."""
+    with pytest.raises(ValueError, match=named):
+        VAEConfig(**values)

@@ -1,0 +1,78 @@
+"""Small sets to train on, and trainers run on them as a user runs them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datasets import shards
+from datasets.decoding import encode_png
+from infra.config import pretty_json
+from infra.storage import write_bytes
+from tests.conftest import ROOT, environment, picture
+
+
+def write_image_set(folder: Path, *, size: int, train: int = 7, held_out: int = 3) -> Path:
+    """Write an image set of two splits; returns its folder."""
+    written = []
+    for split, first, count in (("train", 0, train), ("val", train, held_out)):
+        if not count:
+            continue
+        images = (
+            (f"p{number:02d}", {"png": encode_png(np.asarray(picture(number, size, size)))})
+            for number in range(first, first + count)
+        )
+        written.append(shards.write_shard(folder / shards.shard_name(split, 0), images))
+    write_bytes(folder / shards.INDEX, shards.parquet_bytes(shards.index_table(written)))
+    manifest = {"shards": [shard.entry() for shard in written], "files": {}}
+    write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
+    return folder
+
+
+def launch(
+    command: Sequence[str | Path], output: Path, *, code: int = 0
+) -> "subprocess.CompletedProcess[str]":
+    """Run ``python -m COMMAND`` to its end, untracked; launchers start outside the project."""
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, command), "--output", str(output), "--no-track"],
+        cwd=ROOT if str(command[0]).startswith("trainers.") else output.parent,
+        env={**environment(output.parent), "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout[-1000:] + done.stderr[-3000:]
+    return done
+
+
+def free_port() -> int:
+    """Find a port below those that the kernel hands out by itself."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise RuntimeError("no free port")
+
+
+def log(output: Path) -> list[dict[str, Any]]:
+    """Read a run's log, without the speeds."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if not name.startswith("speed/")}
+        for line in lines
+    ]
+
+
+def same_curve(mine: list[dict[str, Any]], expected: list[dict[str, Any]], rel: float) -> None:
+    """Assert that two logs agree, at every step and in every number."""
+    assert len(mine) == len(expected)
+    for one, other in zip(mine, expected, strict=True):
+        assert one == pytest.approx(other, rel=rel, abs=1e-5)

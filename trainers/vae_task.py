@@ -1,0 +1,208 @@
+"""Sim-VAE as a task of the loop: its data, its loss, its validation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets.images import Crops, ImageBatch, ImageSet
+from datasets.loading import Loader, LoaderConfig
+from datasets.order import Layout
+from infra.distributed import rank, sums, world_size
+from infra.errors import UserError
+from infra.storage import local_path
+from models.checkpoint import CheckpointError
+from models.losses import PerceptualLoss, SimVAELoss
+from models.metrics import MIN_SIDE, ms_ssim, psnr, to_uint8
+from models.sim_vae import SimVAE, preset
+from models.vae_folder import save_sim_vae
+from models.vgg import VGG19, load_vgg19
+from trainers.cost import forward_flops
+from trainers.draws import Draws, Purpose
+from trainers.engine import Engine
+from trainers.loop import Validation
+from trainers.pictures import grid
+from trainers.vae import VAEConfig
+
+VALIDATION_BATCH = 4  # whole images per rank
+EXPORT = "vae"
+
+
+class Reconstruction(nn.Module):
+    """Both halves of the autoencoder in one forward pass, so that the engine sees all of it."""
+
+    def __init__(self, vae: SimVAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruct images [B, 3, H, W] from a sample of their posterior.
+
+        Args:
+            images: in [-1, 1].
+            noise: of the sample, [B, C, h, w].
+
+        Returns:
+            The reconstruction, and the posterior's mean and log-variance.
+        """
+        posterior = self.vae.encode(images)
+        return self.vae.decode(posterior.sample(noise=noise)), *posterior
+
+
+class VAETask:
+    """See `trainers.loop.Task`."""
+
+    experiment = "latent-pmrf/vae"
+    best = "psnr"
+
+    def __init__(self, config: VAEConfig, device: torch.device) -> None:
+        self.config = config
+        self.sets = [ImageSet(local_path(path)) for path in config.data]
+        self.held_out = [_held_out(path) for path in config.data]
+        perceptual = None
+        if config.loss.perceptual:
+            try:
+                perceptual = PerceptualLoss(load_vgg19(config.vgg)).to(device)
+            except CheckpointError as error:
+                raise UserError(f"--vgg: {error}; or train with --perceptual 0") from error
+        self.loss = SimVAELoss(config.loss, perceptual)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.loop.seed)
+            self.network = SimVAE(
+                preset(config.model),
+                gradient_checkpointing=config.engine.activation_checkpointing,
+            ).to(device)
+        self.trained = Reconstruction(self.network)
+        self.device = device
+
+    def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[ImageBatch]:
+        """Open the training crops where ``state`` says."""
+        config = self.config
+        crops = Crops(self.sets, config.data_weights or None, crop=config.crop, flip=config.flip)
+        settings = LoaderConfig(
+            seed=config.loop.seed,
+            workers=config.loop.workers,
+            processes=True,
+            pin_memory=self.device.type == "cuda",
+        )
+        return Loader(crops, layout, settings, state)
+
+    def losses(self, engine: Engine, batch: ImageBatch, draws: Draws) -> dict[str, Tensor]:
+        """Compute the loss of Sec. 4.2 and its terms, without their weights."""
+        images = batch.images.to(self.device, non_blocking=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+        sides = (side // self.network.downsample_factor for side in images.shape[2:])
+        noise = draws.noise((self.network.latent_channels, *sides), Purpose.TARGET_POSTERIOR)
+        reconstruction, mean, logvar = engine(images, noise)
+        with engine.autocast():
+            found = self.loss(reconstruction, images, mean, logvar)
+        return {"loss": found.total, "l1": found.l1, "perceptual": found.perceptual, "kl": found.kl}
+
+    @torch.no_grad()
+    def validate(self, network: nn.Module) -> Validation:
+        """Reconstruct the held-out images, whole, from the mode of their posterior."""
+        assert isinstance(network, SimVAE)
+        settings = LoaderConfig(workers=self.config.loop.workers)
+        totals: dict[str, float] = {}
+        columns: dict[str, list[Tensor]] = {"HQ": [], "reconstruction": []}
+        channels = torch.zeros(3, network.latent_channels, dtype=torch.float64, device=self.device)
+        for number, images in enumerate(self.held_out):
+            layout = validation_layout(len(images), VALIDATION_BATCH)
+            one = Crops([images], crop=None, flip=False)
+            for batch, count in Loader(one, layout, settings).sweep():
+                hq = batch.images[:count].to(self.device)
+                if not count:
+                    continue
+                reconstruction, posterior = network(hq)
+                levels = to_uint8(hq), to_uint8(reconstruction)
+                found = {"images": count, "psnr": psnr(*levels).sum().item()}
+                if min(hq.shape[2:]) >= MIN_SIDE:
+                    found["ms_ssim"] = ms_ssim(*levels).sum().item()
+                for name, value in found.items():
+                    totals[name] = totals.get(name, 0.0) + value
+                moments = posterior.mean, posterior.mean.square(), posterior.std
+                channels += torch.stack([m.double().mean((2, 3)).sum(0) for m in moments])
+                if number == 0 and sum(map(len, columns["HQ"])) < self.config.grid_images:
+                    for column, pictures in zip(columns.values(), levels, strict=True):
+                        column.append(pictures.cpu())
+        return self._summary(totals, channels, columns)
+
+    def _summary(
+        self, totals: dict[str, float], channels: Tensor, columns: dict[str, list[Tensor]]
+    ) -> Validation:
+        """Add up over ranks; ``channels`` holds sums of mean, square of it, and sigma."""
+        names = ("images", "psnr", "ms_ssim")
+        numbers = [totals.get(name, 0.0) for name in names] + channels.flatten().tolist()
+        count, *rest = sums(numbers, str(self.device))
+        metrics = dict(zip(names[1:], (value / count for value in rest[:2]), strict=True))
+        if not metrics["ms_ssim"]:  # images too small for it
+            del metrics["ms_ssim"]
+        mean, square, sigma = torch.tensor(rest[2:]).div(count).view(3, -1)
+        std = (square - mean.square()).clamp(min=0).sqrt()
+        metrics |= {
+            "posterior_sigma": sigma.mean().item(),
+            "latent_mean": mean.mean().item(),
+            "latent_std": std.mean().item(),
+            "latent_std_least": std.min().item(),
+            "latent_std_most": std.max().item(),
+        }
+        shown = {title: torch.cat(column) for title, column in columns.items() if column}
+        shown = {title: some[: self.config.grid_images] for title, some in shown.items()}
+        return Validation(metrics, grid(shown, "HQ") if shown and rank() == 0 else None)
+
+    def flops_per_sample(self) -> int:
+        """Count forward and backward of the autoencoder, and VGG on both images and back once."""
+        side = self.config.crop
+        vae = forward_flops(lambda: SimVAE(self.network.config), (1, 3, side, side))
+        vgg = 0
+        if self.loss.perceptual is not None:
+            layers = tuple(self.loss.perceptual.layers)
+            vgg = forward_flops(lambda: _Features(layers), (1, 3, side, side))
+        return 3 * (vae + vgg)
+
+    def data(self) -> list[tuple[str, str, str, str]]:
+        """Name the image sets."""
+        return [
+            (local_path(path).name, images.digest.partition("/")[0], path, "training")
+            for path, images in zip(self.config.data, self.sets, strict=True)
+        ]
+
+    def export(self, network: nn.Module) -> None:
+        """Write the folder that `models.vae_folder.load_sim_vae` and diffusers' users read."""
+        assert isinstance(network, SimVAE)
+        save_sim_vae(network, local_path(self.config.loop.output) / EXPORT)
+
+
+class _Features(nn.Module):
+    """VGG19 as a module of one argument."""
+
+    def __init__(self, layers: tuple[str, ...]) -> None:
+        super().__init__()
+        self.vgg, self.layers = VGG19(), layers
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the features."""
+        features: dict[str, Tensor] = self.vgg(images, self.layers)
+        return features
+
+
+def _held_out(path: str) -> ImageSet:
+    try:
+        return ImageSet(local_path(path), split="val")
+    except UserError as error:
+        raise UserError(
+            f"{error}; validation needs held-out images: curate with --val-fraction 0.05"
+        ) from error
+
+
+def validation_layout(size: int, batch: int) -> Layout:
+    """Share a held-out set of ``size`` samples among the ranks, a few at a time.
+
+    Raises:
+        UserError: there are fewer samples than ranks.
+    """
+    ranks = world_size()
+    if size < ranks:
+        raise UserError(f"{size} held-out samples for {ranks} ranks: hold more out")
+    return Layout(ranks=ranks, rank=rank(), micro_batch=min(batch, size // ranks))
