@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +16,55 @@ from infra.storage import sha256
 
 
 def problems(folder: Path) -> Iterator[str]:
-    """Yield one sentence for everything that is not as the set's own records say.
+    """Yield one sentence for everything in an image set that is not as its own records say.
+
+    Checked, besides `set_problems`: every key is unique; every PNG decodes to the size and hash its
+    JSON names; the samples are exactly the kept rows of scores.parquet; no source image is in two
+    splits.
+    """
+    seen = Seen()
+    yield from set_problems(folder, _sample, seen)
+    if read_manifest(folder) is not None:
+        yield from _scores(folder, seen)
+
+
+class Seen:
+    """What was found in the shards.
+
+    Attributes:
+        members: as the index lists them.
+        shard_of: the first shard of every key.
+        split_of: the split of every source image.
+    """
+
+    def __init__(self) -> None:
+        self.members: list[tuple[str, str, str, int, int]] = []
+        self.shard_of: dict[str, str] = {}
+        self.split_of: dict[str, str] = {}
+
+
+Inspect = Callable[[Path, str, dict[str, bytes], Seen], Iterator[str]]
+"""(shard, key, {extension: content}, what was seen before) -> what is wrong with a sample."""
+
+
+def set_problems(folder: Path, inspect: Inspect, seen: Seen) -> Iterator[str]:
+    """Yield one sentence for everything that is wrong with a set of any kind.
 
     Checked: the manifest exists; every file has its length and SHA-256, no shard is missing, extra
-    or out of number; tars are USTAR with zero times and ids; every key is unique and its members
-    adjacent; the index gives the bytes of every member; every PNG decodes to the size and hash its
-    JSON names; the samples are exactly the kept rows of scores.parquet; no source image is in two
-    splits; totals add up.
+    or out of number; tars are USTAR with zero times and ids; a sample's members are adjacent; the
+    index gives the bytes of every member; totals add up; and of each sample what ``inspect`` says.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         yield f"{folder}: no {MANIFEST}: not a complete set; run the command that makes it again"
         return
     yield from _files(folder, manifest)
-    seen = _Seen()
     for entry in manifest["shards"]:
         path = folder / entry["name"]
         if path.exists():
-            yield from _shard(path, entry, seen)
-    yield from _tables(folder, seen)
+            yield from _shard(path, entry, inspect, seen)
+    yield from _index(folder, seen)
     yield from _totals(manifest, seen)
-
-
-class _Seen:
-    """What was found in the shards."""
-
-    def __init__(self) -> None:
-        self.members: list[tuple[str, str, str, int, int]] = []
-        self.shard_of: dict[str, str] = {}
-        self.split_of: dict[str, str] = {}
 
 
 def _files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
@@ -68,37 +88,33 @@ def _files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         counters[entry["split"]] = number + 1
 
 
-def _shard(path: Path, entry: dict[str, Any], seen: _Seen) -> Iterator[str]:
-    samples: list[str] = []
-    contents: dict[str, dict[str, bytes]] = {}
+def _shard(path: Path, entry: dict[str, Any], inspect: Inspect, seen: Seen) -> Iterator[str]:
+    """Walk a tar, one sample in memory at a time."""
+    keys: set[str] = set()
+    current, contents = "", dict[str, bytes]()
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 yield from _header(path, info)
                 key, _, extension = info.name.partition(".")
                 file = tar.extractfile(info)
-                data = b"" if file is None else file.read()
-                if key not in contents:
-                    samples.append(key)
-                elif samples[-1] != key:
-                    yield f"{path.name}: the members of {key} are not adjacent"
-                if extension in contents.setdefault(key, {}):
+                if key != current:
+                    if current:
+                        yield from inspect(path, current, contents, seen)
+                    if key in keys:
+                        yield f"{path.name}: the members of {key} are not adjacent"
+                    keys.add(key)
+                    current, contents = key, {}
+                if extension in contents:
                     yield f"{path.name}: {info.name} occurs twice"
-                contents[key][extension] = data
+                contents[extension] = b"" if file is None else file.read()
                 seen.members.append((path.name, key, extension, info.offset_data, info.size))
-                if len(contents[key]) == 2:
-                    yield from _sample(path, key, contents[key], seen)
-                    contents[key] = dict.fromkeys(contents[key], b"")
+        if current:
+            yield from inspect(path, current, contents, seen)
     except tarfile.TarError as error:
         yield f"{path.name}: not a readable tar ({error})"
-    for key in samples:
-        if contents[key].keys() != {"png", "json"}:
-            yield f"{path.name}: {key} has members {sorted(contents[key])}, expected json, png"
-        if key in seen.shard_of:
-            yield f"{path.name}: key {key} is also in {seen.shard_of[key]}"
-        seen.shard_of[key] = path.name
-    if len(samples) != entry["samples"]:
-        yield f"{path.name}: {len(samples)} samples, the manifest says {entry['samples']}"
+    if len(keys) != entry["samples"]:
+        yield f"{path.name}: {len(keys)} samples, the manifest says {entry['samples']}"
 
 
 def _header(path: Path, info: tarfile.TarInfo) -> Iterator[str]:
@@ -106,8 +122,15 @@ def _header(path: Path, info: tarfile.TarInfo) -> Iterator[str]:
         yield f"{path.name}: {info.name} is not plain USTAR with zero time and ids"
 
 
-def _sample(path: Path, key: str, members: dict[str, bytes], seen: _Seen) -> Iterator[str]:
+def _sample(path: Path, key: str, members: dict[str, bytes], seen: Seen) -> Iterator[str]:
+    """Inspect a sample of an image set."""
     where = f"{path.name}: {key}"
+    if key in seen.shard_of:
+        yield f"{path.name}: key {key} is also in {seen.shard_of[key]}"
+    seen.shard_of[key] = path.name
+    if members.keys() != {"png", "json"}:
+        yield f"{where} has members {sorted(members)}, expected json, png"
+        return
     try:
         label = json.loads(members["json"])
         with Image.open(io.BytesIO(members["png"]), formats=["PNG"]) as image:
@@ -128,7 +151,7 @@ def _sample(path: Path, key: str, members: dict[str, bytes], seen: _Seen) -> Ite
         yield f"{where}: source image {label['source']} is in the splits {other} and {split}"
 
 
-def _tables(folder: Path, seen: _Seen) -> Iterator[str]:
+def _index(folder: Path, seen: Seen) -> Iterator[str]:
     index = folder / INDEX
     if index.exists():
         rows = pq.read_table(index).to_pylist()
@@ -138,6 +161,9 @@ def _tables(folder: Path, seen: _Seen) -> Iterator[str]:
                 (a for a, b in zip(listed, seen.members, strict=False) if a != b), "its length"
             )
             yield f"{INDEX}: differs from the shards, first at {wrong}"
+
+
+def _scores(folder: Path, seen: Seen) -> Iterator[str]:
     scores = folder / "scores.parquet"
     if scores.exists():
         rows = pq.read_table(scores, columns=["key", "shard"]).to_pylist()
@@ -150,7 +176,7 @@ def _tables(folder: Path, seen: _Seen) -> Iterator[str]:
                 )
 
 
-def _totals(manifest: dict[str, Any], seen: _Seen) -> Iterator[str]:
+def _totals(manifest: dict[str, Any], seen: Seen) -> Iterator[str]:
     totals = manifest["totals"]
     found = {
         "samples": len(seen.shard_of),
