@@ -71,6 +71,8 @@ def build(
     sections = [("", report.facts(_headline(manifest)))]
     if scorer["threshold"] is not None:
         sections += _score_sections(scores, scorer, pictures)
+    else:
+        sections.append(("Some of the samples", pictures.some_kept(scores)))
     sections += [
         ("Dropped, by reason", report.bars(manifest["dropped"])),
         ("Yield by input", _yield_table(scores)),
@@ -172,11 +174,19 @@ class _Pictures:
         self.rule = rule
         self.max_pixels = max_pixels
 
+    def some_kept(self, scores: pa.Table) -> str:
+        """Show two rows of samples, evenly spaced in the order of the set."""
+        kept = scores.filter(pc.is_valid(scores["shard"]))
+        count = min(2 * SHOWN, kept.num_rows)
+        chosen = np.linspace(0, kept.num_rows - 1, count).astype(int)
+        return report.gallery(self.thumbnails(kept.take(chosen)))
+
     def thumbnails(self, rows: pa.Table) -> list[report.Thumbnail]:
         """Cut the rows' patches."""
         found = []
         for row in rows.to_pylist():
             image = decode(read(self.refs[row["source"]]), self.max_pixels)
             patch = cut(image, Box(row["x"], row["y"], row["w"], row["h"]), self.rule)
-            found.append(report.Thumbnail(patch, f"{row['quality']:.2f}", row["key"]))
+            title = "" if row["quality"] is None else f"{row['quality']:.2f}"
+            found.append(report.Thumbnail(patch, title, row["key"]))
         return found

@@ -62,11 +62,15 @@ class StageTime:
 
     name: str
     wall: float = 0.0
+    startup: float = 0.0
+    """Seconds until the first worker began: processes started, modules imported, weights loaded."""
     done: int = 0
     steps: dict[str, float] = field(default_factory=dict)
 
-    def add(self, result: dict[str, Any]) -> None:
-        """Count one unit's result."""
+    def add(self, result: dict[str, Any], began: float) -> None:
+        """Count one unit's result; ``began`` is when the stage did."""
+        first = result["began"] - began
+        self.startup = min(self.startup, first) if self.done else max(0.0, first)
         self.done += result["done"]
         for step, seconds in result["seconds"].items():
             self.steps[step] = self.steps.get(step, 0.0) + seconds
@@ -162,7 +166,7 @@ class RayEngine:
 
         stage = StageTime(name)
         self.times.append(stage)
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.time()
         rows = [{"unit": json.dumps(unit)} for unit in units]
         cpus = int(ray.cluster_resources()["CPU"])
         size = min(len(units), resources.workers or self.workers or cpus)
@@ -178,7 +182,7 @@ class RayEngine:
                 result: dict[str, Any] = json.loads(row["result"])
                 if "failure" in result:
                     raise UserError(result["failure"])
-                stage.add(result)
+                stage.add(result, began)
                 advance(result["done"])
                 yield result
         stage.wall = time.perf_counter() - start
@@ -245,8 +249,9 @@ class _Actor:
 
 def attempt(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
     """Do one unit; a full disk and the like become ``{"failure": sentence}``."""
+    began = time.time()
     try:
-        return work(unit)
+        return {**work(unit), "began": began}
     except UserError as error:
         return {"failure": str(error)}
     except OSError as error:

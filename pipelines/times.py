@@ -1,6 +1,7 @@
 """Where a job's time went: in one line, as a file, as a section of its page."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from infra.config import pretty_json
@@ -21,22 +22,21 @@ def bottleneck(times: Sequence[StageTime]) -> str:
 
 def save_times(path: Path, times: Sequence[StageTime]) -> None:
     """Keep the stages' times beside the job's other memory."""
-    stages = [{"name": s.name, "wall": s.wall, "done": s.done, "steps": s.steps} for s in times]
-    write_bytes(path, pretty_json(stages))
+    write_bytes(path, pretty_json([asdict(stage) for stage in times]))
 
 
 def time_section(times: Sequence[StageTime]) -> str:
     """Return the page's section on time."""
     if not times:
         return report.note("Nothing was left to compute.")
-    started = sum(stage.wall for stage in times if not stage.steps)
+    started = sum(stage.startup if stage.steps else stage.wall for stage in times)
     stages = [(s.name, s.wall, s.done, s.done / s.wall) for s in times if s.steps]
     steps = {f"{s.name}: {step}": t for s in times for step, t in s.steps.items()}
     return (
         report.table(["stage", "seconds", "items", "items/s"], stages)
         + report.note(
-            f"Starting Ray took {started:.1f} s. Bottleneck: {bottleneck(times)}. Below, the "
-            "workers' seconds by step."
+            f"Starting Ray and its workers took {started:.1f} s in all. Bottleneck: "
+            f"{bottleneck(times)}. Below, the workers' seconds by step."
         )
         + report.bars(steps, unit=" s", colour=report.KEPT)
     )

@@ -63,7 +63,7 @@ def run_bare(folder: str, size: int, stride: int, *, scored: bool) -> tuple[floa
 
 
 def run_job(folder: str, output: Path, scorer: str, *extra: str) -> tuple[float, float]:
-    """Time the job as a user starts it; returns (seconds, seconds of Ray's start in them)."""
+    """Time the job as a user starts it; returns (seconds, of them starting Ray and workers)."""
     command = [sys.executable, "-m", "pipelines.curate", "--preset", "lsdir", "--input", folder]
     command += ["--output", str(output), "--scorer", scorer, "--workers", str(WORKERS)]
     command += ["--no-track", "--samples-per-shard", "32", "--max-bad", "1", *extra]
@@ -71,7 +71,7 @@ def run_job(folder: str, output: Path, scorer: str, *extra: str) -> tuple[float,
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
     times = json.loads((output / ".curate" / "times.json").read_text())
-    return seconds, sum(stage["wall"] for stage in times if stage["name"] == "start Ray")
+    return seconds, sum(stage["startup"] if stage["steps"] else stage["wall"] for stage in times)
 
 
 def compare(folder: str, size: int, stride: int, *, scored: bool) -> dict[str, Any]:
@@ -93,11 +93,11 @@ def compare(folder: str, size: int, stride: int, *, scored: bool) -> dict[str, A
     return {
         "patches": rows[0][4],
         "job_s": median[0],
-        "of_it_ray_start_s": median[1],
+        "of_it_starting_ray_and_workers_s": median[1],
         "bare_s": median[2],
         "cut_again_s": median[3],
         "ratio": statistics.median(bare_s / job for job, _, bare_s, _, _ in rows),
-        "ratio_without_ray_start": statistics.median(
+        "ratio_without_that_start": statistics.median(
             bare_s / (job - start) for job, start, bare_s, _, _ in rows
         ),
         "cut_again_over_first": statistics.median(again / job for job, _, _, again, _ in rows),
