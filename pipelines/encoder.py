@@ -53,6 +53,7 @@ class Encoder:
     Attributes:
         device: that they compute on.
         vae: the autoencoder.
+        identity: as `identity` returns it.
 
     Raises:
         UsageError: weights that are not at hand, or a device that is not there.
@@ -72,6 +73,7 @@ class Encoder:
         self.rule = rule
         self.device = torch.device(rule.device)
         models = load_models(rule)
+        self.identity = identity(rule, models)
         self.vae = models.vae.to(self.device)
         self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
         self.predictor = None if models.predictor is None else models.predictor.to(self.device)

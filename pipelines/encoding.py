@@ -16,39 +16,28 @@ that is published changes.
 """
 
 import json
-import platform
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from datasets import shards
 from datasets.latent_format import LatentFormat
-from datasets.latent_pairs import PAIRS, pair_table
-from datasets.shards import Member, Shard
 from infra import storage
 from infra.config import pretty_json, to_dict
 from infra.errors import UsageError
 from pipelines import encoding_report
-from pipelines.draws import EncodeShard, Work, statistics_path
+from pipelines.draws import EncodeShard, Work
 from pipelines.encode import EncodeConfig
 from pipelines.encoder import identity, load_models
 from pipelines.image_plan import ImageSet
 from pipelines.job import SetFolder, plain
+from pipelines.latent_manifest import Generation, stage_manifest
 from pipelines.latent_statistics import ChannelSums
 from pipelines.pack import record_path, write_plan
 from pipelines.probe import IMAGES, RESULT, Probe, bound
 from pipelines.stage import Engine, RayEngine, Resources
 from pipelines.times import save_times
 
-FORMAT = "latent-pmrf/latents/1"
-LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 LEAST_STD = 1e-3  # a channel that hardly varies still needs a step in 8 bits
 
 
@@ -201,7 +190,7 @@ class Encoding:
         first = 0 if manifest is None else manifest["draws"]
         staging = self._staging(first)
         last = int(staging.name.rpartition("-")[2])
-        latent = self._format(probe, manifest)
+        latent = self._format(probe)
         taken: dict[str, int] = {}
         for entry in manifest["shards"] if manifest else ():
             taken[entry["split"]] = taken.get(entry["split"], 0) + 1
@@ -224,7 +213,9 @@ class Encoding:
         total = sum(len(tables[str(unit["name"])]) for unit in units)
         for _ in engine.run("encode", units, EncodeShard, (work, self.rule), total, resources):
             pass
-        self._stage_manifest(staging, list(tables), manifest, work, probe)
+        new = Generation(staging, tuple(tables), work, latent)
+        entries = {"identity": self.identity, "distortion": bound(probe)}
+        stage_manifest(self.folder, manifest, new, entries)
         shards.publish(staging, self.folder)
 
     def _staging(self, first: int) -> Path:
@@ -238,7 +229,7 @@ class Encoding:
                 storage.remove_tree(folder)
         return max(begun)[1] if begun else self.state / f"draws-{first}-{self.config.draws}"
 
-    def _format(self, probe: dict[str, Any], manifest: dict[str, Any] | None) -> LatentFormat:
+    def _format(self, probe: dict[str, Any]) -> LatentFormat:
         """Return how a latent is stored; 8-bit levels are laid by the probe's latents."""
         channels, height, width = self.shape
         if self.config.dtype != "uint8":
@@ -248,93 +239,3 @@ class Encoding:
         sums = ChannelSums.joined([probe["sums"]], channels)
         spread = [max(LEAST_STD, std) for std in sums.std.tolist()]
         return LatentFormat.eight_bit(self.shape, sums.mean.tolist(), spread)
-
-    def _stage_manifest(
-        self,
-        staging: Path,
-        names: list[str],
-        before: dict[str, Any] | None,
-        work: Work,
-        probe: dict[str, Any],
-    ) -> None:
-        """Write the tables and, last, the manifest of a staged generation."""
-        new = [shards.load_record(record_path(staging / name)) for name in names]
-        written = [*self._earlier(before), *(shard for shard in new if shard is not None)]
-        with self._together(staging, written) as folder:
-            pairs = pair_table(folder, written)
-        files = {
-            shards.INDEX: shards.parquet_bytes(shards.index_table(written)),
-            PAIRS: shards.parquet_bytes(pairs),
-        }
-        hashes = {name: storage.write_bytes(staging / name, data) for name, data in files.items()}
-        sums = [json.loads(statistics_path(staging / name).read_bytes()) for name in names]
-        generation = {
-            "draws": [work.first, work.last],
-            "shards": names,
-            "devices": sorted({part["device"] for part in sums}),
-            "batches": sorted({part["batch"] for part in sums}),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in LIBRARIES},
-            },
-            "sums": {
-                side: ChannelSums.joined([part[side] for part in sums], self.shape[0]).to_json()
-                for side in ("target", "source")
-            },
-        }
-        generations = [*(before["generations"] if before else []), generation]
-        statistics = {
-            side: ChannelSums.joined(
-                [part["sums"][side] for part in generations], self.shape[0]
-            ).summary()
-            for side in ("target", "source")
-        }
-        target = statistics["target"]
-        latent = replace(
-            self._format(probe, before), mean=tuple(target["mean"]), std=tuple(target["std"])
-        )
-        entries = [shard.entry() for shard in written]
-        manifest = {
-            "format": FORMAT,
-            "identity": self.identity,
-            "latent": to_dict(latent),
-            "draws": work.last,
-            "statistics": statistics,
-            "distortion": bound(probe),
-            "input": {"images": len(self.images.rows), "digest": self.images.digest},
-            "totals": {
-                "samples": len(self.images.rows),
-                "pairs": len(pairs),
-                "gray": int(pairs["gray"].to_numpy().sum()),
-                "shards": len(entries),
-                "bytes": sum(entry["bytes"] for entry in entries),
-            },
-            "shards": entries,
-            "files": {
-                name: {"bytes": len(data), "sha256": hashes[name]} for name, data in files.items()
-            },
-            "generations": generations,
-        }
-        storage.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
-
-    def _earlier(self, manifest: dict[str, Any] | None) -> list[Shard]:
-        """Return the published shards with their members, from the index."""
-        if manifest is None:
-            return []
-        members: dict[str, list[Member]] = {}
-        for row in pq.read_table(self.folder / shards.INDEX).to_pylist():
-            shard = row.pop("shard")
-            members.setdefault(shard, []).append(Member(**row))
-        return [
-            Shard(e["name"], e["samples"], e["bytes"], e["sha256"], tuple(members[e["name"]]))
-            for e in manifest["shards"]
-        ]
-
-    @contextmanager
-    def _together(self, staging: Path, written: list[Shard]) -> Iterator[Path]:
-        """Yield a folder in which published and staged shards appear side by side."""
-        with tempfile.TemporaryDirectory(dir=self.state) as temporary:
-            for shard in written:
-                there = staging if (staging / shard.name).exists() else self.folder
-                (Path(temporary) / shard.name).symlink_to((there / shard.name).absolute())
-            yield Path(temporary)

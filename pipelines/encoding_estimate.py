@@ -1,0 +1,105 @@
+"""The dry run: what an encoding will cost and give, from counted FLOPs and one image timed."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from datasets.batched_degradation import degrade_batch
+from datasets.latent_format import NPY_HEADER
+from datasets.shards import BLOCK
+from pipelines.encode import EncodeConfig
+from pipelines.encoder import Encoder, batch_size
+from pipelines.encoding import Encoding
+
+REPEATS = 3
+JSON_BYTES = 2 * BLOCK  # header and content, about, of a draw's record
+
+
+def estimate(config: EncodeConfig) -> str:
+    """Count what the networks compute, time it on one image, and scale by images and draws.
+
+    Returns:
+        Lines for the user. Nothing is written.
+
+    Raises:
+        UsageError: as the run itself would.
+    """
+    encoding = Encoding(config)
+    manifest = encoding.published()
+    done = 0 if manifest is None else manifest["draws"]
+    draws, images = config.draws - done, len(encoding.images.rows)
+    cost = _Cost(encoding)
+    targets = 2 * images if done == 0 else 0
+    sources = draws * images
+    seconds = (targets + sources) * cost.encode + sources * (cost.degrade + cost.predict)
+    flops = (targets + sources) * cost.encode_flops + sources * cost.predict_flops
+    if config.device == "cuda":
+        workers = config.gpus or torch.cuda.device_count()
+    else:
+        workers = config.workers or os.cpu_count() or 1
+    hours = seconds / workers / 3600
+    values = math.prod(encoding.shape)
+    member = NPY_HEADER + values * np.dtype(config.dtype).itemsize
+    size = (targets + sources) * (member + BLOCK) + sources * JSON_BYTES
+    return (
+        f"{images:,} images of {encoding.images.size} pixels, {draws} draws to encode"
+        f"{f' ({done} are there)' if done else ''}\n"
+        f"  latents   {list(encoding.shape)} in {config.dtype}: about {size / 1e9:.2f} GB"
+        f"{', and the images kept' if config.keep_images else ''}\n"
+        f"  networks  {cost.encode_flops / 1e12:.3f} TFLOP a latent, "
+        f"{cost.predict_flops / 1e12:.3f} a posterior mean; {flops / 1e15:.3g} PFLOP in all, "
+        f"{cost.rate / 1e9:,.0f} GFLOP/s measured\n"
+        f"  measured  {cost.encode:.3f} s a latent, {cost.predict:.3f} s a posterior mean, "
+        f"{cost.degrade:.3f} s a degradation, on one worker ({config.device}), batch {cost.batch}\n"
+        f"  time      about {hours * 60:,.1f} minutes ({hours:,.2f} hours) with {workers} workers\n"
+        "nothing was written\n"
+    )
+
+
+class _Cost:
+    """Seconds and FLOPs of one image.
+
+    Attributes:
+        encode: seconds of one latent.
+        predict: seconds of one posterior mean; 0 where the source needs none.
+        degrade: seconds of one degradation.
+        rate: FLOP a second while the networks compute.
+    """
+
+    def __init__(self, encoding: Encoding) -> None:
+        encoder = Encoder(encoding.rule)
+        self.batch = batch_size(encoding.rule, encoder.vae, encoding.images.size)
+        samples = [encoding.images.sample(row) for row in encoding.images.spread(1)] * self.batch
+        parameters = [
+            encoder.parameters(sample.key, number) for number, sample in enumerate(samples)
+        ]
+        pixels = [sample.image for sample in samples]
+        degraded = degrade_batch(pixels, parameters, encoder.device)
+        lq = encoder.tensor([pair.lq for pair in degraded])
+        names = [sample.key for sample in samples]
+        self.encode, flops = self._of(encoder, lambda: encoder.encode(lq, names))
+        self.encode_flops = flops
+        self.predict, self.predict_flops = self._of(encoder, lambda: encoder.restored(lq))
+        self.degrade, _ = self._of(
+            encoder, lambda: degrade_batch(pixels, parameters, encoder.device)
+        )
+        total = self.encode + self.predict
+        self.rate = (self.encode_flops + self.predict_flops) / total if total else 0.0
+
+    def _of(self, encoder: Encoder, work: Callable[[], object]) -> tuple[float, float]:
+        """Return (seconds, FLOPs) of ``work`` for one image of the batch; the fastest of a few."""
+        with FlopCounterMode(display=False) as counter:  # warms up too
+            work()
+        seconds = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            work()
+            if encoder.device.type == "cuda":
+                torch.cuda.synchronize(encoder.device)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds) / self.batch, counter.get_total_flops() / self.batch

@@ -1,0 +1,141 @@
+"""The manifest and the tables of a latent set, as each generation of draws leaves them."""
+
+import json
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets import shards
+from datasets.latent_format import LatentFormat
+from datasets.latent_pairs import PAIRS, pair_table
+from datasets.shards import Member, Shard
+from infra import storage
+from infra.config import pretty_json, to_dict
+from pipelines.draws import Work, statistics_path
+from pipelines.latent_statistics import ChannelSums
+from pipelines.pack import record_path
+
+FORMAT = "latent-pmrf/latents/1"
+LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyarrow")
+SIDES = ("target", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Draws that were encoded together, in a staging folder."""
+
+    staging: Path
+    """Holds the shards, their records and their sums."""
+    names: tuple[str, ...]
+    """Of the shards."""
+    work: Work
+    """What the shards have in common."""
+    latent: LatentFormat
+    """How a latent is stored."""
+
+    def shards(self) -> list[Shard]:
+        """Return the finished shards, in order."""
+        found = [shards.load_record(record_path(self.staging / name)) for name in self.names]
+        return [shard for shard in found if shard is not None]
+
+    def entry(self) -> dict[str, Any]:
+        """Return the generation's entry in the manifest."""
+        sums = [
+            json.loads(statistics_path(self.staging / name).read_bytes()) for name in self.names
+        ]
+        channels = self.latent.channels
+        return {
+            "draws": [self.work.first, self.work.last],
+            "shards": list(self.names),
+            "devices": sorted({part["device"] for part in sums}),
+            "batches": sorted({part["batch"] for part in sums}),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in LIBRARIES},
+            },
+            "sums": {
+                side: ChannelSums.joined([part[side] for part in sums], channels).to_json()
+                for side in SIDES
+            },
+        }
+
+
+def stage_manifest(
+    folder: Path,
+    before: Mapping[str, Any] | None,
+    new: Generation,
+    entries: Mapping[str, Any],
+) -> None:
+    """Write the tables and, last, the manifest of a set with one generation more, to be published.
+
+    Args:
+        folder: of the set, with the earlier generations.
+        before: its manifest; None if there is none.
+        new: what comes to it.
+        entries: further entries of the manifest.
+    """
+    written = [*(_published(folder, before) if before else ()), *new.shards()]
+    with _side_by_side(folder, new.staging, written) as together:
+        pairs = pair_table(together, written)
+    files = {
+        shards.INDEX: shards.parquet_bytes(shards.index_table(written)),
+        PAIRS: shards.parquet_bytes(pairs),
+    }
+    hashes = {name: storage.write_bytes(new.staging / name, data) for name, data in files.items()}
+    generations = [*(before["generations"] if before else []), new.entry()]
+    statistics = {
+        side: ChannelSums.joined(
+            [generation["sums"][side] for generation in generations], new.latent.channels
+        ).summary()
+        for side in SIDES
+    }
+    target = statistics["target"]
+    latent = replace(new.latent, mean=tuple(target["mean"]), std=tuple(target["std"]))
+    manifest = {
+        "format": FORMAT,
+        **entries,
+        "latent": to_dict(latent),
+        "draws": new.work.last,
+        "statistics": statistics,
+        "totals": {
+            "samples": pc.count_distinct(pairs["key"]).as_py(),
+            "pairs": len(pairs),
+            "gray": pc.sum(pairs["gray"]).as_py(),
+            "shards": len(written),
+            "bytes": sum(shard.bytes for shard in written),
+        },
+        "shards": [shard.entry() for shard in written],
+        "files": {
+            name: {"bytes": len(data), "sha256": hashes[name]} for name, data in files.items()
+        },
+        "generations": generations,
+    }
+    storage.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
+
+
+def _published(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Shard]:
+    """Yield the shards of a published set with their members, from its index."""
+    members: dict[str, list[Member]] = {}
+    for row in pq.read_table(folder / shards.INDEX).to_pylist():
+        members.setdefault(row.pop("shard"), []).append(Member(**row))
+    for entry in manifest["shards"]:
+        name = entry["name"]
+        yield Shard(name, entry["samples"], entry["bytes"], entry["sha256"], tuple(members[name]))
+
+
+@contextmanager
+def _side_by_side(folder: Path, staging: Path, written: Sequence[Shard]) -> Iterator[Path]:
+    """Yield a folder in which published and staged shards appear together."""
+    with tempfile.TemporaryDirectory(dir=staging) as together:
+        for shard in written:
+            there = staging if (staging / shard.name).exists() else folder
+            (Path(together) / shard.name).symlink_to((there / shard.name).absolute())
+        yield Path(together)
