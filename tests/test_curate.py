@@ -318,6 +318,30 @@ def test_scores_travel_in_the_authors_file(pictures: Pictures, tmp_path: Path) -
     assert first["shard"].equals(second["shard"])
 
 
+def test_the_run_goes_to_mlflow(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One finished run holds the settings, the counts, the set's digest, the page and manifest."""
+    from mlflow import MlflowClient
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    run(pictures(3), tmp_path / "set", track=True)
+    client = MlflowClient(store)
+    (experiment,) = client.search_experiments(filter_string="name = 'latent-pmrf/curate'")
+    (found,) = client.search_runs([experiment.experiment_id])
+    manifest = shards.read_manifest(tmp_path / "set")
+
+    assert manifest is not None
+    assert found.info.status == "FINISHED"
+    assert found.data.params["scorer.name"] == "brisque"
+    assert found.data.metrics["samples"] == manifest["totals"]["samples"]
+    (data,) = found.inputs.dataset_inputs
+    assert storage.sha256(tmp_path / "set" / shards.MANIFEST).startswith(data.dataset.digest)
+    paths = {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
+    assert {"report.html", "manifest.json"} <= paths
+
+
 def test_a_scorer_that_is_not_here_is_an_error(tmp_path: Path) -> None:
     """Nothing takes its place."""
     with pytest.raises(UsageError, match="nonesuch"):
