@@ -13,13 +13,14 @@ from infra import cli
 from infra.config import digest, from_dict, to_dict
 from infra.errors import UsageError, UserError
 from pipelines import curate, score
-from trainers import engine_config, loop_config, vae
+from trainers import engine_config, flow, loop_config, vae
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "curate": (curate.CurateConfig, curate.PRESETS),
     "score": (score.ScoreConfig, score.PRESETS),
     "vae": (vae.VAEConfig, vae.PRESETS),
+    "flow": (flow.FlowConfig, flow.PRESETS),
     "loop": (loop_config.LoopConfig, loop_config.LOOP_PRESETS),
     "optimizer": (loop_config.OptimizerConfig, loop_config.OPTIMIZER_PRESETS),
     "engine": (engine_config.EngineConfig, engine_config.PRESETS),

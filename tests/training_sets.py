@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 
 from datasets import shards
 from datasets.decoding import encode_png
-from infra.config import pretty_json
+from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, write_latent_shard
+from datasets.latent_pairs import PAIRS, pair_table
+from infra.config import pretty_json, to_dict
 from infra.storage import write_bytes
 from tests.conftest import ROOT, environment, picture
 
@@ -32,6 +34,34 @@ def write_image_set(folder: Path, *, size: int, train: int = 7, held_out: int = 
         written.append(shards.write_shard(folder / shards.shard_name(split, 0), images))
     write_bytes(folder / shards.INDEX, shards.parquet_bytes(shards.index_table(written)))
     manifest = {"shards": [shard.entry() for shard in written], "files": {}}
+    write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
+    return folder
+
+
+def write_latent_set(
+    folder: Path, *, channels: int = 4, side: int = 4, identity: Mapping[str, Any] | None = None
+) -> Path:
+    """Write eight pairs whose target is a function of the source, three of them held out."""
+    latent = LatentFormat(channels=channels, height=side, width=side, dtype="float32")
+    rng = np.random.default_rng(0)
+    written = []
+    for split, count in (("train", 8), ("val", 3)):
+        samples = []
+        for number in range(count):
+            source = rng.normal(size=latent.shape).astype(np.float32)
+            target = np.tanh(2 * source) + 0.5
+            draw = LatentDraw(number=0, source=source, flip=False)
+            samples.append(
+                LatentSample(key=f"{split}{number}", targets=(target, target), draws=(draw,))
+            )
+        written.append(write_latent_shard(folder / shards.shard_name(split, 0), samples, latent))
+    write_bytes(folder / PAIRS, shards.parquet_bytes(pair_table(folder, written)))
+    manifest = {
+        "latent": to_dict(latent),
+        "identity": {"source": "posterior_mean", **(identity or {})},
+        "shards": [shard.entry() for shard in written],
+        "files": {},
+    }
     write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
     return folder
 

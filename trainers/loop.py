@@ -10,15 +10,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from datasets.loading import Loader
 from datasets.order import Layout
 from infra.config import digest, pretty_json, to_dict
 from infra.distributed import barrier, gathered, rank, sums, world_size
@@ -34,55 +33,10 @@ from trainers.engine import Engine, join, leave
 from trainers.engine_config import BatchPlan, deepspeed_json, plan_batches
 from trainers.loop_config import TrainerConfig
 from trainers.stop import STOPPED, Stop
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from trainers.task import Task
+from trainers.window import Window, clock
 
 LOG = "log.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """What a validation found; the same on every rank."""
-
-    metrics: dict[str, float]
-    grid: "Image | None" = None
-    """Pictures to look at; on rank 0."""
-
-
-class Task(Protocol):
-    """What is trained, on what, and how it is judged."""
-
-    experiment: str
-    """Where its runs are in MLflow."""
-    best: str
-    """The metric that checkpoints are kept by; prefixed by "-", less is better."""
-
-    @property
-    def network(self) -> nn.Module:
-        """What is saved and averaged."""
-
-    @property
-    def trained(self) -> nn.Module:
-        """What the engine runs: the network, or a module around it; on its device."""
-
-    def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
-        """Open the training data where ``state`` says."""
-
-    def losses(self, engine: Engine, batch: Any, draws: Draws) -> dict[str, Tensor]:
-        """Compute a micro-batch's losses: scalars, of which "loss" is minimised."""
-
-    def validate(self, network: nn.Module) -> Validation:
-        """Judge weights on the held-out split; all ranks call it, and share the work."""
-
-    def flops_per_sample(self) -> int:
-        """Count the floating-point operations of a sample's training, forward and backward."""
-
-    def data(self) -> list[tuple[str, str, str, str]]:
-        """Name the data: name, digest, source and use of each set."""
-
-    def export(self, network: nn.Module) -> None:
-        """Write the finished, averaged model for those who use it; on rank 0."""
 
 
 def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
@@ -212,7 +166,7 @@ class Training:
             self.task.export(self.averaged)
         return done
 
-    def update(self, batches: Iterator[Any], window: "Window", stop: Stop) -> bool:
+    def update(self, batches: Iterator[Any], window: Window, stop: Stop) -> bool:
         """Take one step; returns whether some rank was told to stop after it."""
         losses: dict[str, Tensor] = {}
         keys: list[str] = []
@@ -287,7 +241,7 @@ class Training:
         saved = self.checkpoints.save(record, self.engine, self.task.network, self.ema)
         say(f"step {self.step}: saved {saved.folder}\n")
 
-    def log(self, window: "Window", tracked: Run) -> None:
+    def log(self, window: Window, tracked: Run) -> None:
         """Record the averages of the steps since the last time."""
         metrics = window.metrics(self.plan.global_batch_size)
         self._record(metrics, tracked)
@@ -296,7 +250,7 @@ class Training:
             f"step {self.step}/{self.config.loop.max_steps}  loss {metrics['train/loss']:.5f}  "
             f"gradient {metrics['train/grad_norm']:.3f}  "
             f"{metrics['speed/samples_per_second']:.1f} samples/s  "
-            f"data {metrics['speed/data_share']:.1%}  left {_clock(left)}\n"
+            f"data {metrics['speed/data_share']:.1%}  left {clock(left)}\n"
         )
 
     def _record(self, metrics: dict[str, float], tracked: Run) -> None:
@@ -342,39 +296,3 @@ class Training:
             f"averages and validation, without activations; steps {self.step} to "
             f"{self.config.loop.max_steps}\n"
         )
-
-
-class Window:
-    """What was measured since the last line of the log."""
-
-    def __init__(self, step: int) -> None:
-        self.first = step
-        self.started = time.perf_counter()
-        self.waited = 0.0
-        self.steps = 0
-        self.rate = 0.0
-        self.totals: dict[str, float] = {}
-
-    def add(self, values: Mapping[str, float], rate: float) -> None:
-        """Add a step's losses."""
-        self.steps += 1
-        self.rate = rate
-        for name, value in values.items():
-            self.totals[name] = self.totals.get(name, 0.0) + value
-
-    def metrics(self, batch: int) -> dict[str, float]:
-        """Return averages per step, and speeds."""
-        seconds = time.perf_counter() - self.started
-        return {
-            **{f"train/{name}": total / self.steps for name, total in self.totals.items()},
-            "train/learning_rate": self.rate,
-            "speed/samples_per_second": batch * self.steps / seconds,
-            "speed/step_seconds": seconds / self.steps,
-            "speed/data_share": self.waited / seconds,
-        }
-
-
-def _clock(seconds: float) -> str:
-    """Write a duration as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

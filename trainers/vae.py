@@ -32,7 +32,7 @@ from trainers.loop_config import LoopConfig, OptimizerConfig
 if TYPE_CHECKING:
     import torch
 
-    from trainers.loop import Task
+    from trainers.task import Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,8 +21,8 @@ from models.vgg import VGG19, load_vgg19
 from trainers.cost import forward_flops
 from trainers.draws import Draws, Purpose
 from trainers.engine import Engine
-from trainers.loop import Validation
 from trainers.pictures import grid
+from trainers.task import Validation
 from trainers.vae import VAEConfig
 
 VALIDATION_BATCH = 4  # whole images per rank
@@ -59,7 +59,7 @@ class VAETask:
     def __init__(self, config: VAEConfig, device: torch.device) -> None:
         self.config = config
         self.sets = [ImageSet(local_path(path)) for path in config.data]
-        self.held_out = [_held_out(path) for path in config.data]
+        self.held_out = [held_out(path) for path in config.data]
         perceptual = None
         if config.loss.perceptual:
             try:
@@ -187,7 +187,12 @@ class _Features(nn.Module):
         return features
 
 
-def _held_out(path: str) -> ImageSet:
+def held_out(path: str) -> ImageSet:
+    """Open the held-out images of a set.
+
+    Raises:
+        UserError: there are none.
+    """
     try:
         return ImageSet(local_path(path), split="val")
     except UserError as error:

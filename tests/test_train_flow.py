@@ -1,0 +1,309 @@
+"""Training the flow: its two ends under every switch, its validation, what it writes and refuses."""
+
+import dataclasses
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datasets.loading import Memory
+from datasets.order import Order, Part
+from infra.errors import UsageError, UserError
+from models import frozen, looformer
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.looformer import LooUFormer
+from models.swinir import PRESETS as SWINIRS
+from models.swinir import SwinIR
+from models.vae_folder import save_sim_vae
+from tests import tiny_vae
+from tests.training_sets import (
+    launch,
+    log,
+    same_curve,
+    write_image_set,
+    write_latent_set,
+)
+from trainers import flow
+from trainers.draws import Draws, Purpose
+from trainers.flow import PRESETS, FlowConfig
+from trainers.flow_ends import regress
+from trainers.flow_task import FlowTask
+from trainers.loop_config import LoopConfig
+
+TINY = ["--preset", "tiny", "--global-batch-size", "4", "--workers", "0"]
+SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]
+GOLDEN = (0.517792, 0.429128, 0.470756, 0.445489, 0.438872, 0.403667)
+CPU = torch.device("cpu")
+
+
+@dataclasses.dataclass
+class Files:
+    """What there is to train on."""
+
+    latents: str
+    images: str
+    vae: str
+    predictor: str
+    regressor: str
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Small sets, and tiny networks with weights of their own."""
+    folder = tmp_path_factory.mktemp("files")
+    vae = tiny_vae.build()
+    save_sim_vae(vae, folder / "vae")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        predictor = SwinIR(SWINIRS["tiny"])
+        regressor = LooUFormer(looformer.PRESETS["tiny"])
+    save_checkpoint(folder / "swinir", predictor.state_dict(), asdict(predictor.config))
+    save_checkpoint(folder / "regressor", regressor.state_dict(), asdict(regressor.config))
+    identity = {
+        "vae": frozen.load_vae(str(folder / "vae"))[1].weights,
+        "predictor": frozen.load_posterior_mean(str(folder / "swinir"))[1].weights,
+    }
+    return Files(
+        latents=str(write_latent_set(folder / "latents", identity=identity)),
+        images=str(write_image_set(folder / "images", size=32)),
+        vae=str(folder / "vae"),
+        predictor=str(folder / "swinir"),
+        regressor=str(folder / "regressor"),
+    )
+
+
+def configured(files: Files, **values: Any) -> FlowConfig:
+    """Return the tiny configuration with these fields; every file is given."""
+    paths = {**asdict(files), "images": (files.images,)}
+    if values.get("source") != "regressed":
+        del paths["regressor"]
+    loop = LoopConfig(workers=0)
+    return dataclasses.replace(PRESETS["tiny"], loop=loop, **{**paths, **values})
+
+
+def drawn(config: FlowConfig, count: int = 2) -> tuple[FlowTask, Any, Draws]:
+    """Build a task, load its first batch and draw its numbers."""
+    task = FlowTask(config, CPU)
+    order = Order([Part(size=7)], digest="x", seed=0)
+    batch = task.samples.load(order.at(torch.arange(count).numpy()), Memory("reused"))
+    draws = Draws(seed=0, step=3, positions=range(count), total=count, device=CPU)
+    return task, batch, draws
+
+
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"source": "noise", "conditional": True},
+    {"source": "regressed"},
+    {"sigma_s": 0.0, "conditional": True, "times": "uniform"},
+    {"stage": "regressor"},
+    *(
+        {"draws": "online", "source": source, "conditional": source == "noise"}
+        for source in ("posterior_mean", "regressed", "lq", "noise")
+    ),
+    *(
+        {"draws": "online", "space": "pixel", "source": source, "posterior": "mode"}
+        for source in ("posterior_mean", "lq", "noise")
+    ),
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_every_switch_gives_a_gradient(files: Files, switches: dict[str, Any]) -> None:
+    """Whatever the paper compares is one configuration of one program."""
+    task, batch, draws = drawn(configured(files, **switches))
+    engine: Any = task.network  # the forward pass is all that the losses use of an engine
+    losses = task.losses(engine, batch, draws)
+    losses["loss"].backward()
+
+    assert losses["loss"].isfinite()
+    assert all(p.grad is not None for p in task.network.parameters() if p.requires_grad)
+    assert task.flops_per_sample() > 0
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_validation_repeats_to_the_bit(files: Files, switches: dict[str, Any]) -> None:
+    """Degradations and noise are fixed, so curves of runs can be laid over each other."""
+    task = FlowTask(configured(files, **switches), CPU)
+    first, second = (task.validate(task.network).metrics for _ in range(2))
+
+    assert first == second
+    assert task.best.removeprefix("-") in first
+
+
+def test_cached_pairs_are_the_ends(files: Files) -> None:
+    """x_0 is the stored source with sigma_s eps, x_1 the stored target."""
+    task, batch, draws = drawn(configured(files))
+    ends = task.frozen.from_latents(batch, draws)
+    noise = (task.frozen.noisy(ends.source, draws) - ends.source) / task.config.sigma_s
+
+    assert torch.equal(ends.source, batch.source)
+    assert torch.equal(ends.target, batch.target)
+    assert ends.condition is None
+    assert noise.std().item() == pytest.approx(1, abs=0.25)
+
+
+def test_online_ends_are_encodings_of_the_posterior_mean_and_of_hq(files: Files) -> None:
+    """E(predictor(lq)) and E(hq), here by their modes."""
+    config = configured(files, draws="online", posterior="mode", conditional=True)
+    task, batch, draws = drawn(config)
+    ends = task.frozen.from_images(batch, draws)
+    vae, predictor = task.frozen.vae, task.frozen.predictor
+    mean = predictor.posterior_mean(((batch.lq + 1) / 2).clamp(0, 1)).clamp(0, 1)
+
+    assert torch.equal(ends.target, vae.encode(batch.hq).mean)
+    assert torch.equal(ends.source, vae.encode(mean * 2 - 1).mean)
+    assert ends.condition is not None
+    assert torch.equal(ends.condition, ends.source)
+
+
+def test_the_other_sources(files: Files) -> None:
+    """LQ itself, its encoding, a regressed latent, noise: each where it is asked for."""
+    task, batch, draws = drawn(configured(files, draws="online", space="pixel", source="lq"))
+    assert torch.equal(task.frozen.from_images(batch, draws).source, (batch.lq + 1) / 2)
+    task, batch, draws = drawn(
+        configured(files, draws="online", source="lq", posterior="mode", predictor="")
+    )
+    expected = task.frozen.vae.encode(batch.lq).mean
+    assert torch.equal(task.frozen.from_images(batch, draws).source, expected)
+    task, pairs, draws = drawn(configured(files, source="regressed"))
+    assert task.frozen.regressor is not None
+    expected = regress(task.frozen.regressor, pairs.source)
+    assert torch.equal(task.frozen.from_latents(pairs, draws).source, expected)
+    task, pairs, draws = drawn(configured(files, source="noise", conditional=True))
+    ends = task.frozen.from_latents(pairs, draws)
+    assert ends.condition is not None
+    assert torch.equal(ends.condition, pairs.source)
+    assert torch.equal(task.frozen.noisy(ends.source, draws), ends.source)
+
+
+class Still(nn.Module):
+    """A velocity of zero."""
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Stand still."""
+        return torch.zeros_like(x_t)
+
+
+def test_a_flow_that_stands_still_restores_its_source(files: Files) -> None:
+    """Without noise that is the posterior mean, and the reference's PSNR is the flow's."""
+    config = configured(files, draws="online", space="pixel", sigma_s=0.0)
+    result = FlowTask(config, CPU).validate(Still())
+
+    assert result.metrics["psnr"] == pytest.approx(result.metrics["psnr_posterior_mean"], abs=1e-3)
+    assert result.grid is not None
+
+
+def test_references_of_a_latent_flow(files: Files) -> None:
+    """Next to the restored images stand the posterior mean and the VAE's reconstruction of HQ."""
+    task = FlowTask(configured(files), CPU)
+    metrics = task.validate(task.network).metrics
+
+    assert {"psnr", "psnr_posterior_mean", "psnr_reconstruction"} <= metrics.keys()
+    assert metrics["loss"] == pytest.approx(
+        sum(metrics[f"loss_t{t}"] for t in (0.1, 0.3, 0.5, 0.7, 0.9)) / 5
+    )
+
+
+def test_numbers_depend_on_the_position_in_the_global_batch_alone() -> None:
+    """Two ranks, or two accumulation steps, draw what one batch draws."""
+
+    def draws(positions: range) -> Draws:
+        return Draws(seed=1, step=5, positions=positions, total=8, device=CPU)
+
+    whole = draws(range(8))
+    parts = [draws(range(4)), draws(range(4, 8))]
+    noise = torch.cat([part.noise((3, 2), Purpose.SOURCE_NOISE) for part in parts])
+    times = torch.cat([part.times() for part in parts])
+
+    assert torch.equal(whole.noise((3, 2), Purpose.SOURCE_NOISE), noise)
+    assert torch.equal(whole.times(), times)
+    assert not torch.equal(noise, whole.noise((3, 2), Purpose.TARGET_POSTERIOR))
+    assert torch.equal(times.mul(8).floor(), torch.arange(8.0))  # one time in each stratum
+
+
+@pytest.fixture(scope="module")
+def trained(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps by `python -m trainers.flow`."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    launch(["trainers.flow", *TINY, *SHORT, "--latents", files.latents], output)
+    return output
+
+
+def test_the_losses_are_the_golden_ones(trained: Path) -> None:
+    """A change that should not alter training shows the same numbers."""
+    losses = [line["train/loss"] for line in log(trained) if "train/loss" in line]
+
+    assert losses == pytest.approx(GOLDEN, rel=1e-4)
+
+
+def test_the_finished_network_is_the_average(trained: Path) -> None:
+    """Written with its configuration, for those who restore with it."""
+    config, weights = load_checkpoint(trained / "network")
+    average = load_checkpoint(trained / "checkpoints" / "step-00000006" / "ema-0.99")[1]
+
+    assert frozen.config_from_dict(looformer.LooUFormerConfig, config) == looformer.PRESETS["tiny"]
+    assert all(torch.equal(weights[name], average[name]) for name in average)
+
+
+def test_torchrun_trains_on_two_ranks_as_on_one(
+    files: Files, trained: Path, tmp_path: Path
+) -> None:
+    """Half a batch each, at ZeRO 2 with accumulation: the same curve."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    changes = ["--zero-stage", "2", "--micro-batch-size", "1"]
+    program = str(flow.__file__)
+    data = ["--latents", files.latents]
+    launch([*launcher, program, *TINY, *SHORT, *changes, *data], tmp_path / "run")
+
+    same_curve(log(tmp_path / "run"), log(trained), rel=1e-4)
+
+
+def test_latents_of_another_vae_are_refused(files: Files, tmp_path: Path) -> None:
+    """The message has both digests."""
+    other = write_latent_set(tmp_path / "other", identity={"vae": "f" * 64})
+
+    with pytest.raises(UserError, match="f" * 64):
+        FlowTask(configured(files, latents=str(other)), CPU)
+
+
+def test_a_network_of_other_channels_is_refused(files: Files) -> None:
+    """Before anything is built."""
+    with pytest.raises(UserError, match=r"latent-c32 has 32 channels.*4"):
+        FlowTask(configured(files, model="latent-c32"), CPU)
+
+
+def test_a_map_that_the_network_cannot_halve_is_refused(tmp_path: Path) -> None:
+    """A resolution that does not fit is a user's mistake, not a defect."""
+    latents = write_latent_set(tmp_path / "odd", side=5)
+    config = dataclasses.replace(PRESETS["tiny"], latents=str(latents))
+
+    with pytest.raises(UserError, match="5 x 5"):
+        FlowTask(config, CPU)
+
+
+def test_missing_files_are_named() -> None:
+    """All at once, for the switches at hand."""
+    with pytest.raises(UsageError, match="--images, --vae, --predictor"):
+        flow.main(["--preset", "tiny", "--draws", "online", "--output", "x"])
+    with pytest.raises(UsageError, match="--latents, --regressor"):
+        flow.main(["--preset", "elir-source", "--output", "x"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"space": "pixel"},
+        {"source": "gt"},
+        {"sigma_s": -1.0},
+        {"sampling_steps": 0},
+        {"source": "regressed", "space": "pixel", "draws": "online"},
+        {"stage": "regressor", "source": "lq"},
+    ],
+)
+def test_impossible_combinations_are_refused(values: dict[str, Any]) -> None:
+    """The message names the field."""
+    with pytest.raises(ValueError, match=next(iter(values))):
+        FlowConfig(**values)

@@ -1,0 +1,288 @@
+"""The flow as a task of the loop: its network, its loss, its validation."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.degradation_parameters import degradation_preset
+from datasets.images import ImageSet, OnlinePairs
+from datasets.latents import LatentPairs, check_belongs
+from datasets.loading import Loader, LoaderConfig
+from datasets.order import Layout
+from infra.distributed import rank, sums
+from infra.errors import UserError
+from infra.storage import local_path
+from models import hdit, looformer
+from models.checkpoint import save_checkpoint
+from models.metrics import MIN_SIDE, ms_ssim, psnr, to_uint8
+from models.rectified_flow import flow_matching_loss, interpolate
+from trainers.cost import forward_flops
+from trainers.draws import Draws
+from trainers.engine import Engine
+from trainers.flow import FlowConfig
+from trainers.flow_ends import Ends, Frozen, regress, restore
+from trainers.pictures import grid
+from trainers.task import Validation
+from trainers.vae_task import held_out, validation_layout
+
+VALIDATION_BATCH = 4
+VALIDATION_SEED = 0  # of degradations and noise, the same for every run, so that runs compare
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+EXPORT = "network"
+Network = looformer.LooUFormer | hdit.HDiT
+
+
+class FlowTask:
+    """See `trainers.loop.Task`."""
+
+    def __init__(self, config: FlowConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.experiment = f"latent-pmrf/{config.stage}"
+        self.best = "psnr" if config.images and config.stage == "flow" else "-loss"
+        self.frozen = Frozen(config, device)
+        self.samples: LatentPairs | OnlinePairs
+        self.held_out: LatentPairs | OnlinePairs
+        if config.draws == "cached":
+            self.samples, self.held_out = self._latents("train"), self._latents("val")
+            self.shape = self.samples.latent.shape
+        else:
+            sets = [ImageSet(local_path(path)) for path in config.images]
+            self.samples = OnlinePairs(sets, degradation_preset(config.degradation))
+            self.held_out = self._pictures()
+            height, width, _ = sets[0].pixels(0).shape
+            self.shape = (3, height, width)
+            if self.frozen.vae is not None:
+                factor = self.frozen.vae.downsample_factor
+                channels = self.frozen.vae.latent_channels
+                self.shape = (channels, height // factor, width // factor)
+        self.judged = self._pictures() if config.images and config.stage == "flow" else None
+        self._config = self._network_config()
+        self._check_shape()
+        with torch.random.fork_rng():
+            torch.manual_seed(config.loop.seed)
+            self.network = _build(self._config).to(device)
+        self.network.activation_checkpointing = config.engine.activation_checkpointing
+        self.trained = self.network
+
+    def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
+        """Open the training pairs where ``state`` says."""
+        settings = LoaderConfig(
+            seed=self.config.loop.seed,
+            workers=self.config.loop.workers,
+            processes=self.config.draws == "online",
+            pin_memory=self.device.type == "cuda",
+        )
+        samples: Any = self.samples
+        return Loader(samples, layout, settings, state)
+
+    def losses(self, engine: Engine, batch: Any, draws: Draws) -> dict[str, Tensor]:
+        """Compute the loss of Eq. 5, or the regressor's squared error."""
+        ends = self._ends(batch, draws)
+        if self.config.stage == "regressor":
+            return {"loss": F.mse_loss(regress(engine, ends.source).float(), ends.target)}
+        x_0, t = self.frozen.noisy(ends.source, draws), draws.times(self.config.times)
+        condition = () if ends.condition is None else (ends.condition,)
+        velocity = engine(interpolate(x_0, ends.target, t), t, *condition)
+        return {"loss": flow_matching_loss(velocity, x_0, ends.target)}
+
+    @torch.no_grad()
+    def validate(self, network: nn.Module) -> Validation:
+        """Compute the loss by t on held-out pairs; restore held-out pictures, if there are any."""
+        metrics = self._held_out_losses(network)
+        if self.judged is None:
+            return Validation(metrics)
+        found, columns = self._restorations(network, self.judged)
+        shown = {title: torch.cat(column) for title, column in columns.items() if column}
+        shown = {title: some[: self.config.grid_images] for title, some in shown.items()}
+        picture = grid(shown, "HQ") if shown and rank() == 0 else None
+        return Validation({**metrics, **found}, picture)
+
+    def _held_out_losses(self, network: nn.Module) -> dict[str, float]:
+        is_flow = self.config.stage == "flow"
+        names = ("loss", "reference") if not is_flow else [f"loss_t{t}" for t in TIMES]
+        totals = [0.0] * (len(names) + 1)
+        for batch, count, draws in self._sweep(self.held_out):
+            ends = self._ends(batch, draws)
+            if is_flow:
+                values = self._losses_by_time(network, ends, draws)
+            else:  # how far the source is by itself
+                values = [
+                    _per_sample(regress(network, ends.source), ends.target),
+                    _per_sample(ends.source, ends.target),
+                ]
+            mine = [count, *(value[:count].sum().item() for value in values)]
+            totals = [total + value for total, value in zip(totals, mine, strict=True)]
+        samples, *rest = sums(totals, str(self.device))
+        metrics = {name: total / samples for name, total in zip(names, rest, strict=True)}
+        return {"loss": sum(metrics.values()) / len(TIMES), **metrics} if is_flow else metrics
+
+    def _losses_by_time(self, network: nn.Module, ends: Ends, draws: Draws) -> list[Tensor]:
+        x_0 = self.frozen.noisy(ends.source, draws)
+        condition = () if ends.condition is None else (ends.condition,)
+        losses = []
+        for time in TIMES:
+            t = torch.full((len(x_0),), time, device=self.device)
+            velocity = network(interpolate(x_0, ends.target, t), t, *condition)
+            losses.append(_per_sample(velocity, ends.target - x_0))
+        return losses
+
+    def _restorations(
+        self, network: nn.Module, judged: OnlinePairs
+    ) -> tuple[dict[str, float], dict[str, list[Tensor]]]:
+        """Restore pictures; returns PSNR and MS-SSIM of them and of the references, and some."""
+        is_mean = self.frozen.predictor is not None and self.config.source != "lq"
+        start = "posterior_mean" if is_mean else "lq"
+        columns: dict[str, list[Tensor]] = {"LQ": [], start: [], "restored": []}
+        if self.config.space == "latent":
+            columns["reconstruction"] = []
+        columns["HQ"] = []
+        totals: dict[str, float] = {"images": 0.0}
+        for batch, count, draws in self._sweep(judged):
+            ends = self.frozen.from_images(batch, draws)
+            x_0 = self.frozen.noisy(ends.source, draws)
+            restored = restore(network, x_0, ends.condition, self.config.sampling_steps)
+            lq = batch.lq.to(self.device)
+            images = {
+                "LQ": lq,
+                start: self.frozen.start(lq),
+                "restored": self.frozen.image(restored),
+            }
+            if "reconstruction" in columns:
+                images["reconstruction"] = self.frozen.image(ends.target)
+            images["HQ"] = batch.hq.to(self.device)
+            pictures = {title: to_uint8(some[:count]) for title, some in images.items()}
+            totals["images"] += count
+            for title in pictures.keys() - {"LQ", "HQ"}:
+                suffix = "" if title == "restored" else f"_{title}"
+                for name, metric in self._metrics(pictures["HQ"]).items():
+                    value = metric(pictures[title], pictures["HQ"]).sum().item()
+                    totals[name + suffix] = totals.get(name + suffix, 0.0) + value
+            if sum(map(len, columns["HQ"])) < self.config.grid_images:
+                for title, some in pictures.items():
+                    columns[title].append(some.cpu())
+        names = sorted(totals)
+        added = dict(zip(names, sums([totals[n] for n in names], str(self.device)), strict=True))
+        images_seen = added.pop("images")
+        return {name: total / images_seen for name, total in added.items()}, columns
+
+    def _metrics(self, images: Tensor) -> dict[str, Any]:
+        found: dict[str, Any] = {"psnr": psnr}
+        if min(images.shape[2:]) >= MIN_SIDE:
+            found["ms_ssim"] = ms_ssim
+        return found
+
+    def _sweep(self, samples: Any) -> Iterator[tuple[Any, int, Draws]]:
+        """Yield batches of one plain pass, how many of each count, and their fixed numbers."""
+        size = samples.parts[0].size
+        layout = validation_layout(size, VALIDATION_BATCH)
+        settings = LoaderConfig(seed=VALIDATION_SEED, workers=self.config.loop.workers)
+        for number, (batch, count) in enumerate(Loader(samples, layout, settings).sweep()):
+            draws = Draws(
+                seed=VALIDATION_SEED,
+                step=0,
+                positions=layout.share(number * layout.stride).tolist(),
+                total=size,
+                device=self.device,
+            )
+            yield batch, count, draws
+
+    def _ends(self, batch: Any, draws: Draws) -> Ends:
+        if self.config.draws == "cached":
+            return self.frozen.from_latents(batch, draws)
+        return self.frozen.from_images(batch, draws)
+
+    def _latents(self, split: str) -> LatentPairs:
+        try:
+            pairs = LatentPairs(local_path(self.config.latents), split=split)
+        except UserError as error:
+            raise UserError(f"--latents: {error}; both splits are needed") from error
+        source = "lq" if self.config.source == "lq" else "posterior_mean"
+        check_belongs(pairs.manifest, source=source, **self.frozen.identity)
+        return pairs
+
+    def _pictures(self) -> OnlinePairs:
+        images = held_out(self.config.images[0])
+        return OnlinePairs([images], degradation_preset(self.config.degradation))
+
+    def _network_config(self) -> looformer.LooUFormerConfig | hdit.HDiTConfig:
+        table: Mapping[str, Any] = (
+            looformer.PRESETS if self.config.space == "latent" else hdit.PRESETS
+        )
+        if self.config.model not in table:
+            raise UserError(
+                f"--model {self.config.model}: unknown for --space {self.config.space}; choose one "
+                f"of {', '.join(table)}"
+            )
+        chosen: looformer.LooUFormerConfig | hdit.HDiTConfig = table[self.config.model]
+        channels = self.shape[0] if self.config.conditional else 0
+        return dataclasses.replace(chosen, condition_channels=channels)
+
+    def _check_shape(self) -> None:
+        """Refuse data that the network cannot take, before anything is built."""
+        if self._config.in_channels != self.shape[0]:
+            raise UserError(
+                f"--model {self.config.model} has {self._config.in_channels} channels, the data "
+                f"have {self.shape[0]}: choose the model for this autoencoder"
+            )
+        try:
+            self.flops_per_sample()
+        except ValueError as error:
+            raise UserError(f"--model {self.config.model}: {error}") from error
+
+    def flops_per_sample(self) -> int:
+        """Count forward and backward of the network, and online the frozen networks' forward."""
+        inputs = [(1, *self.shape), (1,)]
+        if self.config.conditional:
+            inputs.append((1, *self.shape))
+        flops = 3 * forward_flops(lambda: _build(self._config), *inputs)
+        if self.config.draws == "online":
+            factor = 1 if self.frozen.vae is None else self.frozen.vae.downsample_factor
+            side = (1, 3, self.shape[1] * factor, self.shape[2] * factor)
+            if self.frozen.predictor is not None and self.config.source != "lq":
+                predictor = type(self.frozen.predictor)
+                flops += forward_flops(lambda: predictor(self.frozen.predictor.config), side)
+            if self.frozen.vae is not None:
+                flops += 2 * encoder_flops(self.frozen.vae, side)
+        return flops
+
+    def data(self) -> list[tuple[str, str, str, str]]:
+        """Name the sets."""
+        if isinstance(self.samples, LatentPairs):
+            path = self.config.latents
+            return [
+                (local_path(path).name, self.samples.digest.partition("/")[0], path, "training")
+            ]
+        return [
+            (local_path(path).name, images.digest.partition("/")[0], path, "training")
+            for path, images in zip(self.config.images, self.samples.sets, strict=True)
+        ]
+
+    def export(self, network: nn.Module) -> None:
+        """Write the network as `models.checkpoint.load_checkpoint` reads it."""
+        folder = local_path(self.config.loop.output) / EXPORT
+        save_checkpoint(folder, network.state_dict(), asdict(self._config))
+
+
+def _build(config: looformer.LooUFormerConfig | hdit.HDiTConfig) -> Network:
+    if isinstance(config, looformer.LooUFormerConfig):
+        return looformer.LooUFormer(config)
+    return hdit.HDiT(config)
+
+
+def encoder_flops(vae: Any, shape: tuple[int, ...]) -> int:
+    """Count an encoder's forward pass on images of this shape."""
+    import copy
+
+    encoder = copy.deepcopy(vae.encoder if hasattr(vae, "encoder") else vae.vae.encoder).to("meta")
+    return forward_flops(lambda: encoder, shape)
+
+
+def _per_sample(value: Tensor, expected: Tensor) -> Tensor:
+    """Return the mean squared error of each sample, [B]."""
+    return (value.float() - expected.float()).square().flatten(1).mean(dim=1)

@@ -1,0 +1,40 @@
+"""What the steps between two lines of the log were like."""
+
+import time
+from collections.abc import Mapping
+
+
+class Window:
+    """What was measured since the last line of the log."""
+
+    def __init__(self, step: int) -> None:
+        self.first = step
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.steps = 0
+        self.rate = 0.0
+        self.totals: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, float], rate: float) -> None:
+        """Add a step's losses."""
+        self.steps += 1
+        self.rate = rate
+        for name, value in values.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def metrics(self, batch: int) -> dict[str, float]:
+        """Return averages per step, and speeds."""
+        seconds = time.perf_counter() - self.started
+        return {
+            **{f"train/{name}": total / self.steps for name, total in self.totals.items()},
+            "train/learning_rate": self.rate,
+            "speed/samples_per_second": batch * self.steps / seconds,
+            "speed/step_seconds": seconds / self.steps,
+            "speed/data_share": self.waited / seconds,
+        }
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
