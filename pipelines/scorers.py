@@ -203,6 +203,13 @@ def load(choice: ScorerChoice) -> QualityScorer:
     if choice.name == "none":
         return _Unscored()
     if choice.name == "qalign":
+        import torch
+
+        if choice.device == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "--scorer qalign: no CUDA device here; give --device cpu (pipelines.score) or "
+                "--scorer-gpus 0 (pipelines.curate) to score on the CPU, which is slow"
+            )
         try:
             return _QAlign(choice)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:

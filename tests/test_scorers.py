@@ -11,7 +11,7 @@ import pytest
 
 from datasets import shards
 from datasets.verify import problems
-from infra.errors import UsageError
+from infra.errors import UsageError, UserError
 from models.qalign import QAlign
 from pipelines import score
 from pipelines.crop import Pixels
@@ -145,6 +145,15 @@ def test_qalign_without_a_gpu_is_refused_unless_cpus_are_asked_for(
     fields = {"scorer": "qalign", "scorer_weights": str(checkpoint)}
     with pytest.raises(UsageError, match=r"0 in the Ray cluster.*--scorer-gpus 0"):
         run(pictures(1), tmp_path / "set", **fields, threshold=1.0)
+
+
+def test_no_cuda_is_said_and_not_replaced(
+    checkpoint: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tool's default device is CUDA; without one it names the option for the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cpu"):
+        score.main(["--images", str(pictures(1)), "--scorer-weights", str(checkpoint)])
 
 
 def test_a_score_file_of_another_kind_is_refused(tmp_path: Path) -> None:
