@@ -151,16 +151,14 @@ class Curation:
         folder = self.state / f"scores-{digest(self.candidate_fields)[:16]}"
         candidates = scoring.known(folder, listing)
         done = set(candidates["source"].to_pylist())
-        missing = [ref for ref in listing.images if ref.key not in done]
-        if not missing:
+        units = scoring.units(listing.images, done, folder)
+        if not units:
             return candidates
         choice = self.config.scorer_choice()
         resources, decoders = self._scoring_resources(choice, engine)
-        units = scoring.units(missing, folder, resources.workers or self.config.workers)
         arguments = (self.config.crop_rule(), choice, self.config.max_pixels, decoders)
-        for _ in engine.run(
-            "score", units, scoring.ScoreImages, arguments, len(missing), resources
-        ):
+        total = sum(len(unit["refs"]) for unit in units)
+        for _ in engine.run("score", units, scoring.ScoreImages, arguments, total, resources):
             pass
         return scoring.known(folder, listing)
 

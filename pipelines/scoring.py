@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from pipelines.stage import Stopwatch
 
 PART = CANDIDATE.append(pa.field("stamp", pa.int64()))
 """A candidate, and the modification time of the file it was scored from."""
-UNITS_PER_WORKER = 32  # small enough to balance and to lose little, large enough to amortise
+UNITS = 128  # at least, where there are as many images: enough to balance, little to lose
 LARGEST_UNIT = 64  # images
 
 
@@ -145,11 +145,23 @@ class ScoreImages:
         return rows, [patch for _, _, patch in patches]
 
 
-def units(refs: Sequence[ImageRef], folder: Path, workers: int | None) -> list[dict[str, Any]]:
-    """Cut the images to score into units, enough to balance; no result depends on how many."""
-    size = len(refs) // (UNITS_PER_WORKER * (workers or 2))
-    size = max(1, min(LARGEST_UNIT, size))
-    groups = [refs[start : start + size] for start in range(0, len(refs), size)]
+def units(images: Sequence[ImageRef], done: Collection[str], folder: Path) -> list[dict[str, Any]]:
+    """Cut the images to score into units.
+
+    A learned scorer's last bits may depend on what shares its batch, so which images share a unit
+    is a function of the input alone: not of the workers, nor of when an earlier run was killed.
+
+    Args:
+        images: all images, sorted.
+        done: keys of images that have scores.
+        folder: where the units' tables go.
+    """
+    size = max(1, min(LARGEST_UNIT, len(images) // UNITS))
+    groups = [
+        [ref for ref in images[start : start + size] if ref.key not in done]
+        for start in range(0, len(images), size)
+    ]
+    groups = [group for group in groups if group]
     names = [digest([[ref.key, ref.size, ref.stamp] for ref in group])[:16] for group in groups]
     return [
         {

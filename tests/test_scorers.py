@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets import shards
+from datasets.decoding import decode
+from datasets.sources import list_images
 from datasets.verify import problems
 from infra.errors import UsageError, UserError
 from models.qalign import QAlign
-from pipelines import score
-from pipelines.crop import Pixels
+from pipelines import score, scoring
+from pipelines.crop import CropRule, Pixels
 from pipelines.scorers import ImportedScores, ScorerChoice, describe, load
 from tests.conftest import Pictures
 from tests.qalign_checkpoint import write_checkpoint
@@ -84,14 +86,24 @@ def test_qalign_curates(checkpoint: Path, pictures: Pictures, tmp_path: Path) ->
     assert manifest["scorer"]["model"] == str(checkpoint)
     assert list(problems(tmp_path / "set")) == []
     model = QAlign.load(checkpoint)
-    from datasets.decoding import decode
-
     row = rows[len(rows) // 2]
     image = decode((source / f"{row['source']}.png").read_bytes())
     patch = image[row["y"] : row["y"] + 64, row["x"] : row["x"] + 64]
     (expected,) = model.score([patch])
     assert row["quality"] == pytest.approx(expected.value, abs=1e-4)
     assert json.loads(row["detail"])["logits"] == pytest.approx(expected.logits, abs=1e-4)
+
+
+def test_units_do_not_depend_on_what_an_interruption_left(
+    pictures: Pictures, tmp_path: Path
+) -> None:
+    """What shares a batch is a function of the input: batches may move a learned score's last bit."""
+    refs = list_images([str(pictures(300, 40, 32))], tmp_path).images
+    full = scoring.units(refs, (), tmp_path)
+    first = {ref["key"] for unit in full[:50] for ref in unit["refs"]}
+
+    assert len(full[0]["refs"]) == 2
+    assert scoring.units(refs, first, tmp_path) == full[50:]
 
 
 def test_another_prompt_is_another_set(
@@ -110,16 +122,12 @@ def test_threads_that_decode_ahead_change_nothing(
     checkpoint: Path, pictures: Pictures, tmp_path: Path
 ) -> None:
     """A GPU worker's decoding threads keep the order of images and patches."""
-    from datasets.sources import list_images
-    from pipelines.crop import CropRule
-    from pipelines.scoring import ScoreImages
-
     refs = list_images([str(pictures(7))], tmp_path).images
     rule = CropRule(mode="crop", size=64, stride=48)
     choice = ScorerChoice(name="brisque")
-    alone = ScoreImages(rule, choice, 10**8).candidates(refs)
+    alone = scoring.ScoreImages(rule, choice, 10**8).candidates(refs)
 
-    assert ScoreImages(rule, choice, 10**8, decoders=3).candidates(refs) == alone
+    assert scoring.ScoreImages(rule, choice, 10**8, decoders=3).candidates(refs) == alone
 
 
 @pytest.mark.parametrize(
