@@ -97,7 +97,7 @@ def test_qalign_curates(checkpoint: Path, pictures: Pictures, tmp_path: Path) ->
 def test_units_do_not_depend_on_what_an_interruption_left(
     pictures: Pictures, tmp_path: Path
 ) -> None:
-    """What shares a batch is a function of the input: batches may move a learned score's last bit."""
+    """What shares a batch is a function of the input: a batch may move a score's last bit."""
     refs = list_images([str(pictures(300, 40, 32))], tmp_path).images
     full = scoring.units(refs, (), tmp_path)
     first = {ref["key"] for unit in full[:50] for ref in unit["refs"]}
