@@ -12,12 +12,13 @@ import pytest
 from infra import cli
 from infra.config import digest, from_dict, to_dict
 from infra.errors import UsageError, UserError
-from pipelines import curate, score
+from pipelines import curate, encode, score
 from trainers import engine_config, flow, loop_config, vae
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "curate": (curate.CurateConfig, curate.PRESETS),
+    "encode": (encode.EncodeConfig, encode.PRESETS),
     "score": (score.ScoreConfig, score.PRESETS),
     "vae": (vae.VAEConfig, vae.PRESETS),
     "flow": (flow.FlowConfig, flow.PRESETS),

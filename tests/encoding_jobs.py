@@ -1,0 +1,109 @@
+"""What the tests of encoding share: small networks on disk, an image set, jobs without Ray."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets.shards import read_manifest
+from models.checkpoint import save_checkpoint
+from models.swinir import PRESETS as PREDICTORS
+from models.swinir import SwinIR
+from models.vae_folder import save_sim_vae
+from pipelines.curate import CurateConfig
+from pipelines.curation import Curation
+from pipelines.encode import EncodeConfig
+from pipelines.encoding import Encoding
+from tests.conftest import picture
+from tests.test_curate import InProcess
+from tests.tiny_vae import build
+
+SIZE = 64
+
+
+def write_networks(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny autoencoder and a tiny predictor with random weights; returns the folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = build()
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter.add_(0.01 * seed * torch.randn_like(parameter))
+        predictor = SwinIR(PREDICTORS["tiny"])
+    save_sim_vae(vae, folder / "vae")
+    save_checkpoint(folder / "predictor", predictor.state_dict(), asdict(predictor.config))
+    return folder
+
+
+def write_images(folder: Path, count: int = 7) -> Path:
+    """Curate ``count`` small pictures into an image set with both splits; returns it."""
+    (folder / "raw").mkdir(parents=True)
+    for number in range(count):
+        picture(number, SIZE + 8 * number, SIZE + 9).save(folder / "raw" / f"photo-{number}.png")
+    config = CurateConfig(
+        input=(str(folder / "raw"),),
+        output=str(folder / "images"),
+        mode="resize",
+        size=SIZE,
+        scorer="none",
+        samples_per_shard=4,
+        val_fraction=0.3,
+        track=False,
+    )
+    Curation(config).run(InProcess())
+    return folder / "images"
+
+
+def job(folder: Path, output: Path, **fields: Any) -> EncodeConfig:
+    """Return a small job on the networks and images in ``folder``."""
+    defaults: dict[str, Any] = {
+        "input": str(folder / "images"),
+        "output": str(output),
+        "vae": str(folder / "vae"),
+        "predictor": str(folder / "predictor"),
+        "device": "cpu",
+        "samples_per_shard": 3,
+        "batch": 2,
+        "track": False,
+    }
+    return EncodeConfig(**defaults | fields)
+
+
+def run(folder: Path, output: Path, **fields: Any) -> InProcess:
+    """Encode in this process."""
+    engine = InProcess()
+    Encoding(job(folder, output, **fields)).run(engine)
+    return engine
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of everything that makes the set: shards, tables, manifest."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    names = [entry["name"] for entry in manifest["shards"]] + list(manifest["files"])
+    return {name: (folder / name).read_bytes() for name in [*names, "manifest.json"]}
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    """Return every member of every tar, by name; a name that comes twice is a mistake."""
+    import tarfile
+
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for info in tar:
+                file = tar.extractfile(info)
+                assert file is not None
+                name = info.name if not info.name.endswith(".json") else f"{path.name}/{info.name}"
+                assert name not in found
+                found[name] = file.read()
+    return found
+
+
+def array(content: bytes) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Read a `.npy` member with NumPy's own reader."""
+    import io
+
+    return np.load(io.BytesIO(content)).astype(np.float64)
