@@ -57,6 +57,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, Resul
         job(f"again-{stage}", zero_stage=stage, start=HALF, load=str(folder / f"two-{stage}"))
         for stage in STAGES
     ]
+    two += [
+        job(f"back-{stage}", zero_stage=stage, start=HALF, **{"from": str(folder / "half-1.0.pt")})
+        for stage in STAGES
+    ]
     results_of_two = launch(2, two, folder)
     one = [job(f"one-{stage}", zero_stage=stage) for stage in STAGES]
     one.append(job("accumulated", micro_batch_size=BATCH // 4))
@@ -66,11 +70,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, Resul
         name = f"moved-{stage}"
         one.append(job(name, zero_stage=(stage + 1) % 4, start=HALF, **{"from": before}))
     results_of_one = launch(1, one, folder)
-    back = [
-        job(f"back-{stage}", zero_stage=stage, start=HALF, **{"from": str(folder / "half-1.0.pt")})
-        for stage in STAGES
-    ]
-    results_of_two |= launch(2, back, folder)
     return folder, results_of_one, results_of_two
 
 

@@ -1,4 +1,4 @@
-"""Training the flow: its two ends under every switch, its validation, what it writes and refuses."""
+"""Training the flow: its ends under every switch, its validation, what it writes and refuses."""
 
 import dataclasses
 from dataclasses import asdict

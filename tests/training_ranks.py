@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infra.distributed import rank, sums, world_size
+from infra.distributed import barrier, rank, sums, world_size
 from trainers.engine import Engine, join, leave
 from trainers.engine_config import EngineConfig, plan_batches
 
@@ -79,6 +79,7 @@ def run(job: dict[str, Any], out: Path) -> dict[str, list[float]]:
     with engine.gathered():
         weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     torch.save({"weights": weights, "moments": moments}, out / f"{job['name']}.{rank()}.pt")
+    barrier()  # the next job may read it
     return result
 
 

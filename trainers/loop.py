@@ -273,7 +273,7 @@ class Training:
     def _refuse_other_run(self, before: Checkpoint) -> None:
         mine, theirs = flatten(to_dict(self.config)), flatten(before.record["config"])
         changed = [
-            f"{name}: {theirs.get(name)!r} -> {mine.get(name)!r}"
+            f"{name}: {theirs.get(name)} -> {mine.get(name)}"
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name) and not self.config.may_change(name)
         ]

@@ -1,0 +1,287 @@
+"""A run that was killed, stopped or broken goes on as if nothing had been."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import shards
+from infra.config import pretty_json
+from infra.storage import write_bytes
+from models.checkpoint import load_checkpoint
+from tests.conftest import ROOT, environment
+from tests.training_sets import launch, log, same_curve, write_latent_set
+from trainers.checkpointing import MANIFEST, Checkpoints
+from trainers.stop import STOPPED
+
+STEPS = 16
+TINY = ["trainers.flow", "--preset", "tiny", "--global-batch-size", "4", "--workers", "1"]
+RUN = ["--max-steps", str(STEPS), "--log-every", "1", "--validate-every", "8", "--save-every", "4"]
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small latent set."""
+    return write_latent_set(tmp_path_factory.mktemp("latents") / "set")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from the first step to the last."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    launch([*TINY, *RUN, "--latents", latents], output)
+    return output
+
+
+def start(arguments: list[str | Path], output: Path, **options: Any) -> "subprocess.Popen[str]":
+    """Start a trainer that someone will disturb."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments), "--output", str(output), "--no-track"],
+        cwd=ROOT,
+        env=environment(output.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def wait_for(output: Path, step: int, process: "subprocess.Popen[str]") -> None:
+    """Wait until a step is in the log."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = (output / "log.jsonl").read_text() if (output / "log.jsonl").exists() else ""
+        if f'"step": {step},' in lines:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
+
+
+def last(output: Path) -> dict[str, torch.Tensor]:
+    """Return all weights of the last checkpoint, raw and averaged."""
+    folder = output / "checkpoints" / f"step-{STEPS:08d}"
+    weights = {}
+    for name in ("model", "ema-0.99"):
+        tensors = load_checkpoint(folder / name)[1]
+        weights |= {f"{name}/{key}": value for key, value in tensors.items()}
+    return weights
+
+
+def losses(output: Path) -> list[float]:
+    """Return the training loss of every step."""
+    return [line["train/loss"] for line in log(output) if "train/loss" in line]
+
+
+def assert_same_run(output: Path, expected: Path) -> None:
+    """Assert that two runs are one, to the bit: every number logged, and every weight."""
+    assert log(output) == log(expected)
+    mine, other = last(output), last(expected)
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_killed_and_resumed_is_undisturbed_to_the_bit(
+    latents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """SIGKILL between two checkpoints; the same command goes on, and logs nothing twice."""
+    arguments = [*TINY, *RUN, "--latents", latents]
+    process = start(arguments, tmp_path / "run")
+    wait_for(tmp_path / "run", 6, process)
+    process.kill()
+    process.communicate()
+    done = launch(arguments, tmp_path / "run")
+
+    assert "resumed from" in done.stdout
+    assert "to the bit" in done.stdout
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(latents: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Kills at any moment, saves included, until it gets through."""
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        process = start([*TINY, *RUN, "--latents", latents], tmp_path / "run")
+        try:
+            process.wait(timeout=float(rng.uniform(5, 9)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+    launch([*TINY, *RUN, "--latents", latents], tmp_path / "run")
+
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_sigterm_saves_and_ends_then_resumes(
+    latents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """It ends after the step it is in, with a checkpoint and the code of a stopped program."""
+    arguments = [*TINY, *RUN, "--latents", latents]
+    process = start([*arguments, "--save-every", "1000"], tmp_path / "run")
+    wait_for(tmp_path / "run", 3, process)
+    process.terminate()
+    output, errors = process.communicate(timeout=60)
+
+    assert process.returncode == STOPPED, errors
+    assert "saved" in output
+    (saved,) = Checkpoints(
+        tmp_path / "run" / "checkpoints", keep_last=1, keep_best=0, best="-loss"
+    ).complete()
+    assert 3 <= saved.step < STEPS
+    launch(arguments, tmp_path / "run")
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_resumed_on_two_ranks_within_rounding(
+    latents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Half of the run on one rank, the rest on two at ZeRO 3: the curve within 1e-4."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    for path in (folder / "checkpoints").iterdir():
+        if path.name > "step-00000012":
+            shutil.rmtree(path)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = [*launcher, *TINY, *RUN, "--zero-stage", "3", "--latents", latents]
+    process = start(arguments, folder)
+    output, errors = process.communicate(timeout=240)
+
+    assert process.returncode == 0, errors[-3000:]
+    assert "up to rounding, from another layout" in output
+    same_curve(log(folder), log(undisturbed), rel=1e-4)
+
+
+def test_another_configuration_is_not_a_resume(
+    latents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """What changes the curve is refused, with both values; how often to save is not."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    changed = ["--peak", "0.001", "--sigma-s", "0.2", "--save-every", "5"]
+    done = launch([*TINY, *RUN, *changed, "--latents", latents], folder, code=2)
+
+    assert "schedule.peak: 0.002 -> 0.001" in done.stderr
+    assert "sigma_s: 0.1 -> 0.2" in done.stderr
+    assert "save_every" not in done.stderr
+    assert log(folder) == log(undisturbed)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    """The message names the samples; what was saved before stays good."""
+    latents = write_latent_set(tmp_path / "set")
+    manifest = json.loads((latents / shards.MANIFEST).read_bytes())
+    entry = next(entry for entry in manifest["shards"] if entry["split"] == "train")
+    tar = bytearray((latents / entry["name"]).read_bytes())
+    where = tar.index(b"train5.source_0.npy") + 512 + 128
+    tar[where : where + 4] = np.float32(np.nan).tobytes()
+    (latents / entry["name"]).write_bytes(tar)
+    run = [*TINY, "--max-steps", "4", "--save-every", "1", "--latents", latents]
+    done = launch(run, tmp_path / "run", code=1)
+
+    assert "not finite; nothing was updated" in done.stderr
+    assert "train5" in done.stderr
+    for checkpoint in _checkpoints(tmp_path / "run").complete():
+        weights = load_checkpoint(checkpoint.folder / "model")[1]
+        assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(
+    latents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The run ends with a message, and goes on from before once there is room."""
+    folder = tmp_path / "run"
+    arguments = [*TINY, *RUN, "--latents", latents]
+    launch([*arguments, "--max-steps", "4"], folder)
+    size = max(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+    def limit() -> None:  # what a full disk does to whoever writes, without filling one
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    process = start(arguments, folder, preexec_fn=limit)
+    _, errors = process.communicate(timeout=120)
+
+    assert process.returncode == 1
+    assert "could not be saved" in errors
+    assert [checkpoint.step for checkpoint in _checkpoints(folder).complete()] == [4]
+    assert not (folder / "checkpoints" / "step-00000008").exists()
+    launch(arguments, folder)
+    assert losses(folder) == losses(undisturbed)
+    mine, expected = last(folder), last(undisturbed)
+    assert all(torch.equal(mine[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_second_process_in_the_same_folder_is_refused(latents: Path, tmp_path: Path) -> None:
+    """Two runs never write one checkpoint."""
+    arguments = [*TINY, "--max-steps", "100000", "--latents", latents]
+    process = start([*arguments, "--log-every", "1"], tmp_path / "run")
+    wait_for(tmp_path / "run", 1, process)
+    done = launch(arguments, tmp_path / "run", code=1)
+    process.kill()
+    process.communicate()
+
+    assert "another process" in done.stderr
+
+
+def _checkpoints(folder: Path, keep_last: int = 2, keep_best: int = 1) -> Checkpoints:
+    return Checkpoints(
+        folder / "checkpoints", keep_last=keep_last, keep_best=keep_best, best="-loss"
+    )
+
+
+def _write(folder: Path, step: int, loss: float | None = None) -> Path:
+    """Write what a checkpoint is to the one who looks for it."""
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    record = pretty_json({"step": step, "metrics": {} if loss is None else {"loss": loss}})
+    write_bytes(path / "record.json", record)
+    write_bytes(path / MANIFEST, pretty_json({"files": {"record.json": len(record)}}))
+    return path
+
+
+def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
+    """One without a manifest, or with a file cut short, does not count."""
+    checkpoints = _checkpoints(tmp_path)
+    assert checkpoints.find("auto") is None
+    _write(tmp_path, 10)
+    (_write(tmp_path, 20) / MANIFEST).unlink()
+    (_write(tmp_path, 30) / "record.json").write_bytes(b"{")
+    found = checkpoints.find("auto")
+
+    assert found is not None
+    assert found.step == 10
+    assert checkpoints.find(str(found.folder)) == found
+    with pytest.raises(Exception, match="no complete checkpoint"):
+        checkpoints.find(str(tmp_path / "checkpoints" / "step-00000020"))
+    with pytest.raises(Exception, match="--resume never"):
+        checkpoints.find("never")
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+    """And what killed saves left is cleared away."""
+    for step, loss in ((10, 0.5), (20, 0.1), (30, 0.3), (40, None), (50, None)):
+        _write(tmp_path, step, loss)
+    (_write(tmp_path, 60) / MANIFEST).unlink()
+    _checkpoints(tmp_path).prune()
+
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000020", "step-00000040", "step-00000050"]
+
+
+def test_saving_changes_nothing(latents: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """A run that saves and validates at other steps has the same losses and ends the same."""
+    often = ["--save-every", "1", "--validate-every", "16"]
+    launch([*TINY, *RUN, *often, "--latents", latents], tmp_path / "run")
+
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    mine, expected = last(tmp_path / "run"), last(undisturbed)
+    assert all(torch.equal(mine[name], expected[name]) for name in expected)
