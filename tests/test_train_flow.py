@@ -12,18 +12,14 @@ from torch import Tensor, nn
 from datasets.loading import Memory
 from datasets.order import Order, Part
 from infra.errors import UsageError, UserError
-from models import frozen, looformer
-from models.checkpoint import load_checkpoint, save_checkpoint
-from models.looformer import LooUFormer
-from models.swinir import PRESETS as SWINIRS
-from models.swinir import SwinIR
-from models.vae_folder import save_sim_vae
-from tests import tiny_vae
+from models import looformer
+from models.checkpoint import config_from_dict, load_checkpoint
 from tests.training_sets import (
+    Files,
     launch,
     log,
     same_curve,
-    write_image_set,
+    write_files,
     write_latent_set,
 )
 from trainers import flow
@@ -39,40 +35,10 @@ GOLDEN = (0.517792, 0.429128, 0.470756, 0.445489, 0.438872, 0.403667)
 CPU = torch.device("cpu")
 
 
-@dataclasses.dataclass
-class Files:
-    """What there is to train on."""
-
-    latents: str
-    images: str
-    vae: str
-    predictor: str
-    regressor: str
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Small sets, and tiny networks with weights of their own."""
-    folder = tmp_path_factory.mktemp("files")
-    vae = tiny_vae.build()
-    save_sim_vae(vae, folder / "vae")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        predictor = SwinIR(SWINIRS["tiny"])
-        regressor = LooUFormer(looformer.PRESETS["tiny"])
-    save_checkpoint(folder / "swinir", predictor.state_dict(), asdict(predictor.config))
-    save_checkpoint(folder / "regressor", regressor.state_dict(), asdict(regressor.config))
-    identity = {
-        "vae": frozen.load_vae(str(folder / "vae"))[1].weights,
-        "predictor": frozen.load_posterior_mean(str(folder / "swinir"))[1].weights,
-    }
-    return Files(
-        latents=str(write_latent_set(folder / "latents", identity=identity)),
-        images=str(write_image_set(folder / "images", size=32)),
-        vae=str(folder / "vae"),
-        predictor=str(folder / "swinir"),
-        regressor=str(folder / "regressor"),
-    )
+    """Images of 32 pixels, latents of 4 x 4."""
+    return write_files(tmp_path_factory.mktemp("files"), size=32)
 
 
 def configured(files: Files, **values: Any) -> FlowConfig:
@@ -244,7 +210,7 @@ def test_the_finished_network_is_the_average(trained: Path) -> None:
     config, weights = load_checkpoint(trained / "network")
     average = load_checkpoint(trained / "checkpoints" / "step-00000006" / "ema-0.99")[1]
 
-    assert frozen.config_from_dict(looformer.LooUFormerConfig, config) == looformer.PRESETS["tiny"]
+    assert config_from_dict(looformer.LooUFormerConfig, config) == looformer.PRESETS["tiny"]
     assert all(torch.equal(weights[name], average[name]) for name in average)
 
 

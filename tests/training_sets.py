@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from datasets import shards
 from datasets.decoding import encode_png
@@ -18,6 +20,13 @@ from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, write
 from datasets.latent_pairs import PAIRS, pair_table
 from infra.config import pretty_json, to_dict
 from infra.storage import write_bytes
+from models import looformer, swinir
+from models.checkpoint import save_checkpoint
+from models.frozen import load_posterior_mean, load_vae
+from models.looformer import LooUFormer
+from models.swinir import SwinIR
+from models.vae_folder import save_sim_vae
+from tests import tiny_vae
 from tests.conftest import ROOT, environment, picture
 
 
@@ -64,6 +73,45 @@ def write_latent_set(
     }
     write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
     return folder
+
+
+@dataclass
+class Files:
+    """What there is to train a tiny flow on."""
+
+    latents: str
+    images: str
+    vae: str
+    predictor: str
+    regressor: str
+
+
+def write_files(folder: Path, *, size: int) -> Files:
+    """Write small sets, and tiny networks with weights of their own.
+
+    Args:
+        folder: where.
+        size: side of the images; that of the latents is an eighth.
+    """
+    vae = tiny_vae.build()
+    save_sim_vae(vae, folder / "vae")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        predictor = SwinIR(swinir.PRESETS["tiny"])
+        regressor = LooUFormer(looformer.PRESETS["tiny"])
+    save_checkpoint(folder / "swinir", predictor.state_dict(), asdict(predictor.config))
+    save_checkpoint(folder / "regressor", regressor.state_dict(), asdict(regressor.config))
+    identity = {
+        "vae": load_vae(str(folder / "vae"))[1].weights,
+        "predictor": load_posterior_mean(str(folder / "swinir"))[1].weights,
+    }
+    return Files(
+        latents=str(write_latent_set(folder / "latents", side=size // 8, identity=identity)),
+        images=str(write_image_set(folder / "images", size=size)),
+        vae=str(folder / "vae"),
+        predictor=str(folder / "swinir"),
+        regressor=str(folder / "regressor"),
+    )
 
 
 def launch(
