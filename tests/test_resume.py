@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from datasets import shards
 from infra.config import pretty_json
@@ -218,6 +219,27 @@ def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(
     assert losses(folder) == losses(undisturbed)
     mine, expected = last(folder), last(undisturbed)
     assert all(torch.equal(mine[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_one_run_in_mlflow(
+    latents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Settings, data and every step's loss are in one run, whichever process recorded them."""
+    arguments = [*TINY, *RUN, "--latents", latents]
+    for steps in ("6", str(STEPS)):
+        launch([*arguments, "--max-steps", steps], tmp_path / "run", track=True)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("latent-pmrf/flow")
+    (run,) = client.search_runs([experiment.experiment_id])
+    points = client.get_metric_history(run.info.run_id, "train/loss")
+    (data,) = run.inputs.dataset_inputs
+
+    assert run.info.status == "FINISHED"
+    assert run.data.params["engine.global_batch_size"] == "4"
+    assert data.dataset.name == "set"
+    stored = [value for _, value in sorted((point.step, point.value) for point in points)]
+    assert stored == losses(undisturbed)
 
 
 @pytest.mark.slow

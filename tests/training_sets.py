@@ -115,11 +115,12 @@ def write_files(folder: Path, *, size: int) -> Files:
 
 
 def launch(
-    command: Sequence[str | Path], output: Path, *, code: int = 0
+    command: Sequence[str | Path], output: Path, *, code: int = 0, track: bool = False
 ) -> "subprocess.CompletedProcess[str]":
-    """Run ``python -m COMMAND`` to its end, untracked; launchers start outside the project."""
+    """Run ``python -m COMMAND`` to its end; launchers start outside the project."""
+    tracked = "--track" if track else "--no-track"
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, command), "--output", str(output), "--no-track"],
+        [sys.executable, "-m", *map(str, command), "--output", str(output), tracked],
         cwd=ROOT if str(command[0]).startswith("trainers.") else output.parent,
         env={**environment(output.parent), "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"},
         capture_output=True,
