@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from datasets import shards
 from datasets.sources import ImageRef, Listing, input_digest, list_images
 from infra import storage
-from infra.config import digest, pretty_json, to_dict
+from infra.config import canonical_json, digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
 from pipelines import curation_report, scoring
 from pipelines.curate import CurateConfig
@@ -208,7 +208,9 @@ class Curation:
         complete = [shard for shard in written if shard is not None]
         files = {
             shards.INDEX: shards.parquet_bytes(shards.index_table(complete)),
-            "scores.parquet": shards.parquet_bytes(scores),
+            "scores.parquet": shards.parquet_bytes(
+                scores.replace_schema_metadata({"scorer": canonical_json(self.scorer.identity())})
+            ),
         }
         hashes = {name: storage.write_bytes(staging / name, data) for name, data in files.items()}
         entries = [shard.entry() for shard in complete]

@@ -190,7 +190,7 @@ class Encoding:
         first = 0 if manifest is None else manifest["draws"]
         staging = self._staging(first)
         last = int(staging.name.rpartition("-")[2])
-        latent = self._format(probe)
+        latent = self.latent_format(probe)
         taken: dict[str, int] = {}
         for entry in manifest["shards"] if manifest else ():
             taken[entry["split"]] = taken.get(entry["split"], 0) + 1
@@ -229,7 +229,7 @@ class Encoding:
                 storage.remove_tree(folder)
         return max(begun)[1] if begun else self.state / f"draws-{first}-{self.config.draws}"
 
-    def _format(self, probe: dict[str, Any]) -> LatentFormat:
+    def latent_format(self, probe: dict[str, Any]) -> LatentFormat:
         """Return how a latent is stored; 8-bit levels are laid by the probe's latents."""
         channels, height, width = self.shape
         if self.config.dtype != "uint8":

@@ -108,7 +108,7 @@ def _headline(manifest: dict[str, Any]) -> dict[str, str]:
 def _bound_section(manifest: dict[str, Any], probe: dict[str, Any]) -> str:
     found = manifest["distortion"]
     rows = [
-        ("D(E(x)) against x: the best any restoration can reach", found["psnr_hq_decoded"]),
+        ("D(E(x)) against x: about the best a restoration can reach", found["psnr_hq_decoded"]),
         ("x̂ against x: the predictor itself", found["psnr_posterior_mean"]),
         ("D(E(x̂)) against x: the same through the VAE", found["psnr_restored_by_decoding"]),
         ("D(E(x̂)) against x̂: what the flow starts from", found["psnr_posterior_mean_decoded"]),
@@ -123,7 +123,7 @@ def _bound_section(manifest: dict[str, Any], probe: dict[str, Any]) -> str:
         )
         for image in probe["images"]
     ]
-    header = ["image", "D(E(x)), x", "x̂, x", "D(E(x̂)), x̂", "the last as RMSE of 255"]
+    header = ["image", "D(E(x)), x", "x̂, x", "D(E(x̂)), x̂", "the last as RMSE, of 255"]
     return (
         report.table([f"mean over {found['images']} images", "PSNR, dB"], rows)
         + report.note(

@@ -1,7 +1,7 @@
 """The distortion bound, before any training: what a few images lose by encoding alone.
 
 x is an image as one of its draws turned it, x_hat the posterior mean of that draw. D(E(x)) against
-x bounds what any restoration can reach; ||D(E(x_hat)) - x_hat|| is how far a latent flow starts
+x says about what a restoration can reach; ||D(E(x_hat)) - x_hat|| is how far a latent flow starts
 from the posterior mean that it should start from. Both by the mode of the posterior.
 """
 
