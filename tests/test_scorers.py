@@ -77,13 +77,16 @@ def test_qalign_curates(checkpoint: Path, pictures: Pictures, tmp_path: Path) ->
     source = pictures(4)
     fields = {"scorer": "qalign", "scorer_weights": str(checkpoint), "scorer_gpus": 0}
     run(source, tmp_path / "set", **fields, threshold=2.0)
-    rows = pq.read_table(tmp_path / "set" / "scores.parquet").to_pylist()
+    table = pq.read_table(tmp_path / "set" / "scores.parquet")
+    rows = table.to_pylist()
     manifest = shards.read_manifest(tmp_path / "set")
 
     assert manifest is not None
     assert manifest["scorer"]["prompt"] == "quality"
     assert manifest["scorer"]["dtype"] == "float32"
     assert manifest["scorer"]["model"] == str(checkpoint)
+    record = json.loads(table.schema.metadata[b"scorer"])
+    assert record.keys() == {"name", "digest", "model", "prompt", "dtype"}
     assert list(problems(tmp_path / "set")) == []
     model = QAlign.load(checkpoint)
     row = rows[len(rows) // 2]
