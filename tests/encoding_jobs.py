@@ -1,5 +1,7 @@
 """What the tests of encoding share: small networks on disk, an image set, jobs without Ray."""
 
+import io
+import tarfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -78,18 +80,22 @@ def run(folder: Path, output: Path, **fields: Any) -> InProcess:
     return engine
 
 
-def published(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of everything that makes the set: shards, tables, manifest."""
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a set that must be there."""
     manifest = read_manifest(folder)
     assert manifest is not None
+    return manifest
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of everything that makes the set: shards, tables, manifest."""
+    manifest = manifest_of(folder)
     names = [entry["name"] for entry in manifest["shards"]] + list(manifest["files"])
     return {name: (folder / name).read_bytes() for name in [*names, "manifest.json"]}
 
 
 def members(folder: Path) -> dict[str, bytes]:
     """Return every member of every tar, by name; a name that comes twice is a mistake."""
-    import tarfile
-
     found: dict[str, bytes] = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -104,6 +110,4 @@ def members(folder: Path) -> dict[str, bytes]:
 
 def array(content: bytes) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Read a `.npy` member with NumPy's own reader."""
-    import io
-
     return np.load(io.BytesIO(content)).astype(np.float64)

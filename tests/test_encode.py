@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,20 @@ from datasets.degradation_parameters import PRESETS, DegradationConfig, Degradat
 from datasets.latents import LatentPairs, check_belongs
 from datasets.loading import Loader, LoaderConfig
 from datasets.order import Layout
-from datasets.shards import read_manifest
 from infra.config import from_dict
 from infra.errors import UserError
 from models.frozen import load_posterior_mean, load_vae
 from pipelines.encode import VerifyConfig
-from pipelines.encoding import Encoding
 from pipelines.latent_verify import problems, recomputed
-from tests.encoding_jobs import array, job, members, published, run, write_images, write_networks
-from tests.test_curate import InProcess
+from tests.encoding_jobs import (
+    array,
+    manifest_of,
+    members,
+    published,
+    run,
+    write_images,
+    write_networks,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +49,6 @@ def encoded(world: Path) -> Path:
         patch.setitem(PRESETS, "gray", DegradationConfig(gray_probability=0.5))
         run(world, world / "gray", draws=3, degradation="gray", keep_images=True)
     return world / "gray"
-
-
-def manifest_of(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a set that must be there."""
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    return manifest
 
 
 def labels(folder: Path) -> Iterator[dict[str, Any]]:
@@ -149,112 +145,6 @@ def test_a_set_verifies_and_its_latents_are_computed_again(
 
     assert list(problems(tmp_path / "set")) == []
     assert list(recomputed(tmp_path / "set", VerifyConfig(recompute=7))) == []
-
-
-def test_more_draws_leave_the_old_shards_as_they_are(world: Path, tmp_path: Path) -> None:
-    """The added draws are, bit for bit, those of a set that had them from the start."""
-    run(world, tmp_path / "grown")
-    before = published(tmp_path / "grown")
-    engine = run(world, tmp_path / "grown", draws=3)
-    run(world, tmp_path / "fresh", draws=3)
-    after = published(tmp_path / "grown")
-    old = [name for name in before if name.endswith(".tar")]
-
-    assert [unit["name"] for stage, unit in engine.units if unit.get("name") in old] == []
-    assert engine.count("probe") == 0
-    assert all(after[name] == before[name] for name in old)
-    grown, fresh = members(tmp_path / "grown"), members(tmp_path / "fresh")
-    latents = {name for name in fresh if name.endswith(".npy")}
-    assert latents == {name for name in grown if name.endswith(".npy")}
-    assert all(grown[name] == fresh[name] for name in latents)
-    assert manifest_of(tmp_path / "grown")["draws"] == 3
-    assert list(problems(tmp_path / "grown")) == []
-    assert list(recomputed(tmp_path / "grown", VerifyConfig(recompute=2))) == []
-
-
-def test_bytes_depend_on_neither_place_nor_order_nor_workers(world: Path, tmp_path: Path) -> None:
-    """Two sets of one configuration are one, their manifests included."""
-
-    class Forwards(InProcess):
-        def run(self, name: str, units: Any, *rest: Any) -> Iterator[dict[str, Any]]:
-            return super().run(name, list(reversed(units)), *rest)
-
-    run(world, tmp_path / "one", draws=2)
-    Encoding(job(world, tmp_path / "two", draws=2, workers=3)).run(Forwards())
-
-    assert published(tmp_path / "one") == published(tmp_path / "two")
-
-
-class Stopping(InProcess):
-    """An engine that dies after ``units`` units."""
-
-    def __init__(self, units: int) -> None:
-        super().__init__()
-        self.left = units
-
-    def run(self, *arguments: Any) -> Iterator[dict[str, Any]]:
-        """Do as many units as are left."""
-        for result in super().run(*arguments):
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-            yield result
-
-
-def test_a_stopped_job_goes_on_shard_by_shard(world: Path, tmp_path: Path) -> None:
-    """Finished shards are not encoded again; a run that wants more draws finishes these first."""
-    with pytest.raises(KeyboardInterrupt):
-        Encoding(job(world, tmp_path / "set", draws=2)).run(Stopping(2))
-    engine = run(world, tmp_path / "set", draws=3)
-    run(world, tmp_path / "fresh", draws=2)
-    run(world, tmp_path / "fresh", draws=3)
-    shards = len(manifest_of(tmp_path / "set")["shards"])
-
-    assert engine.count("probe") == 0
-    assert engine.count("encode") == shards - 2  # the one that was cut short is there too
-    assert published(tmp_path / "set") == published(tmp_path / "fresh")
-
-
-@pytest.mark.parametrize("draws", [1, 2])
-def test_no_write_that_fails_leaves_a_wrong_set(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draws: int
-) -> None:
-    """Fail the n-th rename, for every n, of a new set and of a growing one."""
-    few: dict[str, Any] = {"limit": 1, "track": False}
-    for number in range(1, draws + 1):
-        run(world, tmp_path / "fresh", draws=number, **few)
-        if number < draws:
-            shutil.copytree(tmp_path / "fresh", tmp_path / "before")
-    expected, real, failures = published(tmp_path / "fresh"), os.replace, 0
-
-    class Failing:
-        """A rename that fails from the n-th on."""
-
-        def __init__(self, after: int) -> None:
-            self.left = after
-
-        def __call__(self, source: str, target: str) -> None:
-            self.left -= 1
-            if self.left < 0:
-                raise OSError(28, "No space left on device")
-            real(source, target)
-
-    while True:
-        output = tmp_path / f"set-{failures}"
-        if draws > 1:
-            shutil.copytree(tmp_path / "before", output)
-        monkeypatch.setattr(os, "replace", Failing(failures))
-        try:
-            run(world, output, draws=draws, **few)
-        except (OSError, UserError):
-            monkeypatch.setattr(os, "replace", real)
-            run(world, output, draws=draws, **few)
-        else:
-            break
-        assert published(output) == expected, f"rename {failures}"
-        failures += 1
-
-    assert failures > 8
 
 
 def test_a_finished_set_is_left_alone(

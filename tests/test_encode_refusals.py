@@ -1,5 +1,6 @@
 """What encoding and its verification refuse or find, and in which words."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -17,10 +18,12 @@ from infra import storage
 from infra.config import canonical_json, pretty_json
 from infra.errors import UsageError, UserError
 from models.sim_vae import PRESETS, SimVAE
+from models.swinir import SwinIR, SwinIRConfig
 from models.vae_folder import save_sim_vae
 from pipelines import encode
 from pipelines.encode import VerifyConfig
 from pipelines.encoding import Encoding
+from pipelines.encoding_estimate import counted
 from pipelines.latent_verify import problems, recomputed
 from tests.encoding_jobs import SIZE, job, published, run, write_images, write_networks
 
@@ -121,8 +124,6 @@ def write_set(folder: Path, sizes: list[int]) -> Path:
     samples = []
     for number, size in enumerate(sizes):
         png = encode_png(np.full((size, size, 3), 40 * number, np.uint8))
-        import hashlib
-
         label = {"key": f"hand-{number}", "source": "s", "origin": "o", "width": size}
         label |= {"height": size, "sha256": hashlib.sha256(png).hexdigest()}
         samples.append((f"hand-{number}", {"png": png, "json": canonical_json(label)}))
@@ -294,3 +295,14 @@ def test_two_jobs_do_not_share_a_folder(world: Path, tmp_path: Path) -> None:
         pytest.raises(UserError, match="being written by another process"),
     ):
         Encoding(job(world, tmp_path / "set")).run()
+
+
+def test_the_dry_run_counts_the_published_networks_right() -> None:
+    """0.305463 TFLOP a latent and a quarter of 0.181478 a posterior mean, at 256 pixels."""
+    image = torch.empty(1, 3, 256, 256, device="meta")
+    with torch.device("meta"):
+        vae = SimVAE(PRESETS["sim-vae-f8c32"])
+    predictor = SwinIR(SwinIRConfig()).to("meta")
+
+    assert counted(vae.encode, image) == pytest.approx(0.305463e12, rel=1e-6)
+    assert counted(predictor, image) == pytest.approx(0.181478e12 / 4, rel=1e-5)
