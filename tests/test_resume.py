@@ -1,8 +1,10 @@
 """A run that was killed, stopped or broken goes on as if nothing had been."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -253,6 +255,28 @@ def test_a_second_process_in_the_same_folder_is_refused(latents: Path, tmp_path:
     process.communicate()
 
     assert "another process" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_job(latents: Path, tmp_path: Path) -> None:
+    """The others do not wait for it longer than they were told to."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    options = ["--timeout-minutes", "0.1", "--max-steps", "100000", "--log-every", "1"]
+    process = start([*launcher, *TINY, *options, "--latents", latents], tmp_path / "run")
+    wait_for(tmp_path / "run", 2, process)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(ranks[1]), signal.SIGSTOP)
+    try:
+        _, errors = process.communicate(timeout=200)  # torchrun gives the other half a minute
+    finally:
+        if process.poll() is None:
+            process.kill()
+            for number in ranks:
+                os.kill(int(number), signal.SIGKILL)
+
+    assert process.returncode != 0
+    assert "Timeout (0:00:06)!" in errors
+    assert "trainers/loop.py" in errors  # where it hung
 
 
 def _checkpoints(folder: Path, keep_last: int = 2, keep_best: int = 1) -> Checkpoints:

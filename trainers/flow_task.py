@@ -98,8 +98,9 @@ class FlowTask:
         if self.judged is None:
             return Validation(metrics)
         found, columns = self._restorations(network, self.judged)
-        shown = {title: torch.cat(column) for title, column in columns.items() if column}
-        shown = {title: some[: self.config.grid_images] for title, some in shown.items()}
+        shown = {
+            title: torch.cat(column)[: self.config.grid_images] for title, column in columns.items()
+        }
         picture = grid(shown, "HQ") if shown and rank() == 0 else None
         return Validation({**metrics, **found}, picture)
 
@@ -137,35 +138,29 @@ class FlowTask:
     ) -> tuple[dict[str, float], dict[str, list[Tensor]]]:
         """Restore pictures; returns PSNR and MS-SSIM of them and of the references, and some."""
         is_mean = self.frozen.predictor is not None and self.config.source != "lq"
-        start = "posterior_mean" if is_mean else "lq"
-        columns: dict[str, list[Tensor]] = {"LQ": [], start: [], "restored": []}
-        if self.config.space == "latent":
-            columns["reconstruction"] = []
-        columns["HQ"] = []
+        columns: dict[str, list[Tensor]] = {}
         totals: dict[str, float] = {"images": 0.0}
         for batch, count, draws in self._sweep(judged):
             ends = self.frozen.from_images(batch, draws)
             x_0 = self.frozen.noisy(ends.source, draws)
             restored = restore(network, x_0, ends.condition, self.config.sampling_steps)
-            lq = batch.lq.to(self.device)
-            images = {
-                "LQ": lq,
-                start: self.frozen.start(lq),
-                "restored": self.frozen.image(restored),
-            }
-            if "reconstruction" in columns:
+            images = {"lq": batch.lq.to(self.device)}
+            if is_mean:
+                images["posterior_mean"] = self.frozen.start(images["lq"])
+            images["restored"] = self.frozen.image(restored)
+            if self.config.space == "latent":
                 images["reconstruction"] = self.frozen.image(ends.target)
             images["HQ"] = batch.hq.to(self.device)
             pictures = {title: to_uint8(some[:count]) for title, some in images.items()}
             totals["images"] += count
-            for title in pictures.keys() - {"LQ", "HQ"}:
+            for title in pictures.keys() - {"HQ"}:
                 suffix = "" if title == "restored" else f"_{title}"
                 for name, metric in self._metrics(pictures["HQ"]).items():
                     value = metric(pictures[title], pictures["HQ"]).sum().item()
                     totals[name + suffix] = totals.get(name + suffix, 0.0) + value
-            if sum(map(len, columns["HQ"])) < self.config.grid_images:
+            if sum(map(len, columns.get("HQ", []))) < self.config.grid_images:
                 for title, some in pictures.items():
-                    columns[title].append(some.cpu())
+                    columns.setdefault(title, []).append(some.cpu())
         names = sorted(totals)
         added = dict(zip(names, sums([totals[n] for n in names], str(self.device)), strict=True))
         images_seen = added.pop("images")

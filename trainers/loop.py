@@ -1,11 +1,11 @@
 """The loop of every trainer: validate, save, one step, log; what is trained comes as a task.
 
-It makes one more pass than there are steps, so that the end needs no special case. Everything that
-happens at a step is a function of the step, so a run that was killed and resumed is the run that
-was not.
+It makes one more pass than there are steps, so that the end needs no special case. What happens at
+a step is a function of the step, so a run that was killed and resumed is the run that was not.
 """
 
 import copy
+import faulthandler
 import json
 import math
 import sys
@@ -146,6 +146,8 @@ class Training:
         say(self._describe())
         batches, window, stopped = iter(self.loader), Window(self.step), False
         while True:
+            # The watchdog: DeepSpeed's own groups of ranks do not know the time-out of `join`.
+            faulthandler.dump_traceback_later(60 * loop.timeout_minutes, exit=True)
             done = self.step == loop.max_steps
             is_new = self.step > self.first or self.step == 0
             metrics: dict[str, float] = {}
@@ -161,6 +163,7 @@ class Training:
             if self.step % loop.log_every == 0 or self.step == loop.max_steps:
                 self.log(window, tracked)
                 window = Window(self.step)
+        faulthandler.cancel_dump_traceback_later()
         if done and rank() == 0:
             self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
             self.task.export(self.averaged)
@@ -207,8 +210,7 @@ class Training:
         named = {number: found for number, found in enumerate(gathered(keys)) if found}
         raise UserError(
             f"{what} of step {self.step} is not finite; nothing was updated. The batch, by rank: "
-            f"{named}. Look at these samples, or lower --peak or --gradient-clipping; the run goes "
-            f"on from its last checkpoint ({self.checkpoints.folder})"
+            f"{named}. Look at these samples, or lower --peak or --gradient-clipping"
         )
 
     def validate(self, tracked: Run) -> dict[str, float]:
@@ -279,8 +281,8 @@ class Training:
         ]
         if changed:
             raise UsageError(
-                f"{before.folder} is of another configuration ({'; '.join(changed)}): give another "
-                "--output, or the configuration of that run (--config OUTPUT/config.json)"
+                f"{before.folder} is of another configuration ({'; '.join(changed)}): give "
+                "another --output, or that configuration (--config OUTPUT/config.json)"
             )
 
     def _describe(self) -> str:

@@ -39,7 +39,7 @@ class LoopConfig:
     track: bool = True
     """Log the run to MLflow (MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db)."""
     timeout_minutes: float = 30.0
-    """A rank that waits longer than this for another ends the job."""
+    """A rank whose step, validation or save takes longer prints where it hangs and ends the job."""
     local_rank: int = -1
     """Passed by the deepspeed launcher; LOCAL_RANK is what is read."""
 
