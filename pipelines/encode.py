@@ -80,6 +80,8 @@ class EncodeConfig:
                 raise ValueError(f"{name} {value}: at least 1")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        if self.gpus is not None and self.device == "cpu":
+            raise ValueError(f"gpus {self.gpus} with device cpu: on CPUs give workers")
         self.rule()
 
     def rule(self) -> EncodeRule:

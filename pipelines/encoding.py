@@ -23,7 +23,7 @@ from typing import Any
 from datasets import shards
 from datasets.latent_format import LatentFormat
 from infra import storage
-from infra.config import pretty_json, to_dict
+from infra.config import from_dict, pretty_json, to_dict
 from infra.errors import UsageError
 from pipelines import encoding_report
 from pipelines.draws import EncodeShard, Work
@@ -191,6 +191,8 @@ class Encoding:
         staging = self._staging(first)
         last = int(staging.name.rpartition("-")[2])
         latent = self.latent_format(probe)
+        if manifest is not None:  # 8-bit levels stay where the first generation laid them
+            latent = from_dict(LatentFormat, manifest["latent"])
         taken: dict[str, int] = {}
         for entry in manifest["shards"] if manifest else ():
             taken[entry["split"]] = taken.get(entry["split"], 0) + 1

@@ -29,8 +29,8 @@ from pipelines.image_plan import ImageSample, ImageSet
 from pipelines.job import flat, plain
 from pipelines.latent_statistics import latent_values
 
-SAME_DEVICE = 1e-3  # of a standard deviation: another batch or PyTorch rounds sums otherwise
-OTHER_DEVICE = 0.05  # there the blur rounds otherwise too, and JPEG makes whole levels of it
+EXACT = 1e-3  # of a standard deviation: another batch or PyTorch rounds sums otherwise
+LOOSE = 0.05  # at low precision; on another device, where JPEG makes levels of the blur's rounding
 
 
 class Options(Protocol):
@@ -136,7 +136,7 @@ def recomputed(folder: Path, options: Options) -> Iterator[str]:
     """Compute some latents again, from pixels and stored draws; yield what differs.
 
     Allowed is half a step of the dtype, and a thousandth of a standard deviation for the rounding
-    of another batch or library; a twentieth on another kind of device.
+    of another batch or library; a twentieth at low precision or on another kind of device.
 
     Raises:
         UsageError: the images or weights are not at hand, or not those of the set.
@@ -160,7 +160,7 @@ def recomputed(folder: Path, options: Options) -> Iterator[str]:
         for generation in manifest["generations"]
         for name in generation["devices"]
     )
-    slack = SAME_DEVICE if same else OTHER_DEVICE
+    slack = EXACT if same and config.precision == "float32" else LOOSE
     for row in images.spread(options.recompute):
         sample = images.sample(row)
         for pair in reader.pairs(sample.key):

@@ -132,7 +132,7 @@ def test_plain_webdataset_and_our_loader_read_the_same(encoded: Path) -> None:
     "fields",
     [
         {"dtype": "float16", "posterior": "sample"},
-        {"dtype": "float32"},
+        {"dtype": "float32", "precision": "bfloat16"},
         {"dtype": "uint8", "keep_images": True},
         {"source": "lq", "predictor": "", "dtype": "float32", "posterior": "sample"},
     ],

@@ -251,6 +251,7 @@ def test_recomputing_with_other_networks_is_refused(copy: Path, tmp_path: Path) 
         (["--source", "latent"], "source 'latent': choose posterior_mean or lq"),
         (["--degradation", "rain"], "rain"),
         (["--preset", "cpu", "--precision", "tf32"], "tf32"),
+        (["--preset", "cpu", "--gpus", "1"], "gpus 1 with device cpu"),
         (["verify"], "usage"),
     ],
 )
