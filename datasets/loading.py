@@ -109,8 +109,9 @@ class LoaderConfig:
     """Threads or processes that read ahead; 0: each batch is read when it is asked for."""
     processes: bool = False
     """Processes, as decoding and degrading need; threads are enough for latents."""
-    start_method: str = "spawn"
-    """Of processes: `fork` starts faster, but not safely beside threads or CUDA."""
+    start_method: str = "forkserver"
+    """Of processes: `fork` starts faster, but not safely beside threads or CUDA; workers of `spawn`
+    may abort with a message as they end (PyTorch 2.13)."""
     ahead: int = 2
     """Batches that each worker reads ahead."""
     pin_memory: bool = False

@@ -27,6 +27,7 @@ CONFIGS = {
     "alone": ALONE,
     "threads": LoaderConfig(workers=3),
     "fork": LoaderConfig(workers=2, processes=True, start_method="fork"),
+    "forkserver": LoaderConfig(workers=1, processes=True),
     "spawn": LoaderConfig(workers=1, processes=True, start_method="spawn"),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

@@ -1,0 +1,321 @@
+"""What reading latents costs: `OMP_NUM_THREADS=1 python -m tests.benchmarks.loaders`.
+
+Pairs of float16 [32, 64, 64] (512 KiB) in batches of 64 from a warm page cache, in CPU time of the
+process and its workers. The floor is one bare `preadv` per pair, in random order, into one
+preallocated batch. webdataset reads the same latents its own way, in tar order, from tars that hold
+the pairs and nothing else (from ours it would also read the flip that is not wanted).
+mosaicml-streaming and litdata, where they can be imported, read the same arrays from their own
+formats, shuffled. An epoch is 6 passes over the files, start and end included. Every contestant
+takes turns with the floor. The machine is shared: medians of the ratios are kept, and the ratio of
+the least CPU times, which is nearest to an idle machine.
+"""
+
+import argparse
+import gc
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import webdataset as wds
+from torch.utils.data import DataLoader
+
+from datasets.latent_format import LatentFormat, LatentSample
+from datasets.latent_pairs import PAIR, PAIRS
+from datasets.latents import LatentPairs
+from datasets.loading import Loader, LoaderConfig
+from datasets.order import Layout, Order
+from datasets.shards import MANIFEST, parquet_bytes, write_shard
+from infra.config import pretty_json, to_dict
+from tests.benchmarks.harness import save
+from tests.published_sets import sample, write_latents
+
+FORM = LatentFormat(channels=32, height=64, width=64)
+BATCH = 64
+ROUNDS = 3
+PASSES = 6  # over the files in one epoch, so that start and end weigh little
+PER_SHARD = 128
+Epoch = Callable[[], object]
+OURS = {
+    "when asked": LoaderConfig(workers=0),
+    "1 thread": LoaderConfig(workers=1),
+    "2 threads": LoaderConfig(workers=2),
+    "2 processes": LoaderConfig(workers=2, processes=True, start_method="fork"),
+}
+
+
+def main() -> None:
+    """Measure, and keep the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=1024, help="a multiple of 128")
+    pairs = parser.parse_args().pairs
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, pairs)
+        contestants = {
+            **{f"ours, {how}": partial(ours, folder, config) for how, config in OURS.items()},
+            **{f"webdataset, {n} workers": partial(webdataset, folder, n) for n in (0, 1, 2)},
+            **others(folder, pairs),
+        }
+        measured = {
+            "pairs": pairs,
+            "pair_bytes": 2 * FORM.data_bytes,
+            "warm": warm(folder, pairs, contestants),
+            "cold": {
+                how: cold(folder, pairs, partial(contestants[how], passes=1))
+                for how in ("ours, 2 threads", "webdataset, 2 workers")
+            },
+            "first_batch_s": first_batches(folder),
+            "large_set": large_set(folder / "large"),
+        }
+    save("loaders", measured, "torch", "webdataset", "numpy", "pyarrow")
+
+
+def write(folder: Path, pairs: int) -> None:
+    """Write a latent set, and tars of its pairs alone."""
+    made = [sample(FORM, "x", [n], flip=lambda n: n % 2 == 1) for n in range(16)]
+    samples = [
+        LatentSample(key=f"{n:06d}", draws=made[n % 16].draws, targets=made[n % 16].targets)
+        for n in range(pairs)
+    ]
+    write_latents(folder / "latents", samples, FORM, per_shard=PER_SHARD)
+    for start in range(0, pairs, PER_SHARD):
+        contents = (
+            (one.key, {"source.npy": FORM.encode(one.draws[0].source), "target.npy": target(one)})
+            for one in samples[start : start + PER_SHARD]
+        )
+        write_shard(folder / "pairs" / f"train-{start // PER_SHARD:06d}.tar", contents)
+
+
+def target(one: LatentSample) -> bytes:
+    """Encode the target of a sample's only draw."""
+    assert one.targets is not None
+    return FORM.encode(one.targets[one.draws[0].flip])
+
+
+def floor(folder: Path) -> Epoch:
+    """Prepare the floor: places in random order, open files, one batch of memory."""
+    pairs = LatentPairs(folder / "latents")
+    shards = sorted((folder / "latents").glob("*.tar"))
+    files = {shard.name: os.open(shard, os.O_RDONLY) for shard in shards}
+    draw = Order(pairs.parts, digest="", seed=0).at(np.arange(pairs.parts[0].size))
+    table = pq.read_table(folder / "latents" / PAIRS).take(pa.array(draw.index)).to_pylist()
+    places = [
+        (files[row["source_shard"]], min(row["source_offset"], row["target_offset"]) + 128)
+        for row in table
+    ]
+    size = 2 * FORM.data_bytes
+    batch = memoryview(np.zeros(BATCH * size, np.uint8))
+
+    def epoch() -> None:
+        for number, (file, offset) in enumerate(places * PASSES):
+            row = number % BATCH
+            os.preadv(file, [batch[row * size : (row + 1) * size]], offset)
+
+    return epoch
+
+
+def ours(folder: Path, config: LoaderConfig, passes: int = PASSES) -> None:
+    """Read with our loader."""
+    pairs = LatentPairs(folder / "latents")
+    steps = passes * pairs.parts[0].size // BATCH
+    for _ in islice(Loader(pairs, Layout(micro_batch=BATCH), config), steps):
+        pass
+
+
+def webdataset(folder: Path, workers: int, passes: int = PASSES) -> None:
+    """Read one pass as its documentation does, in tar order: a shuffle buffer would only add."""
+    tars = [str(path) for path in sorted((folder / "pairs").glob("*.tar"))]
+    data = wds.WebDataset(tars, shardshuffle=False).decode().to_tuple("source.npy", "target.npy")
+    for _ in wds.WebLoader(data.repeat(passes), batch_size=BATCH, num_workers=workers):
+        pass
+
+
+def others(folder: Path, pairs: int) -> dict[str, Epoch]:
+    """Prepare the other libraries that can be imported, each with its own copy of the pairs."""
+    found: dict[str, Epoch] = {}
+    arrays = LatentPairs(folder / "latents")
+    one = next(iter(Loader(arrays, Layout(micro_batch=16), LoaderConfig(workers=0))))[0]
+    rows = list(zip(one.source.numpy(), one.target.numpy(), strict=True))
+    try:
+        found |= _streaming(folder / "mds", pairs, rows)
+    except ImportError as error:
+        sys.stderr.write(f"mosaicml-streaming is left out: {error}\n")
+    try:
+        found |= _litdata(folder / "litdata", pairs, rows)
+    except ImportError as error:
+        sys.stderr.write(f"litdata is left out: {error}\n")
+    return found
+
+
+def _streaming(folder: Path, pairs: int, rows: list[Any]) -> dict[str, Epoch]:
+    import transformers.feature_extraction_utils  # noqa: F401  (looks for torchvision: before the stub)
+
+    # It takes two names from torchvision, for images, and torchvision has no CPU build here.
+    for name, content in (("datasets", "VisionDataset"), ("transforms.functional", "to_tensor")):
+        stub = types.ModuleType(f"torchvision.{name}")
+        setattr(stub, content, torch.utils.data.Dataset)
+        sys.modules |= {"torchvision": types.ModuleType("torchvision"), stub.__name__: stub}
+    from streaming import MDSWriter, StreamingDataset
+
+    kind = f"ndarray:float16:{','.join(map(str, FORM.shape))}"
+    with MDSWriter(out=str(folder), columns={"source": kind, "target": kind}) as out:
+        for number in range(pairs):
+            source, target = rows[number % len(rows)]
+            out.write({"source": source, "target": target})
+
+    def epoch(workers: int) -> None:
+        data = StreamingDataset(
+            local=str(folder), shuffle=True, batch_size=BATCH, num_canonical_nodes=1
+        )
+        loader = DataLoader(data, BATCH, num_workers=workers, persistent_workers=workers > 0)
+        for _ in range(PASSES):
+            for _ in loader:
+                pass
+
+    return {f"streaming, {workers} workers": partial(epoch, workers) for workers in (0, 1, 2)}
+
+
+def _litdata(folder: Path, pairs: int, rows: list[Any]) -> dict[str, Epoch]:
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import Cache
+
+    cache = Cache(str(folder), chunk_bytes="64MB")
+    for number in range(pairs):
+        source, target = rows[number % len(rows)]
+        cache[number] = {"source": torch.from_numpy(source), "target": torch.from_numpy(target)}
+    cache.done()
+    cache.merge()
+
+    def epoch(workers: int) -> None:
+        data = StreamingDataset(str(folder), shuffle=True)
+        loader = StreamingDataLoader(
+            data, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0
+        )
+        for _ in range(PASSES):
+            for _ in loader:
+                pass
+
+    return {f"litdata, {workers} workers": partial(epoch, workers) for workers in (0, 1, 2)}
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of the children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def cost(epoch: Epoch) -> tuple[float, float]:
+    """Run an epoch to the end of its workers; returns CPU and wall seconds."""
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    epoch()
+    gc.collect()  # ends worker processes, whose time counts only then
+    return cpu_seconds() - cpu, time.perf_counter() - wall
+
+
+def warm(folder: Path, pairs: int, contestants: dict[str, Epoch]) -> dict[str, Any]:
+    """Compare every contestant with the floor, taking turns."""
+    bare = floor(folder)
+    gc.collect()
+    gc.freeze()  # what was imported is not searched again: `cost` collects after every epoch
+    measured = {}
+    for name, epoch in contestants.items():
+        cost(epoch)
+        rounds = [(cost(bare)[0], *cost(epoch)) for _ in range(ROUNDS)]
+        shares = [bottom / cpu for bottom, cpu, _ in rounds]
+        least = [min(column) for column in zip(*rounds, strict=True)]
+        count = PASSES * pairs
+        measured[name] = {
+            "share_of_floor": statistics.median(shares),
+            "share_min": min(shares),
+            "share_max": max(shares),
+            "share_least_disturbed": least[0] / least[1],
+            "pairs_per_cpu_s": statistics.median(count / cpu for _, cpu, _ in rounds),
+            "pairs_per_s": statistics.median(count / wall for _, _, wall in rounds),
+            "floor_pairs_per_cpu_s": statistics.median(count / cpu for cpu, _, _ in rounds),
+        }
+        sys.stderr.write(f"{name}: {measured[name]['share_of_floor']:.3f} of the floor\n")
+    return measured
+
+
+def cold(folder: Path, pairs: int, epoch: Epoch) -> dict[str, float]:
+    """Read an epoch after its files have left the page cache."""
+    rounds = []
+    for _ in range(3):
+        for path in folder.rglob("*.tar"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        rounds.append(cost(epoch))
+    return {
+        "pairs_per_cpu_s": statistics.median(pairs / cpu for cpu, _ in rounds),
+        "pairs_per_s": statistics.median(pairs / wall for _, wall in rounds),
+    }
+
+
+def first_batches(folder: Path) -> dict[str, float]:
+    """Time from nothing to the first batch, at the beginning and at half an epoch."""
+    ways = {**OURS, "1 process of a fork server": LoaderConfig(workers=1, processes=True)}
+    measured = {}
+    for how, config in ways.items():
+        for name, half in (("begin", False), ("resume at half", True)):
+            seconds = []
+            for _ in range(3):
+                start = time.perf_counter()
+                pairs = LatentPairs(folder / "latents")
+                loader = Loader(pairs, Layout(micro_batch=BATCH), config)
+                if half:
+                    state = {**loader.state, "offset": pairs.parts[0].size // 2}
+                    loader = Loader(pairs, Layout(micro_batch=BATCH), config, state)
+                next(iter(loader))
+                seconds.append(time.perf_counter() - start)
+                del loader
+                gc.collect()
+            measured[f"{how}, {name}"] = statistics.median(seconds)
+    return measured
+
+
+def large_set(folder: Path) -> dict[str, float]:
+    """Open the table of 70,000 images x 16 draws and find half of epoch 100; nothing is read."""
+    images, draws = 70_000, 16
+    keys = [f"{number:05d}" for number in range(images) for _ in range(draws)]
+    count = len(keys)
+    shards = pa.array(["train-000000.tar"]).take(pa.array(np.zeros(count, np.int64)))
+    offsets = pa.array(np.arange(count) * 1024)
+    sizes = pa.array(np.full(count, FORM.member_bytes))
+    columns = [
+        pa.array(keys),
+        pa.array(["train"]).take(pa.array(np.zeros(count, np.int64))),
+        pa.array(np.tile(np.arange(draws, dtype=np.int32), images)),
+        pa.array(np.tile(np.arange(draws) % 2 == 1, images)),
+        pa.array(np.zeros(count, bool)),
+        *(shards, offsets, sizes, shards, offsets, sizes),
+    ]
+    folder.mkdir()
+    entry = {"name": "train-000000.tar", "bytes": 0, "split": "train"}
+    manifest = {"latent": to_dict(FORM), "shards": [entry], "files": {}}
+    (folder / PAIRS).write_bytes(parquet_bytes(pa.table(columns, schema=PAIR)))
+    (folder / MANIFEST).write_bytes(pretty_json(manifest))
+    start = time.perf_counter()
+    pairs = LatentPairs(folder)
+    opened = time.perf_counter()
+    order = Order(pairs.parts, digest=pairs.digest, seed=0)
+    order.at(Layout(micro_batch=BATCH).share(images * 100 + images // 2))
+    return {"open_s": opened - start, "position_s": time.perf_counter() - opened}
+
+
+if __name__ == "__main__":
+    main()
