@@ -22,7 +22,7 @@ from torch import nn
 from datasets.order import Layout
 from models import looformer
 from models.rectified_flow import flow_matching_loss
-from tests.benchmarks.harness import save
+from tests.benchmarks.harness import paired, save
 from tests.training_sets import write_files, write_latent_set
 from trainers import flow
 from trainers.draws import Draws
@@ -50,32 +50,6 @@ def main() -> None:
     }
     leave()
     save("train", measured, "torch", "deepspeed")
-
-
-def processor_time(
-    ours: Callable[[], None], theirs: Callable[[], None], runs: int
-) -> dict[str, float]:
-    """Compare processor times, in turn, after one warm-up.
-
-    Other work on the machine moves them less than times on the clock; with one thread and no
-    waiting they are the same.
-    """
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for run in range(runs + 1):
-        for side, function in enumerate((ours, theirs)):
-            began = time.process_time()
-            function()
-            if run:
-                seconds[side].append(time.process_time() - began)
-    ratios = [a / b for a, b in zip(*seconds, strict=True)]
-    return {
-        "ours_s": statistics.median(seconds[0]),
-        "theirs_s": statistics.median(seconds[1]),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "runs": runs,
-    }
 
 
 def build() -> tuple[nn.Module, torch.optim.AdamW]:
@@ -108,7 +82,7 @@ def engine_over_plain(stage: int) -> dict[str, float]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
-    return processor_time(ours, theirs, runs=7)
+    return paired(ours, theirs, runs=7, clock=time.process_time)
 
 
 def cached_over_online() -> dict[str, Any]:
@@ -123,7 +97,7 @@ def cached_over_online() -> dict[str, Any]:
         cached = {**shared, "latents": files.latents, "draws": "cached"}
         online = {**shared, "images": (files.images,), "draws": "online"}
         sides = [stepper(values) for values in (cached, online)]
-        result = processor_time(sides[1][0], sides[0][0], runs=5)
+        result = paired(sides[1][0], sides[0][0], clock=time.process_time)
     costs = [task.flops_per_sample() for _, task in sides]
     return {**result, "predicted_by_flops": costs[1] / costs[0]}
 
