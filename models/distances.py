@@ -10,8 +10,8 @@ def mmd(x: Tensor, y: Tensor, sigma: float = 10.0, *, unbiased: bool = False) ->
     """Squared maximum mean discrepancy under an RBF kernel, times 1000 (CMMD, arXiv 2401.09603).
 
     k(a, b) = exp(-|a - b|^2 / (2 sigma^2)). The paper's MMD_DINOv2 is the biased estimator on
-    DINOv2 ViT-L/14 features: it counts k(a, a) = 1, so two independent samples of one distribution,
-    far apart under the kernel, score 2000 / N instead of 0. The unbiased one leaves these terms out.
+    DINOv2 ViT-L/14 features: it counts k(a, a) = 1, so two independent sets of one distribution,
+    far apart under the kernel, score 2000 / N instead of 0. The unbiased one leaves that out.
 
     Args:
         x: features of one set, [N, D].

@@ -14,10 +14,19 @@ def gaussian(seed: int, scale: float, n: int = 3000, d: int = 1024) -> Tensor:
     return scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("scale", "expected"), [(0.5, 0.626), (0.7, 0.662), (1.0, 0.6666)])
-def test_the_diagonal_alone_scores_2000_over_n(scale: float, expected: float) -> None:
-    """Two independent sets of 3,000 of one distribution: most of the tables' 0.72 to 1.16."""
-    assert mmd(gaussian(0, scale), gaussian(1, scale)) == pytest.approx(expected, abs=2e-3)
+@pytest.mark.parametrize(("scale", "measured"), [(0.5, 0.626), (0.7, 0.662), (1.0, 0.6666)])
+def test_the_diagonal_alone_scores_2000_over_n(scale: float, measured: float) -> None:
+    """Two independent sets of 3,000 of one distribution: most of the tables' 0.72 to 1.16.
+
+    The expectation is 2000 / N (1 - E k), with E k = (1 + 2 s^2 / sigma^2)^(-D / 2) for Gaussians;
+    single draws stray from it by about 0.011 E k / 0.078.
+    """
+    across = (1 + 2 * scale**2 / 100) ** -512
+    expected, stray = 2000 / 3000 * (1 - across), 0.011 * across / 0.078
+    found = mmd(gaussian(0, scale), gaussian(1, scale))
+
+    assert found == pytest.approx(expected, abs=3 * stray + 1e-4)
+    assert measured == pytest.approx(expected, abs=3 * stray + 1e-4)
 
 
 def test_it_is_the_mean_over_pairs() -> None:
