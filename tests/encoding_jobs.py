@@ -19,7 +19,7 @@ from pipelines.curation import Curation
 from pipelines.encode import EncodeConfig
 from pipelines.encoding import Encoding
 from tests.conftest import picture
-from tests.test_curate import InProcess
+from tests.curation_jobs import InProcess
 from tests.tiny_vae import build
 
 SIZE = 64

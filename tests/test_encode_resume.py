@@ -12,6 +12,7 @@ from infra.errors import UserError
 from pipelines.encode import VerifyConfig
 from pipelines.encoding import Encoding
 from pipelines.latent_verify import problems, recomputed
+from tests.curation_jobs import InProcess
 from tests.encoding_jobs import (
     job,
     manifest_of,
@@ -21,7 +22,6 @@ from tests.encoding_jobs import (
     write_images,
     write_networks,
 )
-from tests.test_curate import InProcess
 
 
 @pytest.fixture(scope="module")

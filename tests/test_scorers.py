@@ -19,8 +19,8 @@ from pipelines import score, scoring
 from pipelines.crop import CropRule, Pixels
 from pipelines.scorers import ImportedScores, ScorerChoice, describe, load
 from tests.conftest import Pictures
+from tests.curation_jobs import run
 from tests.qalign_checkpoint import write_checkpoint
-from tests.test_curate import run
 
 RNG = np.random.default_rng(11)
 

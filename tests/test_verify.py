@@ -16,7 +16,7 @@ from infra.config import pretty_json
 from infra.storage import sha256
 from pipelines import curate
 from tests.conftest import picture
-from tests.test_curate import run
+from tests.curation_jobs import run
 
 
 @pytest.fixture(scope="module")
