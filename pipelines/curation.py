@@ -129,7 +129,8 @@ class Curation:
         manifest = shards.read_manifest(self.folder)
         assert manifest is not None
         rule, limit = self.config.crop_rule(), self.config.max_pixels
-        page = curation_report.build(manifest, scores, listing, rule, times, limit)
+        pictures = curation_report.Pictures(self.folder, listing, rule, limit)
+        page = curation_report.build(manifest, scores, pictures, times)
         storage.write_bytes(self.folder / "report.html", page.encode())
         save_times(self.state / "times.json", times)
         sys.stdout.write(curation_report.summary(manifest, times, self.folder))

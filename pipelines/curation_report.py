@@ -1,17 +1,20 @@
 """What a person sees of a curation: the closing lines, the times, the page."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from datasets.decoding import decode
+from datasets.shards import INDEX
 from datasets.sources import ImageRef, Listing, read
 from pipelines import report
-from pipelines.crop import Box, CropRule, cut
+from pipelines.crop import Box, CropRule, Pixels, cut
 from pipelines.stage import StageTime
 from pipelines.times import bottleneck, time_section
 
@@ -51,23 +54,18 @@ def metrics(manifest: dict[str, Any], times: Sequence[StageTime]) -> dict[str, f
 def build(
     manifest: dict[str, Any],
     scores: pa.Table,
-    listing: Listing,
-    rule: CropRule,
+    pictures: "Pictures",
     times: Sequence[StageTime],
-    max_pixels: int,
 ) -> str:
     """Make the page of a set.
 
     Args:
         manifest: of the set.
         scores: rows of `SCORES`.
-        listing: where thumbnails, rejected ones included, are read.
-        rule: how they are cut.
+        pictures: where thumbnails are read.
         times: of this run's stages.
-        max_pixels: as in the run.
     """
     totals, scorer = manifest["totals"], manifest["scorer"]
-    pictures = _Pictures(listing, rule, max_pixels)
     sections = [("", report.facts(_headline(manifest)))]
     if scorer["threshold"] is not None:
         sections += _score_sections(scores, scorer, pictures)
@@ -105,7 +103,7 @@ def _rule(scorer: dict[str, Any]) -> str:
 
 
 def _score_sections(
-    scores: pa.Table, scorer: dict[str, Any], pictures: "_Pictures"
+    scores: pa.Table, scorer: dict[str, Any], pictures: "Pictures"
 ) -> list[tuple[str, str]]:
     """Show the distribution and what lies at its ends and on both sides of the threshold."""
     scored = scores.filter(pc.is_valid(scores["quality"]))
@@ -166,13 +164,25 @@ def _settings(config: dict[str, Any]) -> list[tuple[str, object]]:
     return rows
 
 
-class _Pictures:
-    """Reads candidates' pixels for thumbnails, rejected ones too."""
+class Pictures:
+    """Reads candidates' pixels for thumbnails: samples from their shards, others from the sources.
 
-    def __init__(self, listing: Listing, rule: CropRule, max_pixels: int) -> None:
-        self.refs: dict[str, ImageRef] = {ref.key: ref for ref in listing.images}
+    Args:
+        folder: of the published set.
+        listing: where the source images are.
+        rule: how they are cut.
+        max_pixels: as in the run.
+    """
+
+    def __init__(self, folder: Path, listing: Listing, rule: CropRule, max_pixels: int) -> None:
+        self.folder = folder
         self.rule = rule
-        self.max_pixels = max_pixels
+        index = pq.read_table(folder / INDEX, filters=[("extension", "=", "png")])
+        self._keys = index["key"]
+        self._index = index
+        refs: dict[str, ImageRef] = {ref.key: ref for ref in listing.images}
+        # Neighbours in score are often of one photograph; a few decoded ones are kept at hand.
+        self._source = lru_cache(maxsize=4)(lambda key: decode(read(refs[key]), max_pixels))
 
     def some_kept(self, scores: pa.Table) -> str:
         """Show two rows of samples, evenly spaced in the order of the set."""
@@ -182,11 +192,21 @@ class _Pictures:
         return report.gallery(self.thumbnails(kept.take(chosen)))
 
     def thumbnails(self, rows: pa.Table) -> list[report.Thumbnail]:
-        """Cut the rows' patches."""
-        found = []
-        for row in rows.to_pylist():
-            image = decode(read(self.refs[row["source"]]), self.max_pixels)
-            patch = cut(image, Box(row["x"], row["y"], row["w"], row["h"]), self.rule)
-            title = "" if row["quality"] is None else f"{row['quality']:.2f}"
-            found.append(report.Thumbnail(patch, title, row["key"]))
-        return found
+        """Return the rows' patches with their scores."""
+        return [
+            report.Thumbnail(
+                self._patch(row),
+                "" if row["quality"] is None else f"{row['quality']:.2f}",
+                row["key"],
+            )
+            for row in rows.to_pylist()
+        ]
+
+    def _patch(self, row: dict[str, Any]) -> Pixels:
+        if row["shard"] is None:
+            box = Box(row["x"], row["y"], row["w"], row["h"])
+            return cut(self._source(row["source"]), box, self.rule)
+        place = self._index.slice(pc.index(self._keys, row["key"]).as_py(), 1).to_pylist()[0]
+        with (self.folder / place["shard"]).open("rb") as shard:
+            shard.seek(place["offset"])
+            return decode(shard.read(place["size"]))
