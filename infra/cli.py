@@ -1,12 +1,11 @@
 """Command lines from configuration dataclasses, with presets, saved configs and exit codes."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from infra.config import from_dict, to_dict
+from infra.config import from_dict, read_object, to_dict
 from infra.errors import UsageError, UserError
 from infra.storage import explained, local_path
 
@@ -35,7 +34,8 @@ def parse(
         raise UsageError(f"--preset {known.preset}: unknown; choose one of {', '.join(presets)}")
     base = presets[known.preset]
     if known.config is not None:
-        base = from_dict(cls, {**to_dict(base), **_saved(known.config)})
+        saved = read_object(local_path(known.config), f"--config {known.config}")
+        base = from_dict(cls, {**to_dict(base), **saved})
     usage = (
         f"{description}\n\nBesides the options below: --preset {{{','.join(presets)}}} "
         f"(default {next(iter(presets))}); --config FILE, as an earlier run saved it."
@@ -52,18 +52,6 @@ def parse(
     except ValueError as error:
         raise UsageError(str(error)) from error
     return parsed
-
-
-def _saved(path: str) -> dict[str, Any]:
-    try:
-        saved = json.loads(local_path(path).read_text())
-    except OSError as error:
-        raise UsageError(str(explained(error, path))) from error
-    except ValueError as error:
-        raise UsageError(f"--config {path}: not a JSON file ({error})") from error
-    if not isinstance(saved, dict):
-        raise UsageError(f"--config {path}: holds a {type(saved).__name__}, expected an object")
-    return saved
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:

@@ -6,9 +6,11 @@ import json
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from infra.errors import UsageError
+from infra.storage import explained
 
 T = TypeVar("T")
 
@@ -22,6 +24,27 @@ def canonical_json(value: object) -> bytes:
 def pretty_json(value: object) -> bytes:
     """Encode JSON for people: indented, keys in the order given, a newline at the end."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_object(path: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object that a user wrote.
+
+    Args:
+        path: the file.
+        name: what the user called it, for the messages.
+
+    Raises:
+        UsageError: no such file, no JSON, or no object.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(str(explained(error, path))) from error
+    except ValueError as error:
+        raise UsageError(f"{name}: not a JSON file ({error})") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{name}: holds a {type(values).__name__}, expected an object")
+    return values
 
 
 def digest(value: object) -> str:

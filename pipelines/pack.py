@@ -101,7 +101,6 @@ def record_path(shard: Path) -> Path:
 
 def write_plan(path: Path, shards: list[pa.Table]) -> None:
     """Write the plan, one row group a shard; all tables have the first one's schema."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(buffer, shards[0].schema, compression="zstd") as writer:
         for table in shards:

@@ -1,13 +1,12 @@
 """How a step is computed and shared out: the engine's configuration, and DeepSpeed's from it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from infra.config import read_object
 from infra.errors import UsageError
-from infra.storage import explained
 
 Precision = Literal["fp32", "bf16"]
 OURS = ("optimizer", "scheduler", "fp16", "bf16", "amp", "data_types", "checkpoint")
@@ -98,7 +97,8 @@ def deepspeed_json(config: EngineConfig, plan: BatchPlan) -> dict[str, Any]:
     Raises:
         UsageError: the file contradicts the configuration, or sets what the trainer decides.
     """
-    given = {} if config.deepspeed_config is None else _read_json(Path(config.deepspeed_config))
+    file = config.deepspeed_config
+    given = {} if file is None else read_object(Path(file), file)
     for name in OURS:
         if given.pop(name, None) is not None:
             raise UsageError(
@@ -117,18 +117,6 @@ def deepspeed_json(config: EngineConfig, plan: BatchPlan) -> dict[str, Any]:
     if config.precision == "bf16":  # no module is listed as safe to reduce in bf16
         complete["torch_autocast"] |= {"dtype": "bfloat16", "lower_precision_safe_modules": []}
     return {"steps_per_print": 1 << 60, **complete}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(str(explained(error, path))) from error
-    except ValueError as error:
-        raise UsageError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: holds a {type(values).__name__}, expected an object")
-    return values
 
 
 def _merged(
