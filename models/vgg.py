@@ -1,12 +1,14 @@
-"""VGG19's features for the perceptual loss: torchvision's weights without torchvision.
+"""Features of networks trained on ImageNet: torchvision's weights without torchvision.
 
-A convolution is named by its place: `conv3_4` is the fourth at the third resolution. What is
-returned is its output before the ReLU, as Real-ESRGAN's perceptual loss takes it.
+VGG19 for the perceptual loss, VGG16 for LPIPS; models/lpips.py has AlexNet. A convolution of a VGG
+is named by its place: `conv3_4` is the fourth at the third resolution. What is returned is its
+output before the ReLU, as Real-ESRGAN's perceptual loss takes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,33 +16,31 @@ from torch import Tensor, nn
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict
 
 WIDTHS = (64, 128, 256, 512, 512)  # of the stages; between two of them the resolution halves
-COUNTS = (2, 2, 4, 4, 4)  # convolutions of each stage
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PREFIX = "features."
-CHECKPOINT = "vgg19-dcbb9e9d.pth"
-WHERE = f"get https://download.pytorch.org/models/{CHECKPOINT} (575 MB) and put it there"
+WHERE = "https://download.pytorch.org/models"
 
 
-class VGG19(nn.Module):
-    """VGG19 up to conv5_4, its last convolution, with torchvision's keys (`features.N.weight`)."""
+class ImageNetFeatures(nn.Module):
+    """The convolutional part of a classifier, with torchvision's keys (`features.N.weight`).
 
+    Args:
+        features: torchvision's layers up to the last convolution; no ReLU works in place, because
+            its input is what we return.
+        places: the index in ``features`` of each convolution, by name, in their order.
+    """
+
+    CHECKPOINT: ClassVar[str]
+    """torchvision's file name."""
+    SIZE: ClassVar[str]
+    """Of that file, which holds the classifier too."""
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, features: nn.Sequential, places: Mapping[str, int]) -> None:
         super().__init__()
-        self.features = nn.Sequential()
-        self.places: dict[str, int] = {}
-        channels = 3
-        for stage, (width, count) in enumerate(zip(WIDTHS, COUNTS, strict=True), start=1):
-            for number in range(1, count + 1):
-                self.places[f"conv{stage}_{number}"] = len(self.features)
-                self.features.append(nn.Conv2d(channels, width, 3, padding=1))
-                self.features.append(nn.ReLU())  # not in place: its input is what we return
-                channels = width
-            self.features.append(nn.MaxPool2d(2))
-        del self.features[-2:]  # behind conv5_4
+        self.features, self.places = features, places
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
@@ -69,23 +69,69 @@ class VGG19(nn.Module):
         return outputs
 
 
-def load_vgg19(path: str | Path | None = None) -> VGG19:
-    """Load torchvision's weights, frozen, in evaluation mode, float32 on the CPU.
+class VGG16(ImageNetFeatures):
+    """VGG16 up to conv5_3, its last convolution."""
+
+    CHECKPOINT, SIZE = "vgg16-397923af.pth", "553 MB"
+
+    def __init__(self) -> None:
+        super().__init__(*_vgg((2, 2, 3, 3, 3)))
+
+
+class VGG19(ImageNetFeatures):
+    """VGG19 up to conv5_4, its last convolution."""
+
+    CHECKPOINT, SIZE = "vgg19-dcbb9e9d.pth", "575 MB"
+
+    def __init__(self) -> None:
+        super().__init__(*_vgg((2, 2, 4, 4, 4)))
+
+
+def _vgg(counts: Sequence[int]) -> tuple[nn.Sequential, dict[str, int]]:
+    """Build the layers of a VGG of so many convolutions a stage, and name their places."""
+    features, places, channels = nn.Sequential(), dict[str, int](), 3
+    for stage, (width, count) in enumerate(zip(WIDTHS, counts, strict=True), start=1):
+        for number in range(1, count + 1):
+            places[f"conv{stage}_{number}"] = len(features)
+            features.append(nn.Conv2d(channels, width, 3, padding=1))
+            features.append(nn.ReLU())
+            channels = width
+        features.append(nn.MaxPool2d(2))
+    del features[-2:]  # behind the last convolution
+    return features, places
+
+
+Features = TypeVar("Features", bound=ImageNetFeatures)
+
+
+def load_features(model: Features, path: str | Path | None = None) -> Features:
+    """Load torchvision's weights into ``model``; frozen, in evaluation mode.
 
     Args:
+        model: the network, of random weights.
         path: the file; by default the one that torchvision would have put into the cache of
             torch.hub. Nothing is downloaded.
 
     Raises:
         CheckpointError: missing (and then where to get it), damaged, or of another network.
     """
-    if path is None:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / CHECKPOINT
+    path = hub_cache() / model.CHECKPOINT if path is None else path
     try:
         state_dict = read_state_dict(path)
     except CheckpointNotFoundError as error:
-        raise CheckpointNotFoundError(f"{path}: no such file; {WHERE}") from error
-    model = VGG19()
+        raise CheckpointNotFoundError(
+            f"{path}: no such file; get {WHERE}/{model.CHECKPOINT} ({model.SIZE}) and put it there"
+        ) from error
     features = {name: value for name, value in state_dict.items() if name.startswith(PREFIX)}
     load_strict(model, features, path)  # without the classifier
     return model.eval().requires_grad_(False)
+
+
+def load_vgg19(path: str | Path | None = None) -> VGG19:
+    """Load VGG19, float32 on the CPU; see `load_features`."""
+    return load_features(VGG19(), path)
+
+
+def hub_cache() -> Path:
+    """Return where torch.hub keeps weights (TORCH_HOME moves it)."""
+    return Path(torch.hub.get_dir()) / "checkpoints"

@@ -24,6 +24,7 @@ from models import looformer, swinir
 from models.checkpoint import save_checkpoint
 from models.frozen import load_posterior_mean, load_vae
 from models.looformer import LooUFormer
+from models.lpips import LPIPS, VARIANTS, Net
 from models.swinir import SwinIR
 from models.vae_folder import save_sim_vae
 from tests import tiny_vae
@@ -112,6 +113,23 @@ def write_files(folder: Path, *, size: int) -> Files:
         predictor=str(folder / "swinir"),
         regressor=str(folder / "regressor"),
     )
+
+
+def write_lpips(folder: Path, net: Net = "alex") -> Path:
+    """Write LPIPS's two files as they are published, with random weights; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, generator = LPIPS(net), torch.Generator().manual_seed(0)
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            value.data.normal_(0, 0.05, generator=generator)
+        elif name.startswith("trunk"):  # features keep the variance of the image
+            value.data.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
+        else:
+            value.data.uniform_(0, 1, generator=generator)
+    classifier = {"classifier.1.weight": torch.ones(2, 2), "classifier.1.bias": torch.ones(2)}
+    torch.save({**model.trunk.state_dict(), **classifier}, folder / model.trunk.CHECKPOINT)
+    torch.save(dict(model.weights.state_dict()), folder / VARIANTS[net].file)
+    return folder
 
 
 def launch(
