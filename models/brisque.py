@@ -46,6 +46,7 @@ class Brisque:
     Attributes:
         scale: typical values. The regression is not bounded: on crops of real photographs it gave
             -13 (crisp texture) to 116 (empty gradients).
+        min_side: pixels that an image must have on each side.
         default_threshold: above it, such crops begin to be out of focus or empty; a fair
             photograph's textured parts lie below 30.
         digest: SHA-256 over the two parameter files and the version of this computation.
@@ -58,6 +59,7 @@ class Brisque:
     scale = (0.0, 100.0)
     higher_is_better = False
     default_threshold: float | None = 40.0
+    min_side = 16
 
     def __init__(self) -> None:
         model, ranges = _parameter_file("svm.txt"), _parameter_file("normalize.pickle")
@@ -67,7 +69,7 @@ class Brisque:
         self._low, self._high = np.array(scale["min_"]), np.array(scale["max_"])
 
     def score(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[float]:
-        """Score RGB uint8 [H, W, 3] images, 16 pixels a side or more; NaN where undefined.
+        """Score RGB uint8 [H, W, 3] images with sides of ``min_side`` or more; NaN where undefined.
 
         Undefined are images without variation in some statistic, such as one flat colour.
         """

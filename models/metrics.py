@@ -20,6 +20,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 
+def to_model_range(levels: Tensor) -> Tensor:
+    """uint8 images [..., 3, H, W] => float32 in [-1, 1]."""
+    return levels.float() / 127.5 - 1
+
+
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio over all three channels, in dB; 80 for equal images.
 

@@ -81,6 +81,9 @@ class FlowConfig:
     """Distribution of t."""
     sampling_steps: int = 25
     """Euler steps of a restoration, in validation."""
+    lpips: str | None = None
+    """Folder of LPIPS's two weights files; by default torch.hub's cache, and where they are not in
+    it, validation is without LPIPS and says so."""
     grid_images: int = 6
     """Images in the pictures of a validation."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=400_000))
@@ -109,14 +112,24 @@ class FlowConfig:
                 f"space='pixel' with draws={self.draws!r}, stage={self.stage!r}: a flow of pixels "
                 "is trained online, and needs no regressor; give --draws online --stage flow"
             )
+        if self.lpips and not self.restores:
+            raise ValueError(
+                f"lpips={self.lpips!r} with images={self.images}, stage={self.stage!r}: it judges "
+                "restored pictures; give --images, and --stage flow"
+            )
         if self.source == "regressed" and self.space == "pixel":
             raise ValueError("source='regressed': of latents only; a pixel's is the posterior mean")
         if self.stage == "regressor" and self.source != "posterior_mean":
             raise ValueError(f"stage='regressor' with source={self.source!r}: posterior_mean only")
 
+    @property
+    def restores(self) -> bool:
+        """Whether validation restores pictures."""
+        return bool(self.images) and self.stage == "flow"
+
     def may_change(self, name: str) -> bool:
         """Tell whether a run may be resumed with another value of this dotted field."""
-        paths = ("latents", "images", "vae", "predictor", "regressor", "grid_images")
+        paths = ("latents", "images", "vae", "predictor", "regressor", "lpips", "grid_images")
         return name in paths or loop_config.may_change(name)
 
     def required(self) -> dict[str, bool]:

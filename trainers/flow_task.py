@@ -1,7 +1,7 @@
 """The flow as a task of the loop: its network, its loss, its validation."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,24 +14,21 @@ from datasets.images import ImageSet, OnlinePairs
 from datasets.latents import LatentPairs, check_belongs
 from datasets.loading import Loader, LoaderConfig
 from datasets.order import Layout
-from infra.distributed import rank, sums
 from infra.errors import UserError
 from infra.storage import local_path
 from models import hdit, looformer
 from models.checkpoint import save_checkpoint
-from models.metrics import MIN_SIDE, ms_ssim, psnr, to_uint8
 from models.rectified_flow import flow_matching_loss, interpolate
 from trainers.cost import forward_flops
 from trainers.draws import Draws
 from trainers.engine import Engine
 from trainers.flow import FlowConfig
-from trainers.flow_ends import Ends, Frozen, regress, restore
-from trainers.pictures import grid
+from trainers.flow_ends import Ends, Frozen, regress
+from trainers.flow_restorations import Restorations
+from trainers.held_out import held_out, sweep
+from trainers.judging import Averages
 from trainers.task import Validation
-from trainers.vae_task import held_out, validation_layout
 
-VALIDATION_BATCH = 4
-VALIDATION_SEED = 0  # of degradations and noise, the same for every run, so that runs compare
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 EXPORT = "network"
 Network = looformer.LooUFormer | hdit.HDiT
@@ -44,7 +41,7 @@ class FlowTask:
         self.config = config
         self.device = device
         self.experiment = f"latent-pmrf/{config.stage}"
-        self.best = "psnr" if config.images and config.stage == "flow" else "-loss"
+        self.best = "psnr" if config.restores else "-loss"
         self.frozen = Frozen(config, device)
         self.samples: LatentPairs | OnlinePairs
         self.held_out: LatentPairs | OnlinePairs
@@ -61,7 +58,9 @@ class FlowTask:
                 factor = self.frozen.vae.downsample_factor
                 channels = self.frozen.vae.latent_channels
                 self.shape = (channels, height // factor, width // factor)
-        self.judged = self._pictures() if config.images and config.stage == "flow" else None
+        self.restorations: Restorations | None = None
+        if config.restores:
+            self.restorations = Restorations(config, self.frozen, self._pictures(), device)
         self._config = self._network_config()
         self._check_shape()
         with torch.random.fork_rng():
@@ -94,98 +93,35 @@ class FlowTask:
     @torch.no_grad()
     def validate(self, network: nn.Module) -> Validation:
         """Compute the loss by t on held-out pairs; restore held-out pictures, if there are any."""
-        metrics = self._held_out_losses(network)
-        if self.judged is None:
-            return Validation(metrics)
-        found, columns = self._restorations(network, self.judged)
-        shown = {
-            title: torch.cat(column)[: self.config.grid_images] for title, column in columns.items()
-        }
-        picture = grid(shown, "HQ") if shown and rank() == 0 else None
-        return Validation({**metrics, **found}, picture)
-
-    def _held_out_losses(self, network: nn.Module) -> dict[str, float]:
-        is_flow = self.config.stage == "flow"
-        names = ("loss", "reference") if not is_flow else [f"loss_t{t}" for t in TIMES]
-        totals = [0.0] * (len(names) + 1)
-        for batch, count, draws in self._sweep(self.held_out):
+        averages, is_flow = Averages(), self.config.stage == "flow"
+        for batch, count, draws in sweep(self.held_out, self.config.loop.workers, self.device):
             ends = self._ends(batch, draws)
-            if is_flow:
-                values = self._losses_by_time(network, ends, draws)
-            else:  # how far the source is by itself
-                values = [
-                    _per_sample(regress(network, ends.source), ends.target),
-                    _per_sample(ends.source, ends.target),
-                ]
-            mine = [count, *(value[:count].sum().item() for value in values)]
-            totals = [total + value for total, value in zip(totals, mine, strict=True)]
-        samples, *rest = sums(totals, str(self.device))
-        metrics = {name: total / samples for name, total in zip(names, rest, strict=True)}
-        return {"loss": sum(metrics.values()) / len(TIMES), **metrics} if is_flow else metrics
+            losses = (
+                self._losses_by_time(network, ends, draws)
+                if is_flow
+                else {  # how far the source is by itself
+                    "loss": _per_sample(regress(network, ends.source), ends.target),
+                    "reference": _per_sample(ends.source, ends.target),
+                }
+            )
+            averages.add({name: loss[:count] for name, loss in losses.items()})
+        metrics = averages.over_ranks(self.device)
+        if is_flow:
+            metrics = {"loss": sum(metrics.values()) / len(TIMES), **metrics}
+        if self.restorations is None:
+            return Validation(metrics)
+        found, gallery = self.restorations.judge(network)
+        return Validation({**metrics, **found}, gallery.grid())
 
-    def _losses_by_time(self, network: nn.Module, ends: Ends, draws: Draws) -> list[Tensor]:
+    def _losses_by_time(self, network: nn.Module, ends: Ends, draws: Draws) -> dict[str, Tensor]:
         x_0 = self.frozen.noisy(ends.source, draws)
         condition = () if ends.condition is None else (ends.condition,)
-        losses = []
+        losses = {}
         for time in TIMES:
             t = torch.full((len(x_0),), time, device=self.device)
             velocity = network(interpolate(x_0, ends.target, t), t, *condition)
-            losses.append(_per_sample(velocity, ends.target - x_0))
+            losses[f"loss_t{time}"] = _per_sample(velocity, ends.target - x_0)
         return losses
-
-    def _restorations(
-        self, network: nn.Module, judged: OnlinePairs
-    ) -> tuple[dict[str, float], dict[str, list[Tensor]]]:
-        """Restore pictures; returns PSNR and MS-SSIM of them and of the references, and some."""
-        is_mean = self.frozen.predictor is not None and self.config.source != "lq"
-        columns: dict[str, list[Tensor]] = {}
-        totals: dict[str, float] = {"images": 0.0}
-        for batch, count, draws in self._sweep(judged):
-            ends = self.frozen.from_images(batch, draws)
-            x_0 = self.frozen.noisy(ends.source, draws)
-            restored = restore(network, x_0, ends.condition, self.config.sampling_steps)
-            images = {"lq": batch.lq.to(self.device)}
-            if is_mean:
-                images["posterior_mean"] = self.frozen.start(images["lq"])
-            images["restored"] = self.frozen.image(restored)
-            if self.config.space == "latent":
-                images["reconstruction"] = self.frozen.image(ends.target)
-            images["HQ"] = batch.hq.to(self.device)
-            pictures = {title: to_uint8(some[:count]) for title, some in images.items()}
-            totals["images"] += count
-            for title in pictures.keys() - {"HQ"}:
-                suffix = "" if title == "restored" else f"_{title}"
-                for name, metric in self._metrics(pictures["HQ"]).items():
-                    value = metric(pictures[title], pictures["HQ"]).sum().item()
-                    totals[name + suffix] = totals.get(name + suffix, 0.0) + value
-            if sum(map(len, columns.get("HQ", []))) < self.config.grid_images:
-                for title, some in pictures.items():
-                    columns.setdefault(title, []).append(some.cpu())
-        names = sorted(totals)
-        added = dict(zip(names, sums([totals[n] for n in names], str(self.device)), strict=True))
-        images_seen = added.pop("images")
-        return {name: total / images_seen for name, total in added.items()}, columns
-
-    def _metrics(self, images: Tensor) -> dict[str, Any]:
-        found: dict[str, Any] = {"psnr": psnr}
-        if min(images.shape[2:]) >= MIN_SIDE:
-            found["ms_ssim"] = ms_ssim
-        return found
-
-    def _sweep(self, samples: Any) -> Iterator[tuple[Any, int, Draws]]:
-        """Yield batches of one plain pass, how many of each count, and their fixed numbers."""
-        size = samples.parts[0].size
-        layout = validation_layout(size, VALIDATION_BATCH)
-        settings = LoaderConfig(seed=VALIDATION_SEED, workers=self.config.loop.workers)
-        for number, (batch, count) in enumerate(Loader(samples, layout, settings).sweep()):
-            draws = Draws(
-                seed=VALIDATION_SEED,
-                step=0,
-                positions=layout.share(number * layout.stride).tolist(),
-                total=size,
-                device=self.device,
-            )
-            yield batch, count, draws
 
     def _ends(self, batch: Any, draws: Draws) -> Ends:
         if self.config.draws == "cached":

@@ -1,17 +1,50 @@
 """Grids of pictures to look at: a row per image, a named column per kind, a number on each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from infra.distributed import rank
 from models.metrics import psnr
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MARGIN, LINE = 4, 16
+
+
+class Gallery:
+    """The first pictures that rank 0 meets, for people to look at; the others keep none.
+
+    Args:
+        size: pictures of each kind to keep.
+        columns: titles, from left to right, of those kinds that come; "hq" is what the others are
+            compared with.
+    """
+
+    def __init__(self, size: int, columns: Sequence[str]) -> None:
+        self.size = 0 if rank() else size
+        self._columns: dict[str, list[Tensor]] = {title: [] for title in columns}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is kept."""
+        return sum(map(len, self._columns["hq"])) >= self.size
+
+    def add(self, pictures: Mapping[str, Tensor]) -> None:
+        """Keep uint8 pictures [B, 3, H, W], each by its title, if there is room."""
+        if not self.is_full:
+            for title, some in pictures.items():
+                self._columns[title].append(some.cpu())
+
+    def grid(self) -> "Image | None":
+        """Lay them out, if there are any."""
+        kept = {title: torch.cat(some) for title, some in self._columns.items() if some}
+        shown = {title: some[: self.size] for title, some in kept.items()}
+        return grid(shown, "hq") if shown else None
 
 
 def grid(columns: Mapping[str, Tensor], reference: str) -> "Image":

@@ -51,6 +51,9 @@ class VAEConfig:
     """Mirror half of the crops."""
     vgg: str | None = None
     """File of VGG19's weights; by default torch.hub's cache. Not needed with --perceptual 0."""
+    lpips: str | None = None
+    """Folder of LPIPS's two weights files; by default torch.hub's cache, and where they are not in
+    it, validation is without LPIPS and says so."""
     grid_images: int = 6
     """Images in the pictures of a validation."""
     loss: SimVAELossConfig = field(default_factory=SimVAELossConfig)
@@ -81,7 +84,7 @@ class VAEConfig:
 
     def may_change(self, name: str) -> bool:
         """Tell whether a run may be resumed with another value of this dotted field."""
-        return name in ("data", "vgg", "grid_images") or loop_config.may_change(name)
+        return name in ("data", "vgg", "lpips", "grid_images") or loop_config.may_change(name)
 
 
 PRESETS = {

@@ -9,23 +9,24 @@ from torch import Tensor, nn
 from datasets.images import Crops, ImageBatch, ImageSet
 from datasets.loading import Loader, LoaderConfig
 from datasets.order import Layout
-from infra.distributed import rank, sums, world_size
+from infra.distributed import sums
 from infra.errors import UserError
 from infra.storage import local_path
 from models.checkpoint import CheckpointError
 from models.losses import PerceptualLoss, SimVAELoss
-from models.metrics import MIN_SIDE, ms_ssim, psnr, to_uint8
+from models.metrics import to_uint8
 from models.sim_vae import SimVAE, preset
 from models.vae_folder import save_sim_vae
 from models.vgg import VGG19, load_vgg19
 from trainers.cost import forward_flops
 from trainers.draws import Draws, Purpose
 from trainers.engine import Engine
-from trainers.pictures import grid
+from trainers.held_out import held_out, sweep
+from trainers.judging import Averages, Fidelity
+from trainers.pictures import Gallery
 from trainers.task import Validation
 from trainers.vae import VAEConfig
 
-VALIDATION_BATCH = 4  # whole images per rank
 EXPORT = "vae"
 
 
@@ -67,6 +68,7 @@ class VAETask:
             except CheckpointError as error:
                 raise UserError(f"--vgg: {error}; or train with --perceptual 0") from error
         self.loss = SimVAELoss(config.loss, perceptual)
+        self.fidelity = Fidelity(config.lpips, device)
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
             self.network = SimVAE(
@@ -103,53 +105,36 @@ class VAETask:
     def validate(self, network: nn.Module) -> Validation:
         """Reconstruct the held-out images, whole, from the mode of their posterior."""
         assert isinstance(network, SimVAE)
-        settings = LoaderConfig(workers=self.config.loop.workers)
-        totals: dict[str, float] = {}
-        columns: dict[str, list[Tensor]] = {"HQ": [], "reconstruction": []}
+        averages, gallery = Averages(), Gallery(self.config.grid_images, ("hq", "reconstruction"))
+        count = 0
         channels = torch.zeros(3, network.latent_channels, dtype=torch.float64, device=self.device)
         for number, images in enumerate(self.held_out):
-            layout = validation_layout(len(images), VALIDATION_BATCH)
-            one = Crops([images], crop=None, flip=False)
-            for batch, count in Loader(one, layout, settings).sweep():
-                hq = batch.images[:count].to(self.device)
-                if not count:
-                    continue
+            whole = Crops([images], crop=None, flip=False)
+            for batch, some, _ in sweep(whole, self.config.loop.workers, self.device):
+                hq = batch.images[:some].to(self.device)
                 reconstruction, posterior = network(hq)
-                levels = to_uint8(hq), to_uint8(reconstruction)
-                found = {"images": count, "psnr": psnr(*levels).sum().item()}
-                if min(hq.shape[2:]) >= MIN_SIDE:
-                    found["ms_ssim"] = ms_ssim(*levels).sum().item()
-                for name, value in found.items():
-                    totals[name] = totals.get(name, 0.0) + value
+                pictures = {"hq": to_uint8(hq), "reconstruction": to_uint8(reconstruction)}
+                averages.add(self.fidelity(pictures["reconstruction"], pictures["hq"]))
                 moments = posterior.mean, posterior.mean.square(), posterior.std
                 channels += torch.stack([m.double().mean((2, 3)).sum(0) for m in moments])
-                if number == 0 and sum(map(len, columns["HQ"])) < self.config.grid_images:
-                    for column, pictures in zip(columns.values(), levels, strict=True):
-                        column.append(pictures.cpu())
-        return self._summary(totals, channels, columns)
+                count += some
+                if number == 0:  # sets may differ in the size of their images
+                    gallery.add(pictures)
+        metrics = averages.over_ranks(self.device)
+        return Validation({**metrics, **self._statistics(channels, count)}, gallery.grid())
 
-    def _summary(
-        self, totals: dict[str, float], channels: Tensor, columns: dict[str, list[Tensor]]
-    ) -> Validation:
-        """Add up over ranks; ``channels`` holds sums of mean, square of it, and sigma."""
-        names = ("images", "psnr", "ms_ssim")
-        numbers = [totals.get(name, 0.0) for name in names] + channels.flatten().tolist()
-        count, *rest = sums(numbers, str(self.device))
-        metrics = dict(zip(names[1:], (value / count for value in rest[:2]), strict=True))
-        if not metrics["ms_ssim"]:  # images too small for it
-            del metrics["ms_ssim"]
-        mean, square, sigma = torch.tensor(rest[2:]).div(count).view(3, -1)
+    def _statistics(self, channels: Tensor, count: int) -> dict[str, float]:
+        """Average over ranks; ``channels`` holds sums of mean, square of it, and sigma."""
+        total, *rest = sums([count, *channels.flatten().tolist()], str(self.device))
+        mean, square, sigma = torch.tensor(rest).div(total).view(3, -1)
         std = (square - mean.square()).clamp(min=0).sqrt()
-        metrics |= {
+        return {
             "posterior_sigma": sigma.mean().item(),
             "latent_mean": mean.mean().item(),
             "latent_std": std.mean().item(),
             "latent_std_least": std.min().item(),
             "latent_std_most": std.max().item(),
         }
-        shown = {title: torch.cat(column) for title, column in columns.items() if column}
-        shown = {title: some[: self.config.grid_images] for title, some in shown.items()}
-        return Validation(metrics, grid(shown, "HQ") if shown and rank() == 0 else None)
 
     def flops_per_sample(self) -> int:
         """Count forward and backward of the autoencoder, and VGG on both images and back once."""
@@ -185,29 +170,3 @@ class _Features(nn.Module):
         """Compute the features."""
         features: dict[str, Tensor] = self.vgg(images, self.layers)
         return features
-
-
-def held_out(path: str) -> ImageSet:
-    """Open the held-out images of a set.
-
-    Raises:
-        UserError: there are none.
-    """
-    try:
-        return ImageSet(local_path(path), split="val")
-    except UserError as error:
-        raise UserError(
-            f"{error}; validation needs held-out images: curate with --val-fraction 0.05"
-        ) from error
-
-
-def validation_layout(size: int, batch: int) -> Layout:
-    """Share a held-out set of ``size`` samples among the ranks, a few at a time.
-
-    Raises:
-        UserError: there are fewer samples than ranks.
-    """
-    ranks = world_size()
-    if size < ranks:
-        raise UserError(f"{size} held-out samples for {ranks} ranks: hold more out")
-    return Layout(ranks=ranks, rank=rank(), micro_batch=min(batch, size // ranks))
