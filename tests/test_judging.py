@@ -1,0 +1,245 @@
+"""Validation's numbers: which there are, over whom they are averaged, on one rank or two."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from datasets.images import Crops, ImageSet
+from infra.errors import UserError
+from models.brisque import Brisque
+from models.lpips import load_lpips
+from models.metrics import ms_ssim, to_model_range, to_uint8
+from tests.training_sets import Files, launch, log, write_files, write_image_set, write_lpips
+from trainers import flow, judging, vae
+from trainers.flow import FlowConfig
+from trainers.flow_task import FlowTask
+from trainers.held_out import sweep
+from trainers.judging import Averages, Fidelity
+from trainers.loop_config import LoopConfig
+from trainers.vae import VAEConfig
+from trainers.vae_task import VAETask
+
+CPU = torch.device("cpu")
+LOOP = LoopConfig(workers=0)
+REFERENCES = ("lq", "posterior_mean", "reconstruction")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give torch.hub a cache without weights, whatever this machine's own has."""
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Images of 64 pixels, so that even the degraded have a BRISQUE; latents of 8 x 8."""
+    return write_files(tmp_path_factory.mktemp("files"), size=64)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """LPIPS's files with random weights."""
+    return str(write_lpips(tmp_path_factory.mktemp("lpips")))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ten pictures of 32 pixels, three of them held out."""
+    return str(write_image_set(tmp_path_factory.mktemp("small"), size=32))
+
+
+def flow_task(files: Files, **values: Any) -> FlowTask:
+    """Build the tiny flow with all its files."""
+    paths = {"latents": files.latents, "images": (files.images,), "vae": files.vae}
+    values = {**paths, "predictor": files.predictor, "loop": LOOP, **values}
+    return FlowTask(dataclasses.replace(flow.PRESETS["tiny"], **values), CPU)
+
+
+def vae_task(*data: str, **values: Any) -> VAETask:
+    """Build the tiny autoencoder."""
+    config = dataclasses.replace(vae.PRESETS["tiny"], data=data, crop=16, loop=LOOP, **values)
+    return VAETask(config, CPU)
+
+
+def picture(side: int, seed: int = 0) -> Tensor:
+    """Draw two uint8 pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def held_out(folder: str) -> Tensor:
+    """Load the held-out pictures of a set, uint8."""
+    whole = Crops([ImageSet(Path(folder), split="val")], crop=None, flip=False)
+    return torch.cat([to_uint8(batch.images[:count]) for batch, count, _ in sweep(whole, 0, CPU)])
+
+
+@pytest.mark.parametrize(
+    ("side", "names"),
+    [
+        (161, {"psnr", "ms_ssim", "lpips"}),
+        (160, {"psnr", "lpips"}),
+        (31, {"psnr", "lpips"}),
+        (30, {"psnr"}),
+    ],
+)
+def test_a_metric_needs_its_smallest_image(weights: str, side: int, names: set[str]) -> None:
+    """What has no value for pictures of a size is not there."""
+    assert Fidelity(weights, CPU)(picture(side), picture(side, 1)).keys() == names
+
+
+def test_lpips_is_that_of_the_pictures_in_the_models_range(weights: str) -> None:
+    """Of eight bits, as they would be saved, not of what the decoder gave."""
+    x, hq = picture(40), picture(40, 1)
+    expected = load_lpips("alex", weights)(to_model_range(x), to_model_range(hq))
+
+    assert torch.equal(Fidelity(weights, CPU)(x, hq)["lpips"], expected)
+
+
+def test_absent_weights_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the file that is missing, where to get it, and the option."""
+    found = Fidelity(None, CPU)(picture(40), picture(40, 1))
+
+    assert found.keys() == {"psnr"}
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    for part in ("without LPIPS", "download.pytorch.org/models/alexnet-owt", "--lpips"):
+        assert part in said
+
+
+def test_weights_in_the_cache_are_found(
+    empty_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an option and without a word."""
+    write_lpips(empty_cache)
+
+    assert "lpips" in Fidelity(None, CPU)(picture(40), picture(40, 1))
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("program", ["flow", "vae"])
+def test_a_wrong_folder_is_an_error(
+    program: str, files: Files, images: str, tmp_path: Path
+) -> None:
+    """What was asked for is never left out; the message names the file and the option."""
+    build: dict[str, Callable[[str], Any]] = {
+        "flow": lambda folder: flow_task(files, lpips=folder),
+        "vae": lambda folder: vae_task(images, lpips=folder),
+    }
+
+    with pytest.raises(UserError, match=r"--lpips: .*nowhere/alexnet-owt-7be5be79.pth"):
+        build[program](str(tmp_path / "nowhere"))
+
+
+def test_damaged_weights_in_the_cache_are_an_error(empty_cache: Path) -> None:
+    """They were meant to be used."""
+    write_lpips(empty_cache)
+    (empty_cache / "alexnet-owt-7be5be79.pth").write_bytes(b"<html>not found</html>")
+
+    with pytest.raises(UserError, match=r"--lpips: .*damaged"):
+        Fidelity(None, CPU)
+
+
+def test_what_one_rank_lacks_all_leave_out(
+    weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Machines may differ in their caches; a metric is of all held-out images or not there."""
+    monkeypatch.setattr(judging, "gathered", lambda mine: [mine, "/b/alex.pth: no such file"])
+
+    assert Fidelity(weights, CPU).lpips is None
+    assert "/b/alex.pth" in capsys.readouterr().out
+
+
+def test_lpips_without_pictures_is_refused(weights: str, files: Files) -> None:
+    """An option that would do nothing is a mistake."""
+    with pytest.raises(ValueError, match="give --images"):
+        FlowConfig(latents=files.latents, lpips=weights)
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_flow_is_judged_next_to_its_references(
+    files: Files, weights: str, *, is_given: bool
+) -> None:
+    """PSNR, LPIPS and BRISQUE of the restored and of each reference; LPIPS with weights only."""
+    task = flow_task(files, lpips=weights if is_given else None)
+    names = set(task.validate(task.network).metrics)
+    distances = {"psnr", "lpips"} if is_given else {"psnr"}
+    expected = distances | {"brisque", "brisque_hq"}
+    expected |= {f"{name}_{other}" for name in {*distances, "brisque"} for other in REFERENCES}
+
+    assert {name for name in names if not name.startswith("loss")} == expected
+
+
+def test_references_are_those_of_the_held_out_pictures(files: Files, weights: str) -> None:
+    """Means over the degraded and the flipped as they come; the same at every validation."""
+    task = flow_task(files, lpips=weights)
+    first, second = (task.validate(task.network).metrics for _ in range(2))
+    assert task.restorations is not None
+    pairs = [(b.lq[:n], b.hq[:n]) for b, n, _ in sweep(task.restorations.samples, 0, CPU)]
+    lq, hq = (to_uint8(torch.cat(side)) for side in zip(*pairs, strict=True))
+    scores = Brisque().score(list(hq.permute(0, 2, 3, 1).numpy()))
+
+    assert first["brisque_hq"] == pytest.approx(sum(scores) / len(scores), abs=1e-9)
+    for name, values in Fidelity(weights, CPU)(lq, hq).items():
+        assert first[f"{name}_lq"] == pytest.approx(values.mean().item(), rel=1e-5)
+    assert first == second
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_an_autoencoder_has_lpips_with_weights_only(
+    images: str, weights: str, *, is_given: bool
+) -> None:
+    """Of its reconstructions."""
+    task = vae_task(images, lpips=weights if is_given else None)
+
+    assert ("lpips" in task.validate(task.network).metrics) == is_given
+
+
+def test_a_metric_is_averaged_over_the_images_that_have_it(images: str, tmp_path: Path) -> None:
+    """MS-SSIM of a set of large images is not diluted by one of small images."""
+    large = str(write_image_set(tmp_path / "large", size=168, train=1))
+    task = vae_task(images, large)
+    found = task.validate(task.network).metrics["ms_ssim"]
+    hq = held_out(large)
+    reconstruction, _ = task.network(to_model_range(hq))
+
+    assert found == pytest.approx(ms_ssim(to_uint8(reconstruction), hq).mean().item(), abs=1e-6)
+
+
+def test_averages_know_what_only_another_rank_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are those of any rank, and what has no sample on any has no average."""
+    averages = Averages()
+    averages.add({"psnr": torch.tensor([20.0, 30.0]), "brisque": torch.tensor([])}, "_lq")
+    monkeypatch.setattr(judging, "gathered", lambda mine: [mine, ["lpips_lq", "psnr_lq"]])
+    theirs = {"brisque_lq": (0.0, 0), "lpips_lq": (0.5, 1), "psnr_lq": (40.0, 1)}
+    flat = [number for name in sorted(theirs) for number in theirs[name]]
+    monkeypatch.setattr(
+        judging, "sums", lambda mine, _: [a + b for a, b in zip(mine, flat, strict=True)]
+    )
+
+    assert averages.over_ranks(CPU) == {"lpips_lq": 0.5, "psnr_lq": 30.0}
+
+
+def test_two_ranks_judge_as_one(files: Files, weights: str, tmp_path: Path) -> None:
+    """The validation before the first step: each rank has its share of the pictures."""
+    options = ["--preset", "tiny", "--global-batch-size", "4", "--workers", "0", "--max-steps", "1"]
+    options += ["--latents", files.latents, "--images", files.images, "--vae", files.vae]
+    options += ["--predictor", files.predictor, "--lpips", weights]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch([*launcher, str(flow.__file__), *options], tmp_path / "run")
+    task = flow_task(files, lpips=weights)
+    alone = {f"val/{name}": value for name, value in task.validate(task.network).metrics.items()}
+
+    assert log(tmp_path / "run")[0] == pytest.approx({"step": 0, **alone}, rel=1e-4)
+
+
+@pytest.mark.parametrize("config", [FlowConfig(), VAEConfig()], ids=["flow", "vae"])
+def test_weights_may_move_between_resumes(config: FlowConfig | VAEConfig) -> None:
+    """Where they are does not change what is learnt."""
+    assert config.may_change("lpips")
