@@ -15,12 +15,13 @@ from models.brisque import Brisque
 from models.lpips import load_lpips
 from models.metrics import ms_ssim, to_model_range, to_uint8
 from tests.training_sets import Files, launch, log, write_files, write_image_set, write_lpips
-from trainers import flow, judging, vae
+from trainers import flow, judging, pictures, vae
 from trainers.flow import FlowConfig
 from trainers.flow_task import FlowTask
 from trainers.held_out import sweep
 from trainers.judging import Averages, Fidelity
 from trainers.loop_config import LoopConfig
+from trainers.pictures import Gallery
 from trainers.vae import VAEConfig
 from trainers.vae_task import VAETask
 
@@ -237,6 +238,24 @@ def test_two_ranks_judge_as_one(files: Files, weights: str, tmp_path: Path) -> N
     alone = {f"val/{name}": value for name, value in task.validate(task.network).metrics.items()}
 
     assert log(tmp_path / "run")[0] == pytest.approx({"step": 0, **alone}, rel=1e-4)
+
+
+def test_a_gallery_keeps_the_first_pictures_on_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of its columns, those that came; another rank keeps nothing."""
+    galleries = [Gallery(3, ("lq", "restored", "hq"))]
+    monkeypatch.setattr(pictures, "rank", lambda: 1)
+    galleries.append(Gallery(3, ("lq", "hq")))
+    for gallery in galleries:
+        for seed in range(3):
+            gallery.add({"hq": picture(32, seed), "lq": picture(32, seed)})
+    cell = 32 + pictures.MARGIN
+    grid = galleries[0].grid()
+
+    assert grid is not None
+    assert grid.width == 2 * cell + pictures.MARGIN
+    assert grid.height == 3 * (cell + pictures.LINE) + pictures.LINE + pictures.MARGIN
+    assert galleries[1].is_full
+    assert galleries[1].grid() is None
 
 
 @pytest.mark.parametrize("config", [FlowConfig(), VAEConfig()], ids=["flow", "vae"])
