@@ -109,6 +109,8 @@ class DegradationConfig:
 PRESETS: dict[str, DegradationConfig] = {
     # DifFace's training, which PMRF and Latent-PMRF take over; what the predictor was trained on
     "pmrf": DegradationConfig(),
+    # the same degradations seen in images of 128 pixels: lengths a quarter of those at 512
+    "pmrf-128": DegradationConfig(kernel_size=11, blur_sigma=(0.1, 3.75), downscale=(0.8, 8.0)),
     # GFPGAN v1: milder, with both colour jitters; HQ keeps its colour
     "gfpgan-v1": DegradationConfig(
         blur_sigma=(0.1, 10.0),

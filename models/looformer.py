@@ -86,7 +86,16 @@ PRESETS: dict[str, LooUFormerConfig] = {
     "latent-c24": LooUFormerConfig(in_channels=24),  # 150.663 M
     "latent-c32": LooUFormerConfig(),  # 150,700,194 parameters, 0.153 TFLOP at 512 px
     "latent-c48": LooUFormerConfig(in_channels=48),  # 150.774 M
-    "tiny": LooUFormerConfig(
+    "small-c8": LooUFormerConfig(  # for two cores and latents of 32 x 32
+        in_channels=8,
+        widths=(48, 96),
+        depths=(1, 2),
+        attentions=("neighborhood", "global"),
+        head_dim=24,
+        mapping_width=96,
+        mapping_depth=1,
+    ),
+    "tiny": LooUFormerConfig(  # for tests and smoke runs
         in_channels=4,
         widths=(32, 64),
         depths=(1, 1),

@@ -41,6 +41,7 @@ PRESETS: dict[str, Schedule] = {
     # the authors' file: a cosine of 200,000 steps left after 150,000, at 1.58e-5
     "sim-vae-authors": Schedule(**_SIM_VAE, warmup_steps=500, cosine_steps=200_000),
     "flow": Schedule(peak=5e-4),  # fixed (Sec. 6.1)
+    "predictor": Schedule(peak=5e-5, floor=5e-6, cosine_steps=300_000),  # DifFace's SwinIR
 }
 
 

@@ -1,8 +1,8 @@
-"""The posterior-mean predictor: SwinIR as DifFace trained it, frozen (paper Sec. 3.3, 6.1).
+"""The posterior-mean predictor: SwinIR as DifFace trained it (paper Sec. 3.3, 6.1).
 
 The published network is `swinir_L`, with the key layout of its checkpoint. It was trained with an
-L1 loss, so it predicts something closer to a conditional median than to the posterior mean. It is
-used here as it is and never trained, hence without stochastic depth.
+L1 loss, so it predicts something closer to a conditional median than to the posterior mean.
+DifFace's training dropped paths at random (stochastic depth, 0.1); there is none of that here.
 
 Shapes: lq [B, 3, H, W] in [0, 1]; features [B, C, h, w] and tokens [B, h, w, C] with h = H / r for
 the unshuffling factor r; windows [B, n, M * M, C] for n windows of M x M tokens.
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict
 from models.window_attention import WindowAttention, shift_mask
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in every SwinIR
-FEATURES = 64  # width after the body
 CHECKPOINT = "swinir_restoration512_L1.pth"
 WHERE = (
     f"get {CHECKPOINT} from https://github.com/zsyOAOA/DifFace/releases/download/V1.0/{CHECKPOINT} "
@@ -43,6 +43,8 @@ class SwinIRConfig:
     """Side M of a window, in tokens; even, since half of it is the shift."""
     mlp_ratio: int = 2
     """Width of the MLP's middle, in multiples of ``embed_dim``."""
+    features: int = 64
+    """Width after the body, where the pixels come back."""
     unshuffle: int = 8
     """Factor r by which pixels move into channels and, at the end, back: a power of two."""
     image_size: int = 512
@@ -50,7 +52,8 @@ class SwinIRConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
-        numbers = (self.embed_dim, self.heads, self.mlp_ratio, self.image_size, *self.depths)
+        sizes = (self.embed_dim, self.heads, self.mlp_ratio, self.features, self.image_size)
+        numbers = (*sizes, *self.depths)
         if not self.depths or min(numbers) < 1:
             raise ValueError(f"{self}: give positive numbers and one depth per group")
         if self.embed_dim % self.heads:
@@ -77,6 +80,15 @@ PRESETS: dict[str, SwinIRConfig] = {
     "tiny": SwinIRConfig(  # for tests and smoke runs
         embed_dim=24, depths=(2, 2), heads=2, window_size=4, unshuffle=4, image_size=64
     ),
+    "small": SwinIRConfig(  # for two cores and images of 128 pixels
+        embed_dim=32,
+        depths=(2, 2, 2),
+        heads=2,
+        window_size=8,
+        features=16,
+        unshuffle=4,
+        image_size=128,
+    ),
 }
 
 
@@ -99,6 +111,7 @@ class SwinIR(nn.Module):
     def __init__(self, config: SwinIRConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False  # True: repeat each group's forward pass in backward
         width = config.embed_dim
         self.register_buffer("rgb_mean", torch.tensor(RGB_MEAN).view(3, 1, 1), persistent=False)
         self.conv_first = nn.Sequential(
@@ -108,11 +121,13 @@ class SwinIR(nn.Module):
         self.layers = nn.ModuleList(_Group(config, depth) for depth in config.depths)
         self.norm = nn.LayerNorm(width)
         self.conv_after_body = _conv3x3(width, width)
-        self.conv_before_upsample = nn.Sequential(_conv3x3(width, FEATURES), nn.LeakyReLU(0.01))
+        self.conv_before_upsample = nn.Sequential(
+            _conv3x3(width, config.features), nn.LeakyReLU(0.01)
+        )
         for number in range(1, 1 + int(math.log2(config.unshuffle))):
-            self.add_module(f"conv_up{number}", _conv3x3(FEATURES, FEATURES))
-        self.conv_hr = _conv3x3(FEATURES, FEATURES)
-        self.conv_last = _conv3x3(FEATURES, 3)
+            self.add_module(f"conv_up{number}", _conv3x3(config.features, config.features))
+        self.conv_hr = _conv3x3(config.features, config.features)
+        self.conv_last = _conv3x3(config.features, 3)
         self.apply(_initialise)
 
     @torch.no_grad()
@@ -160,7 +175,12 @@ class SwinIR(nn.Module):
             mask = shift_mask(h, w, self.config.window_size).to(features)
         tokens = self.patch_embed(features.permute(0, 2, 3, 1))
         for layer in self.layers:
-            tokens = layer(tokens, mask)
+            if self.activation_checkpointing and torch.is_grad_enabled():  # nothing is random
+                tokens = checkpoint(
+                    layer, tokens, mask, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                tokens = layer(tokens, mask)
         normed: Tensor = self.norm(tokens)
         return normed.permute(0, 3, 1, 2)
 

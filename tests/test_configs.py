@@ -13,7 +13,7 @@ from infra import cli
 from infra.config import digest, from_dict, to_dict
 from infra.errors import UsageError, UserError
 from pipelines import curate, encode, score
-from trainers import engine_config, flow, loop_config, vae
+from trainers import engine_config, flow, loop_config, predictor, vae
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
@@ -21,6 +21,7 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "encode": (encode.EncodeConfig, encode.PRESETS),
     "score": (score.ScoreConfig, score.PRESETS),
     "vae": (vae.VAEConfig, vae.PRESETS),
+    "predictor": (predictor.PredictorConfig, predictor.PRESETS),
     "flow": (flow.FlowConfig, flow.PRESETS),
     "loop": (loop_config.LoopConfig, loop_config.LOOP_PRESETS),
     "optimizer": (loop_config.OptimizerConfig, loop_config.OPTIMIZER_PRESETS),

@@ -107,6 +107,31 @@ def test_killed_and_resumed_is_undisturbed_to_the_bit(
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+def test_killed_while_saving_and_while_deleting(
+    latents: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Whatever half of a checkpoint a SIGKILL leaves, the newest whole one is found, to the bit."""
+    kills = {  # just before: the newest complete step afterwards
+        "open *step-00000004/model/*": None,
+        "os.rename *step-00000008/.optimizer*": 4,
+        "os.rename *step-00000008/.manifest*": 4,
+        "os.remove *step-00000004/manifest.json": 8,
+        "shutil.rmtree *step-00000004": 12,
+    }
+    output = tmp_path / "run"
+    arguments = [*TINY, *RUN, "--keep-last", "1", "--keep-best", "0", "--latents", latents]
+    for pattern, newest in kills.items():
+        process = start(["tests.killed", pattern, *arguments], output)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, f"{pattern}: {errors[-2000:]}"
+        found = _checkpoints(output).find("auto")
+        assert (found.step if found else None) == newest, pattern
+    launch(arguments, output)
+
+    assert_same_run(output, undisturbed)
+    assert [path.name for path in (output / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments(latents: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Kills at any moment, saves included, until it gets through."""
@@ -143,7 +168,6 @@ def test_sigterm_saves_and_ends_then_resumes(
     assert_same_run(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.slow
 def test_resumed_on_two_ranks_within_rounding(
     latents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -197,7 +221,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
         assert all(value.isfinite().all() for value in weights.values())
 
 
-@pytest.mark.slow
 def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(
     latents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -223,7 +246,6 @@ def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(
     assert all(torch.equal(mine[name], expected[name]) for name in expected)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_is_one_run_in_mlflow(
     latents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -244,7 +266,6 @@ def test_a_resumed_run_is_one_run_in_mlflow(
     assert stored == losses(undisturbed)
 
 
-@pytest.mark.slow
 def test_a_second_process_in_the_same_folder_is_refused(latents: Path, tmp_path: Path) -> None:
     """Two runs never write one checkpoint."""
     arguments = [*TINY, "--max-steps", "100000", "--latents", latents]

@@ -1,5 +1,6 @@
 """SwinIR: the published layout and cost, the values of an independent reference, its bounds."""
 
+import dataclasses
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -347,3 +348,25 @@ def test_an_unknown_preset_is_refused() -> None:
     """The error lists the known ones."""
     with pytest.raises(ValueError, match="'swinir_S'; choose one of swinir_L, swinir_M, tiny"):
         preset("swinir_S")
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    """And keeps less for the backward pass."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        deep = dataclasses.replace(TINY, depths=(4,) * 6)  # so that the groups weigh most
+        network, lq = SwinIR(deep), torch.rand(1, 3, 64, 64)
+    results = []
+    for network.activation_checkpointing in (False, True):
+        kept: list[int] = []
+        network.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=kept: kept.append(x.nbytes) or x, lambda x: x
+        ):
+            loss = network(lq).square().mean()
+        loss.backward()
+        results.append(([value.grad.clone() for value in network.parameters()], sum(kept)))
+    (plain, all_kept), (repeated, few_kept) = results
+
+    torch.testing.assert_close(plain, repeated, rtol=1e-5, atol=1e-7)
+    assert few_kept < all_kept / 2

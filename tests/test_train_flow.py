@@ -1,6 +1,7 @@
 """Training the flow: its ends under every switch, its validation, what it writes and refuses."""
 
 import dataclasses
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from models import looformer
 from models.checkpoint import config_from_dict, load_checkpoint
 from tests.training_sets import (
     Files,
+    assert_golden,
+    free_port,
     launch,
     log,
     same_curve,
@@ -31,7 +34,7 @@ from trainers.loop_config import LoopConfig
 
 TINY = ["--preset", "tiny", "--global-batch-size", "4", "--workers", "0"]
 SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]
-GOLDEN = (0.517792, 0.429128, 0.470756, 0.445489, 0.438872, 0.403667)
+FIFTY = ["--max-steps", "50", "--log-every", "1", "--validate-every", "50"]
 CPU = torch.device("cpu")
 
 
@@ -198,11 +201,11 @@ def trained(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_the_losses_are_the_golden_ones(trained: Path) -> None:
+def test_fifty_steps_give_the_golden_losses(files: Files, tmp_path: Path) -> None:
     """A change that should not alter training shows the same numbers."""
-    losses = [line["train/loss"] for line in log(trained) if "train/loss" in line]
+    launch(["trainers.flow", *TINY, *FIFTY, "--latents", files.latents], tmp_path / "run")
 
-    assert losses == pytest.approx(GOLDEN, rel=1e-4)
+    assert_golden("flow", log(tmp_path / "run"))
 
 
 def test_the_finished_network_is_the_average(trained: Path) -> None:
@@ -212,6 +215,19 @@ def test_the_finished_network_is_the_average(trained: Path) -> None:
 
     assert config_from_dict(looformer.LooUFormerConfig, config) == looformer.PRESETS["tiny"]
     assert all(torch.equal(weights[name], average[name]) for name in average)
+
+
+def test_deepspeed_as_typed_trains_on_two_ranks_as_on_one(
+    files: Files, trained: Path, tmp_path: Path
+) -> None:
+    """`deepspeed trainers/flow.py` from the root: half a batch each at ZeRO 1, the same curve."""
+    deepspeed = Path(sys.executable).with_name("deepspeed")
+    launcher = [deepspeed, "--num_accelerators", "2", "--master_port", str(free_port())]
+    data = ["--latents", files.latents]
+    done = launch([*launcher, "trainers/flow.py", *TINY, *SHORT, *data], tmp_path / "run")
+
+    assert "4 = 2 ranks x 2 samples x 1" in done.stdout
+    same_curve(log(tmp_path / "run"), log(trained), rel=1e-4)
 
 
 def test_torchrun_trains_on_two_ranks_as_on_one(

@@ -30,6 +30,8 @@ from models.vae_folder import save_sim_vae
 from tests import tiny_vae
 from tests.conftest import ROOT, environment, picture
 
+GOLDEN = ROOT / "tests" / "fixtures" / "golden_losses.json"
+
 
 def write_image_set(folder: Path, *, size: int, train: int = 7, held_out: int = 3) -> Path:
     """Write an image set of two splits; returns its folder."""
@@ -135,11 +137,20 @@ def write_lpips(folder: Path, net: Net = "alex") -> Path:
 def launch(
     command: Sequence[str | Path], output: Path, *, code: int = 0, track: bool = False
 ) -> "subprocess.CompletedProcess[str]":
-    """Run ``python -m COMMAND`` to its end; launchers start outside the project."""
+    """Run a command, or the module it begins with, to its end; from the root, as the README says.
+
+    Modules that are launchers start outside the project, as nothing obliges them to be inside.
+    """
     tracked = "--track" if track else "--no-track"
+    is_module = not Path(command[0]).is_absolute()
+    is_launcher = is_module and not str(command[0]).startswith("trainers.")
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, command), "--output", str(output), tracked],
-        cwd=ROOT if str(command[0]).startswith("trainers.") else output.parent,
+        [
+            *([sys.executable, "-m"] * is_module),
+            *map(str, command),
+            *("--output", str(output), tracked),
+        ],
+        cwd=output.parent if is_launcher else ROOT,
         env={**environment(output.parent), "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
@@ -166,6 +177,16 @@ def log(output: Path) -> list[dict[str, Any]]:
         {name: value for name, value in line.items() if not name.startswith("speed/")}
         for line in lines
     ]
+
+
+def assert_golden(name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Compare training losses with those kept in fixtures/golden_losses.json.
+
+    Other processors sum in another order, and fifty updates let that grow: 1e-3 is what they get.
+    """
+    golden = json.loads(GOLDEN.read_text())[name]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert losses == pytest.approx(golden, rel=1e-3)
 
 
 def same_curve(mine: list[dict[str, Any]], expected: list[dict[str, Any]], rel: float) -> None:

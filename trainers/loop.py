@@ -22,12 +22,12 @@ from datasets.order import Layout
 from infra.config import digest, pretty_json, to_dict
 from infra.distributed import barrier, gathered, rank, sums, world_size
 from infra.errors import UsageError, UserError
-from infra.mlflow_rules import flatten
 from infra.storage import exclusive, local_path, write_bytes
 from infra.tracking import Run, start_run
 from models.ema import EMA
 from models.schedules import learning_rate
-from trainers.checkpointing import Checkpoint, Checkpoints
+from trainers.agreement import refuse_other_run, refuse_unequal_ranks
+from trainers.checkpointing import Checkpoints
 from trainers.draws import Draws
 from trainers.engine import Engine, join, leave
 from trainers.engine_config import BatchPlan, deepspeed_json, plan_batches
@@ -119,7 +119,7 @@ class Training:
         self.ema = EMA(task.network, config.ema)
         before = self.checkpoints.find(loop.resume)
         if before is not None:
-            self._refuse_other_run(before)
+            refuse_other_run(config, before)
             before.load_weights(task.network, self.ema)
         trained = [value for value in task.network.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, **asdict(config.optimizer))
@@ -129,6 +129,7 @@ class Training:
         self.token = None if before is None else before.record["token"]
         layout = Layout(ranks=plan.ranks, rank=rank(), micro_batch=plan.micro_batch_size)
         self.loader = task.loader(layout, None if before is None else before.record["data"])
+        refuse_unequal_ranks(config, self.loader.order.digest)
         self.position = self.loader.state
         if before is not None:
             say(f"resumed from {before.folder} {how}\n")
@@ -271,19 +272,6 @@ class Training:
         whole = [line for line in lines if line.endswith("\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= self.step and self.first]
         write_bytes(path, "".join(kept).encode())
-
-    def _refuse_other_run(self, before: Checkpoint) -> None:
-        mine, theirs = flatten(to_dict(self.config)), flatten(before.record["config"])
-        changed = [
-            f"{name}: {theirs.get(name)} -> {mine.get(name)}"
-            for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name) and not self.config.may_change(name)
-        ]
-        if changed:
-            raise UsageError(
-                f"{before.folder} is of another configuration ({'; '.join(changed)}): give "
-                "another --output, or that configuration (--config OUTPUT/config.json)"
-            )
 
     def _describe(self) -> str:
         """Say what a step costs, and what a rank has to hold."""
