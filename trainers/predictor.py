@@ -52,6 +52,9 @@ class PredictorConfig:
     """Name in models.swinir.PRESETS."""
     error: Error = "mse"
     """What is minimised: ``mse`` gives the posterior mean, ``l1`` what DifFace's weights are."""
+    lpips: str | None = None
+    """Folder of LPIPS's two weights files; by default torch.hub's cache, and where they are not in
+    it, validation is without LPIPS and says so."""
     grid_images: int = 6
     """Images in the pictures of a validation."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=300_000))
@@ -83,7 +86,7 @@ class PredictorConfig:
 
     def may_change(self, name: str) -> bool:
         """Tell whether a run may be resumed with another value of this dotted field."""
-        return name in ("images", "grid_images") or loop_config.may_change(name)
+        return name in ("images", "lpips", "grid_images") or loop_config.may_change(name)
 
 
 PRESETS = {

@@ -12,21 +12,19 @@ from datasets.degradation_parameters import degradation_preset
 from datasets.images import DegradedBatch, ImageSet, OnlinePairs
 from datasets.loading import Loader, LoaderConfig
 from datasets.order import Layout
-from infra.distributed import rank, sums
 from infra.storage import local_path
 from models.checkpoint import save_checkpoint
-from models.metrics import MIN_SIDE, ms_ssim, psnr, to_uint8
+from models.metrics import to_uint8
 from models.swinir import SwinIR, preset
 from trainers.cost import forward_flops
 from trainers.draws import Draws
 from trainers.engine import Engine
-from trainers.pictures import grid
+from trainers.held_out import held_out, sweep
+from trainers.judging import Averages, Fidelity
+from trainers.pictures import Gallery
 from trainers.predictor import PredictorConfig
 from trainers.task import Validation
-from trainers.vae_task import held_out, validation_layout
 
-VALIDATION_BATCH = 4
-VALIDATION_SEED = 0  # of the degradations, the same for every run, so that runs compare
 EXPORT = "predictor"
 
 
@@ -43,6 +41,7 @@ class PredictorTask:
         degradation = degradation_preset(config.degradation)
         self.samples = OnlinePairs(self.sets, degradation, config.images_weights or None)
         self.held_out = OnlinePairs([held_out(config.images[0])], degradation)
+        self.fidelity = Fidelity(config.lpips, device)
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
             self.network = SwinIR(preset(config.model)).to(device)
@@ -69,30 +68,19 @@ class PredictorTask:
     def validate(self, network: nn.Module) -> Validation:
         """Predict the held-out images under their fixed degradations; LQ is the reference."""
         assert isinstance(network, SwinIR)
-        layout = validation_layout(self.held_out.parts[0].size, VALIDATION_BATCH)
-        settings = LoaderConfig(seed=VALIDATION_SEED, workers=self.config.loop.workers)
-        totals: dict[str, float] = {"images": 0.0}
-        columns: dict[str, list[Tensor]] = {"lq": [], "posterior_mean": [], "HQ": []}
-        for batch, count in Loader(self.held_out, layout, settings).sweep():
+        averages = Averages()
+        gallery = Gallery(self.config.grid_images, ("lq", "posterior_mean", "hq"))
+        for batch, count, _ in sweep(self.held_out, self.config.loop.workers, self.device):
             lq = unit_range(batch.lq.to(self.device)).clamp(0, 1)
-            images = (batch.lq, network.posterior_mean(lq) * 2 - 1, batch.hq)
-            levels = [to_uint8(some[:count].to(self.device)) for some in images]
-            totals["images"] += count
-            for suffix, some in zip(("_lq", ""), levels, strict=False):
-                for name, metric in _metrics(some).items():
-                    value = metric(some, levels[-1]).sum().item()
-                    totals[name + suffix] = totals.get(name + suffix, 0.0) + value
-            if sum(map(len, columns["HQ"])) < self.config.grid_images:
-                for column, some in zip(columns.values(), levels, strict=True):
-                    column.append(some.cpu())
-        names = sorted(totals)
-        added = dict(zip(names, sums([totals[n] for n in names], str(self.device)), strict=True))
-        count = added.pop("images")
-        shown = {
-            title: torch.cat(some)[: self.config.grid_images] for title, some in columns.items()
-        }
-        picture = grid(shown, "HQ") if rank() == 0 else None
-        return Validation({name: total / count for name, total in added.items()}, picture)
+            mean = network.posterior_mean(lq) * 2 - 1
+            images = {"lq": batch.lq, "posterior_mean": mean, "hq": batch.hq}
+            pictures = {
+                name: to_uint8(some[:count].to(self.device)) for name, some in images.items()
+            }
+            averages.add(self.fidelity(pictures["posterior_mean"], pictures["hq"]))
+            averages.add(self.fidelity(pictures["lq"], pictures["hq"]), "_lq")
+            gallery.add(pictures)
+        return Validation(averages.over_ranks(self.device), gallery.grid())
 
     def flops_per_sample(self) -> int:
         """Count forward and backward of the predictor."""
@@ -116,10 +104,3 @@ class PredictorTask:
 def unit_range(images: Tensor) -> Tensor:
     """[-1, 1] => [0, 1]."""
     return (images + 1) / 2
-
-
-def _metrics(images: Tensor) -> dict[str, Any]:
-    found: dict[str, Any] = {"psnr": psnr}
-    if min(images.shape[2:]) >= MIN_SIDE:
-        found["ms_ssim"] = ms_ssim
-    return found
