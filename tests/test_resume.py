@@ -202,6 +202,24 @@ def test_another_configuration_is_not_a_resume(
     assert log(folder) == log(undisturbed)
 
 
+def test_an_unreadable_sample_stops_the_run_or_is_skipped_within_the_budget(
+    tmp_path: Path,
+) -> None:
+    """Its shard and its key are named; skipped, it is counted in the log."""
+    latents = write_latent_set(tmp_path / "set")
+    tar = bytearray((latents / "train-000000.tar").read_bytes())
+    where = tar.index(b"train5.source_0.npy")
+    tar[where : where + 6] = b"other5"
+    (latents / "train-000000.tar").write_bytes(tar)
+    run = [*TINY, "--max-steps", "4", "--log-every", "4", "--latents", latents]
+    stopped = launch(run, tmp_path / "stopped", code=1)
+    skipped = launch([*run, "--skip-budget", "2"], tmp_path / "skipped")
+
+    for output in (stopped.stderr, skipped.stderr):
+        assert "train-000000.tar: something else is where the pair table has train5" in output
+    assert log(tmp_path / "skipped")[-2]["data/skipped"] == 2  # both epochs of eight pairs met it
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
     """The message names the samples; what was saved before stays good."""
     latents = write_latent_set(tmp_path / "set")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datasets.degradation_parameters import degradation_preset
 from datasets.images import ImageSet, OnlinePairs
 from datasets.latents import LatentPairs, check_belongs
-from datasets.loading import Loader, LoaderConfig
+from datasets.loading import Loader
 from datasets.order import Layout
 from infra.errors import UserError
 from infra.storage import local_path
@@ -27,6 +27,7 @@ from trainers.flow_ends import Ends, Frozen, regress
 from trainers.flow_restorations import Restorations
 from trainers.held_out import held_out, sweep
 from trainers.judging import Averages
+from trainers.reading import training_loader
 from trainers.task import Validation
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -71,14 +72,10 @@ class FlowTask:
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training pairs where ``state`` says."""
-        settings = LoaderConfig(
-            seed=self.config.loop.seed,
-            workers=self.config.loop.workers,
-            processes=self.config.draws == "online",
-            pin_memory=self.device.type == "cuda",
+        is_online = self.config.draws == "online"
+        return training_loader(
+            self.samples, layout, state, self.config.loop, self.device, processes=is_online
         )
-        samples: Any = self.samples
-        return Loader(samples, layout, settings, state)
 
     def losses(self, engine: Engine, batch: Any, draws: Draws) -> dict[str, Tensor]:
         """Compute the loss of Eq. 5, or the regressor's squared error."""

@@ -247,6 +247,8 @@ class Training:
     def log(self, window: Window, tracked: Run) -> None:
         """Record the averages of the steps since the last time."""
         metrics = window.metrics(self.plan.global_batch_size)
+        if self.config.loop.skip_budget:
+            (metrics["data/skipped"],) = sums([self.loader.skipped], str(self.engine.device))
         self._record(metrics, tracked)
         left = (self.config.loop.max_steps - self.step) * metrics["speed/step_seconds"]
         say(

@@ -36,6 +36,9 @@ class LoopConfig:
     """Of the initial weights, the order of samples, crops, times and noise."""
     workers: int = 2
     """Threads or processes that read ahead; 0: each batch is read when it is asked for."""
+    skip_budget: int = 0
+    """Unreadable samples that each rank may skip, from its start, before it stops; each is named,
+    and MLflow counts them as data/skipped."""
     track: bool = True
     """Log the run to MLflow (MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db)."""
     timeout_minutes: float = 30.0
@@ -47,7 +50,7 @@ class LoopConfig:
         for name in ("max_steps", "log_every", "validate_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
-        for name in ("keep_best", "seed", "workers"):
+        for name in ("keep_best", "seed", "workers", "skip_budget"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: 0 or more")
         if not self.timeout_minutes > 0:

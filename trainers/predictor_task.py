@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from datasets.degradation_parameters import degradation_preset
 from datasets.images import DegradedBatch, ImageSet, OnlinePairs
-from datasets.loading import Loader, LoaderConfig
+from datasets.loading import Loader
 from datasets.order import Layout
 from infra.storage import local_path
 from models.checkpoint import save_checkpoint
@@ -23,6 +23,7 @@ from trainers.held_out import held_out, sweep
 from trainers.judging import Averages, Fidelity
 from trainers.pictures import Gallery
 from trainers.predictor import PredictorConfig
+from trainers.reading import training_loader
 from trainers.task import Validation
 
 EXPORT = "predictor"
@@ -50,13 +51,9 @@ class PredictorTask:
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[DegradedBatch]:
         """Open the training pairs where ``state`` says."""
-        settings = LoaderConfig(
-            seed=self.config.loop.seed,
-            workers=self.config.loop.workers,
-            processes=True,
-            pin_memory=self.device.type == "cuda",
+        return training_loader(
+            self.samples, layout, state, self.config.loop, self.device, processes=True
         )
-        return Loader(self.samples, layout, settings, state)
 
     def losses(self, engine: Engine, batch: DegradedBatch, draws: Draws) -> dict[str, Tensor]:
         """Compute the error of the prediction, both images in [0, 1], not clamped."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.images import Crops, ImageBatch, ImageSet
-from datasets.loading import Loader, LoaderConfig
+from datasets.loading import Loader
 from datasets.order import Layout
 from infra.distributed import sums
 from infra.errors import UserError
@@ -24,6 +24,7 @@ from trainers.engine import Engine
 from trainers.held_out import held_out, sweep
 from trainers.judging import Averages, Fidelity
 from trainers.pictures import Gallery
+from trainers.reading import training_loader
 from trainers.task import Validation
 from trainers.vae import VAEConfig
 
@@ -82,13 +83,7 @@ class VAETask:
         """Open the training crops where ``state`` says."""
         config = self.config
         crops = Crops(self.sets, config.data_weights or None, crop=config.crop, flip=config.flip)
-        settings = LoaderConfig(
-            seed=config.loop.seed,
-            workers=config.loop.workers,
-            processes=True,
-            pin_memory=self.device.type == "cuda",
-        )
-        return Loader(crops, layout, settings, state)
+        return training_loader(crops, layout, state, config.loop, self.device, processes=True)
 
     def losses(self, engine: Engine, batch: ImageBatch, draws: Draws) -> dict[str, Tensor]:
         """Compute the loss of Sec. 4.2 and its terms, without their weights."""
