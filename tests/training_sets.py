@@ -51,13 +51,18 @@ def write_image_set(folder: Path, *, size: int, train: int = 7, held_out: int = 
 
 
 def write_latent_set(
-    folder: Path, *, channels: int = 4, side: int = 4, identity: Mapping[str, Any] | None = None
+    folder: Path,
+    *,
+    channels: int = 4,
+    side: int = 4,
+    train: int = 8,
+    identity: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write eight pairs whose target is a function of the source, three of them held out."""
+    """Write pairs whose target is a function of the source, and three more, held out."""
     latent = LatentFormat(channels=channels, height=side, width=side, dtype="float32")
     rng = np.random.default_rng(0)
     written = []
-    for split, count in (("train", 8), ("val", 3)):
+    for split, count in (("train", train), ("val", 3)):
         samples = []
         for number in range(count):
             source = rng.normal(size=latent.shape).astype(np.float32)

@@ -22,7 +22,7 @@ from torch import nn
 from datasets.order import Layout
 from models import looformer
 from models.rectified_flow import flow_matching_loss
-from tests.benchmarks.harness import paired, save
+from tests.benchmarks.harness import RUNS, paired, save
 from tests.training_sets import write_files, write_latent_set
 from trainers import flow
 from trainers.draws import Draws
@@ -125,11 +125,12 @@ def stepper(values: dict[str, Any]) -> tuple[Callable[[], None], FlowTask]:
 def two_ranks_over_one() -> dict[str, Any]:
     """Count samples per second of the program on two ranks over one, and its wait for data."""
     with tempfile.TemporaryDirectory() as name:
-        latents = write_latent_set(Path(name) / "latents", side=SIDE)
-        one, two = (
-            [measured_run(ranks, latents, Path(name) / f"{ranks}-{run}") for run in range(3)]
-            for ranks in (1, 2)
-        )
+        latents = write_latent_set(Path(name) / "latents", side=SIDE, train=64)
+        rounds = [
+            [measured_run(ranks, latents, Path(name) / f"{ranks}-{run}") for ranks in (1, 2)]
+            for run in range(RUNS)
+        ]
+    one, two = zip(*rounds, strict=True)
     speeds = [statistics.median(run["speed/samples_per_second"] for run in r) for r in (one, two)]
     return {
         "samples_per_second": speeds,
@@ -139,10 +140,10 @@ def two_ranks_over_one() -> dict[str, Any]:
 
 
 def measured_run(ranks: int, latents: Path, output: Path) -> dict[str, float]:
-    """Run the trainer on a batch of 8 per rank; returns the last line of its log with speeds."""
+    """Run the trainer on 16 samples a rank; returns the last line of its log with speeds."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     options = ["--preset", "tiny", "--max-steps", "40", "--log-every", "20", "--no-track"]
-    batch = ["--global-batch-size", str(4 * ranks), "--workers", "1"]
+    batch = ["--global-batch-size", str(16 * ranks), "--workers", "1"]
     subprocess.run(
         [
             *(sys.executable, "-m", *launcher, "trainers.flow", *options, *batch),
