@@ -1,7 +1,7 @@
 """Validation's numbers: which there are, over whom they are averaged, on one rank or two."""
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from models.brisque import Brisque
 from models.lpips import load_lpips
 from models.metrics import ms_ssim, to_model_range, to_uint8
 from tests.training_sets import Files, launch, log, write_files, write_image_set, write_lpips
-from trainers import flow, judging, pictures, vae
+from trainers import flow, judging, pictures, predictor, vae
 from trainers.flow import FlowConfig
 from trainers.flow_task import FlowTask
 from trainers.held_out import sweep
 from trainers.judging import Averages, Fidelity
 from trainers.loop_config import LoopConfig
 from trainers.pictures import Gallery
+from trainers.predictor import PredictorConfig
+from trainers.predictor_task import PredictorTask
 from trainers.vae import VAEConfig
 from trainers.vae_task import VAETask
 
@@ -60,13 +62,18 @@ def flow_task(files: Files, **values: Any) -> FlowTask:
     """Build the tiny flow with all its files."""
     paths = {"latents": files.latents, "images": (files.images,), "vae": files.vae}
     values = {**paths, "predictor": files.predictor, "loop": LOOP, **values}
-    return FlowTask(dataclasses.replace(flow.PRESETS["tiny"], **values), CPU)
+    return FlowTask(replace(flow.PRESETS["tiny"], **values), CPU)
 
 
 def vae_task(*data: str, **values: Any) -> VAETask:
     """Build the tiny autoencoder."""
-    config = dataclasses.replace(vae.PRESETS["tiny"], data=data, crop=16, loop=LOOP, **values)
+    config = replace(vae.PRESETS["tiny"], data=data, crop=16, loop=LOOP, **values)
     return VAETask(config, CPU)
+
+
+def predictor_task(*sets: str, **values: Any) -> PredictorTask:
+    """Build the tiny predictor."""
+    return PredictorTask(replace(predictor.PRESETS["tiny"], images=sets, loop=LOOP, **values), CPU)
 
 
 def picture(side: int, seed: int = 0) -> Tensor:
@@ -124,7 +131,7 @@ def test_weights_in_the_cache_are_found(
     assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("program", ["flow", "vae"])
+@pytest.mark.parametrize("program", ["flow", "vae", "predictor"])
 def test_a_wrong_folder_is_an_error(
     program: str, files: Files, images: str, tmp_path: Path
 ) -> None:
@@ -132,6 +139,7 @@ def test_a_wrong_folder_is_an_error(
     build: dict[str, Callable[[str], Any]] = {
         "flow": lambda folder: flow_task(files, lpips=folder),
         "vae": lambda folder: vae_task(images, lpips=folder),
+        "predictor": lambda folder: predictor_task(images, lpips=folder),
     }
 
     with pytest.raises(UserError, match=r"--lpips: .*nowhere/alexnet-owt-7be5be79.pth"):
@@ -193,13 +201,16 @@ def test_references_are_those_of_the_held_out_pictures(files: Files, weights: st
 
 
 @pytest.mark.parametrize("is_given", [True, False])
-def test_an_autoencoder_has_lpips_with_weights_only(
+def test_the_other_networks_have_lpips_with_weights_only(
     images: str, weights: str, *, is_given: bool
 ) -> None:
-    """Of its reconstructions."""
-    task = vae_task(images, lpips=weights if is_given else None)
+    """An autoencoder of its reconstructions, a predictor also of its input."""
+    folder = weights if is_given else None
+    autoencoder, mean = vae_task(images, lpips=folder), predictor_task(images, lpips=folder)
+    names = set(mean.validate(mean.network).metrics)
 
-    assert ("lpips" in task.validate(task.network).metrics) == is_given
+    assert ("lpips" in autoencoder.validate(autoencoder.network).metrics) == is_given
+    assert names == {"psnr", "psnr_lq"} | ({"lpips", "lpips_lq"} if is_given else set())
 
 
 def test_a_metric_is_averaged_over_the_images_that_have_it(images: str, tmp_path: Path) -> None:
@@ -242,23 +253,25 @@ def test_two_ranks_judge_as_one(files: Files, weights: str, tmp_path: Path) -> N
 
 def test_a_gallery_keeps_the_first_pictures_on_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of its columns, those that came; another rank keeps nothing."""
-    galleries = [Gallery(3, ("lq", "restored", "hq"))]
+    kept: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(pictures, "grid", lambda shown, *_: kept.append(shown))
+    first = Gallery(3, ("lq", "restored", "hq"))
     monkeypatch.setattr(pictures, "rank", lambda: 1)
-    galleries.append(Gallery(3, ("lq", "hq")))
-    for gallery in galleries:
-        for seed in range(3):
-            gallery.add({"hq": picture(32, seed), "lq": picture(32, seed)})
-    cell = 32 + pictures.MARGIN
-    grid = galleries[0].grid()
+    other = Gallery(3, ("lq", "hq"))
+    for seed in range(3):
+        for mine in (first, other):
+            mine.add({"hq": picture(32, seed), "lq": picture(32, seed + 3)})
+    first.grid()
+    other.grid()
 
-    assert grid is not None
-    assert grid.width == 2 * cell + pictures.MARGIN
-    assert grid.height == 3 * (cell + pictures.LINE) + pictures.LINE + pictures.MARGIN
-    assert galleries[1].is_full
-    assert galleries[1].grid() is None
+    assert other.is_full
+    assert [list(shown) for shown in kept] == [["lq", "hq"]]
+    assert torch.equal(kept[0]["hq"], torch.cat([picture(32, 0), picture(32, 1)])[:3])
 
 
-@pytest.mark.parametrize("config", [FlowConfig(), VAEConfig()], ids=["flow", "vae"])
-def test_weights_may_move_between_resumes(config: FlowConfig | VAEConfig) -> None:
+@pytest.mark.parametrize(
+    "config", [FlowConfig(), VAEConfig(), PredictorConfig()], ids=["flow", "vae", "predictor"]
+)
+def test_weights_may_move_between_resumes(config: FlowConfig | VAEConfig | PredictorConfig) -> None:
     """Where they are does not change what is learnt."""
     assert config.may_change("lpips")
