@@ -95,12 +95,16 @@ class LatentFormat:
             raise AssertionError(f"NumPy wrote a header of {len(header)} bytes, not {NPY_HEADER}")
         return header
 
-    def encode(self, latent: npt.NDArray[Any]) -> bytes:
-        """Latent [C, h, w], float => the bytes of its `.npy` member.
+    def encode(self, latent: npt.NDArray[Any] | bytes) -> bytes:
+        """Latent [C, h, w], float => the bytes of its `.npy` member; such bytes => themselves.
 
         Raises:
             ValueError: another shape, or values that the dtype cannot hold.
         """
+        if isinstance(latent, bytes):
+            if len(latent) != self.member_bytes or not latent.startswith(self.header()):
+                raise ValueError("a stored latent of another shape or dtype")
+            return latent
         if latent.shape != self.shape:
             raise ValueError(f"latent of shape {latent.shape}, the set holds {self.shape}")
         with np.errstate(over="ignore"):
@@ -154,12 +158,12 @@ class LatentDraw:
     """k: which draw of the image."""
     flip: bool
     """Whether the image was mirrored first."""
-    source: npt.NDArray[Any]
-    """Latent of the posterior mean, [C, h, w]."""
+    source: npt.NDArray[Any] | bytes
+    """Latent of the posterior mean, [C, h, w]; or its `.npy` member, from a set of this format."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Of the degradation, as JSON: enough to draw it again."""
-    gray_target: npt.NDArray[Any] | None = None
-    """Latent of the target where the draw changes it; None: the image's own of that flip."""
+    gray_target: npt.NDArray[Any] | bytes | None = None
+    """Target where the draw changes it, as ``source``; None: the image's own of that flip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,8 +174,9 @@ class LatentSample:
     """Of the image sample."""
     draws: Sequence[LatentDraw]
     """In any order."""
-    targets: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
-    """Latents of HQ as it is and flipped; None where an earlier tar of the set holds them."""
+    targets: tuple[npt.NDArray[Any] | bytes, npt.NDArray[Any] | bytes] | None
+    """HQ as it is and flipped, as `LatentDraw.source`; None where an earlier tar of the set has
+    them."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the sample's JSON."""
 

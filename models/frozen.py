@@ -1,10 +1,10 @@
-"""The frozen networks around the flow, found on disk and identified: autoencoder and predictor.
+"""The frozen networks around the flow, found on disk and identified: VAE, predictor, regressor.
 
 Latents are only as good as the weights that made them, so whoever makes or reads latents loads the
 networks here and compares identities: the digest of the weights, and the configuration.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from models.checkpoint import (
     load_strict,
     weights_digest,
 )
+from models.looformer import LooUFormer, LooUFormerConfig
 from models.public_vae import PUBLIC_VAES, PublicVAE, load_public_vae
 from models.sim_vae import SimVAE
 from models.swinir import SwinIR, SwinIRConfig, load_predictor
@@ -77,3 +78,50 @@ def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:
     else:
         model = load_predictor(path)
     return model, Identity(weights_digest(model.state_dict()), asdict(model.config))
+
+
+def load_regressor(where: str) -> tuple[LooUFormer, Identity]:
+    """Load what predicts the posterior mean of latents in float32 on the CPU, frozen.
+
+    Args:
+        where: folder `network` of a run of `trainers/flow.py --stage regressor`; its g is
+            `models.rectified_flow.regress`.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another kind of network.
+    """
+    folder = Path(where)
+    values, state_dict = load_checkpoint(folder)
+    try:
+        config = config_from_dict(LooUFormerConfig, values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: not of a LooUFormer ({error})") from error
+    if config.condition_channels:
+        raise CheckpointError(
+            f"{folder / CONFIG}: a network with a condition of {config.condition_channels} "
+            "channels; a regressor has none: train it by --stage regressor"
+        )
+    network = LooUFormer(config)
+    load_strict(network, state_dict, folder / WEIGHTS)
+    network.eval().requires_grad_(False)
+    return network, Identity(weights_digest(network.state_dict()), asdict(config))
+
+
+def check_takes(regressor: LooUFormer, shape: Sequence[int]) -> None:
+    """Refuse a regressor that cannot take latents of ``shape``, [C, h, w].
+
+    Raises:
+        CheckpointError: of other channels, or with more levels than h and w can be halved.
+    """
+    channels, *sides = shape
+    config = regressor.config
+    if config.in_channels != channels:
+        raise CheckpointError(
+            f"a regressor of latents with {config.in_channels} channels, these have {channels}: "
+            "train one on latents of this autoencoder (trainers/flow.py --stage regressor)"
+        )
+    factor = 1 << (len(config.widths) - 1)
+    if any(side % factor for side in sides):
+        raise CheckpointError(
+            f"a regressor that divides the map by {factor}, latents of {sides[0]} x {sides[1]}"
+        )

@@ -39,6 +39,14 @@ def flow_matching_loss(velocity: Tensor, x_0: Tensor, x_1: Tensor) -> Tensor:
     return F.mse_loss(widen(velocity), widen(velocity_target(x_0, x_1)))
 
 
+def regress(network: Callable[[Tensor, Tensor], Tensor], x_0: Tensor) -> Tensor:
+    """Predict the mean of x_1 from x_0 [B, ...] at once: g(x_0) = x_0 + net(x_0, 0).
+
+    It is one Euler step over the whole of [0, 1]; ELIR's source, where x are latents.
+    """
+    return x_0 + network(x_0, x_0.new_zeros(len(x_0)))
+
+
 def keyed_generator(seed: int, step: int, rank: int) -> torch.Generator:
     """Return a CPU generator that is a function of its key alone, so that resuming repeats it."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)

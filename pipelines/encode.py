@@ -4,6 +4,7 @@
         --predictor swinir_restoration512_L1.pth --draws 8
     python -m pipelines.encode ... --dry-run                     # hours and GB, nothing written
     python -m pipelines.encode ... --draws 16                    # later: adds 8, keeps the first 8
+    python -m pipelines.encode ... --reuse latents/ffhq --output latents/ffhq-more  # copy the same
     python -m pipelines.encode verify latents/ffhq               # recompute every claim
     python -m pipelines.encode verify latents/ffhq --recompute 8 # and eight latents from pixels
 
@@ -38,18 +39,24 @@ class EncodeConfig:
     """Folder of an autoencoder; or sd15-f8c4, sdxl-f8c4, flux-f8c16, alone or as NAME=FOLDER."""
     predictor: str = ""
     """The posterior-mean predictor: DifFace's file, or a checkpoint of ours."""
+    regressor: str = ""
+    """Folder `network` of a run of trainers/flow.py --stage regressor; for --source regressed."""
     draws: int = 1
     """Degradations of each image, K; more than a set has extends it."""
     degradation: str = "pmrf"
     """pmrf, gfpgan-v1 or difface-test."""
     source: str = "posterior_mean"
-    """posterior_mean: x_0 = E(posterior mean of LQ); lq: x_0 = E(LQ), without a predictor."""
+    """posterior_mean: x_0 = E(posterior mean of LQ); regressed: x_0 = g(E(posterior mean)), with
+    the regressor g; lq: x_0 = E(LQ), without a predictor."""
     posterior: str = "mode"
     """mode or sample of the encoder's Gaussian; a sample is drawn once and stored."""
     dtype: str = "float16"
     """float16, float32, or uint8 with a scale for each channel."""
     precision: str = "float32"
     """Of the networks: float32; tf32; bfloat16 (autocast of the VAE)."""
+    reuse: str = ""
+    """Folder of an earlier latent set: of an image that has not changed, latents that depend on
+    nothing that has are copied from there, bit for bit."""
     keep_images: bool = False
     """Store LQ and posterior mean too, as PNG."""
     seed: int = 0
@@ -82,13 +89,19 @@ class EncodeConfig:
             raise ValueError(f"dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.gpus is not None and self.device == "cpu":
             raise ValueError(f"gpus {self.gpus} with device cpu: on CPUs give workers")
+        if self.regressor and self.source != "regressed":
+            raise ValueError(
+                f"regressor {self.regressor} with source {self.source}: it is applied for "
+                "--source regressed only"
+            )
         self.rule()
 
     def rule(self) -> EncodeRule:
         """Return the part that makes latents from images."""
         return EncodeRule(
             vae=self.vae,
-            predictor=self.predictor if self.source == "posterior_mean" else None,
+            predictor=None if self.source == "lq" else self.predictor,
+            regressor=self.regressor if self.source == "regressed" else None,
             **{name: getattr(self, name) for name in RULE_FIELDS},
         )
 
@@ -96,6 +109,7 @@ class EncodeConfig:
 PRESETS = {
     "paper": EncodeConfig(),  # the authors sample the posterior; see README, "Encode"
     "authors": EncodeConfig(posterior="sample"),
+    "elir-source": EncodeConfig(source="regressed"),
     "cpu": EncodeConfig(device="cpu"),
 }
 
@@ -112,6 +126,8 @@ class VerifyConfig:
     """By default the one that the set was made with."""
     predictor: str = ""
     """By default the one that the set was made with."""
+    regressor: str = ""
+    """By default the one that the set was made with."""
     device: str = ""
     """By default that of the run."""
 
@@ -120,11 +136,18 @@ class VerifyConfig:
             raise ValueError(f"recompute {self.recompute}: at least 0")
 
     def over(self, config: EncodeConfig) -> EncodeConfig:
-        """Return the set's configuration with what is given here in its place."""
+        """Return the set's configuration with what is given here in its place.
+
+        Raises:
+            UsageError: what does not go together, such as a regressor and a set without one.
+        """
         names = [field.name for field in fields(self) if field.name != "recompute"]
         given = {name: getattr(self, name) for name in names if getattr(self, name)}
         changes: dict[str, Any] = given
-        return replace(config, **changes)
+        try:
+            return replace(config, **changes)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -133,6 +156,7 @@ def main(arguments: Sequence[str]) -> int:
         return verify(list(arguments[1:]))
     config = cli.parse(EncodeConfig, PRESETS, arguments, "pipelines.encode", __doc__ or "")
     needed = ["input", "output", "vae", *(["predictor"] * (config.source != "lq"))]
+    needed += ["regressor"] * (config.source == "regressed")
     missing = [f"--{name}" for name in needed if not getattr(config, name)]
     if missing:
         raise UsageError(f"no {', '.join(missing)}; python -m pipelines.encode --help says what")

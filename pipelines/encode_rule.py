@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from datasets.degradation_parameters import degradation_preset
 
-SOURCES = ("posterior_mean", "lq")
+SOURCES = ("posterior_mean", "regressed", "lq")
 POSTERIORS = ("mode", "sample")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 DEVICES = ("cuda", "cpu")
@@ -18,8 +18,10 @@ class EncodeRule:
     """As `models.frozen.load_vae` takes it."""
     predictor: str | None
     """As `models.frozen.load_posterior_mean` takes it; None where no source needs it."""
+    regressor: str | None = None
+    """As `models.frozen.load_regressor` takes it; None where the source is not regressed."""
     source: str = "posterior_mean"
-    """posterior_mean: x_0 = E(posterior mean of LQ); lq: x_0 = E(LQ)."""
+    """posterior_mean: x_0 = E(posterior mean of LQ); regressed: g of that; lq: x_0 = E(LQ)."""
     posterior: str = "mode"
     """mode or sample of the encoder's Gaussian."""
     degradation: str = "pmrf"
@@ -42,7 +44,9 @@ class EncodeRule:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r}: choose {' or '.join(allowed)}")
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}"
+                )
         if self.precision == "tf32" and self.device == "cpu":
             raise ValueError("precision 'tf32': a format of NVIDIA GPUs; on a CPU take float32")
         if self.batch is not None and self.batch < 1:

@@ -19,9 +19,11 @@ from datasets.degradation_parameters import DegradationParameters, degradation_p
 from infra.errors import UsageError, UserError
 from models.autoencoder import Posterior
 from models.checkpoint import CheckpointError
-from models.frozen import Identity, load_posterior_mean, load_vae
+from models.frozen import Identity, load_posterior_mean, load_regressor, load_vae
+from models.looformer import LooUFormer
 from models.metrics import to_uint8
 from models.public_vae import PublicVAE
+from models.rectified_flow import regress
 from models.sim_vae import SimVAE
 from models.swinir import SwinIR
 from pipelines.crop import single_threaded
@@ -45,7 +47,7 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Both networks, loaded on one device.
+    """The networks, loaded on one device.
 
     Args:
         rule: which, where and how.
@@ -77,6 +79,7 @@ class Encoder:
         self.vae = models.vae.to(self.device)
         self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
         self.predictor = None if models.predictor is None else models.predictor.to(self.device)
+        self.regressor = None if models.regressor is None else models.regressor.to(self.device)
 
     def tensor(self, images: Sequence[Image]) -> Tensor:
         """Images [H, W, 3] in [0, 1] => [B, 3, H, W] on the device."""
@@ -85,8 +88,7 @@ class Encoder:
 
     def parameters(self, key: str, draw: int) -> DegradationParameters:
         """Draw the degradation number ``draw`` of a sample."""
-        preset = degradation_preset(self.rule.degradation)
-        return draw_parameters(preset, seed=self.rule.seed, key=key, draw=draw)
+        return parameters(self.rule, key, draw)
 
     def restored(self, lq: Tensor) -> Tensor:
         """LQ [B, 3, H, W] in [0, 1] => what the source latent is the encoding of, the same."""
@@ -95,12 +97,15 @@ class Encoder:
         assert self.predictor is not None
         return self.predictor.posterior_mean(lq.contiguous())
 
-    def encode(self, images: Tensor, names: Sequence[str]) -> list[Encoded]:
+    def encode(
+        self, images: Tensor, names: Sequence[str], *, regressed: bool = False
+    ) -> list[Encoded]:
         """Encode images.
 
         Args:
             images: [B, 3, H, W] in [0, 1].
             names: of the latents: they seed the posterior's noise, and are named in errors.
+            regressed: whether the latents pass the regressor, if there is one: sources do.
 
         Raises:
             UserError: a latent that is not finite.
@@ -109,12 +114,14 @@ class Encoder:
         latent = posterior.mode()
         if self.rule.posterior == "sample":
             latent = posterior.sample(noise=self._noise(names, latent))
+        if regressed:
+            latent = self.regressed(latent)
         finite = latent.isfinite().flatten(1).all(1).tolist()
         for name, is_finite in zip(names, finite, strict=True):
             if not is_finite:
                 raise UserError(
-                    f"{name}: the latent is not finite; do the weights of --vae and --predictor "
-                    "belong to their networks? A low --precision can overflow too"
+                    f"{name}: the latent is not finite; do the weights of --vae, --predictor and "
+                    "--regressor belong to their networks? A low --precision can overflow too"
                 )
         variance = posterior.std.double().square().mean((2, 3))
         pairs = zip(latent.cpu().numpy(), variance.cpu().numpy(), strict=True)
@@ -128,6 +135,11 @@ class Encoder:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             mean, logvar = self.vae.encode(images)
         return Posterior(mean.float().contiguous(), logvar.float().contiguous())
+
+    @torch.no_grad()
+    def regressed(self, latent: Tensor) -> Tensor:
+        """E(posterior mean) => x_0, both [B, C, h, w]: what the regressor, if any, makes of it."""
+        return latent if self.regressor is None else regress(self.regressor, latent)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
@@ -150,8 +162,9 @@ class Models(NamedTuple):
 
     vae: SimVAE | PublicVAE
     predictor: SwinIR | None
-    vae_identity: Identity
-    predictor_identity: Identity | None
+    regressor: LooUFormer | None
+    identities: dict[str, Identity]
+    """By the name of the option; of those that are there."""
 
 
 def load_models(rule: EncodeRule) -> Models:
@@ -160,35 +173,44 @@ def load_models(rule: EncodeRule) -> Models:
     Raises:
         UsageError: says which option, which file, and where to get it.
     """
-    predictor = predictor_identity = None
+    predictor = regressor = None
+    identities = {}
     option = f"--vae {rule.vae}"
     try:
-        vae, vae_identity = load_vae(rule.vae)
+        vae, identities["vae"] = load_vae(rule.vae)
         if rule.predictor is not None:
             option = f"--predictor {rule.predictor}"
-            predictor, predictor_identity = load_posterior_mean(rule.predictor)
+            predictor, identities["predictor"] = load_posterior_mean(rule.predictor)
+        if rule.regressor is not None:
+            option = f"--regressor {rule.regressor}"
+            regressor, identities["regressor"] = load_regressor(rule.regressor)
     except (CheckpointError, OSError) as error:
         raise UsageError(f"{option}: {error}") from error
-    return Models(vae, predictor, vae_identity, predictor_identity)
+    return Models(vae, predictor, regressor, identities)
 
 
 def identity(rule: EncodeRule, models: Models) -> dict[str, Any]:
-    """Return what two latents of one image must share to be the same; JSON values."""
-    made_from = {
-        "vae": models.vae_identity.weights,
-        "vae_config": dict(models.vae_identity.config),
-        "predictor": None,
-        "predictor_config": None,
-    }
-    if models.predictor_identity is not None:
-        made_from["predictor"] = models.predictor_identity.weights
-        made_from["predictor_config"] = dict(models.predictor_identity.config)
+    """Return what two latents of one image must share to be the same; JSON values.
+
+    A regressor is named only where there is one: sets of the other sources, also those that were
+    made before it could be given, are what they were.
+    """
+    made_from: dict[str, Any] = {"vae": None, "vae_config": None}
+    made_from |= {"predictor": None, "predictor_config": None}
+    for name, network in models.identities.items():
+        made_from |= {name: network.weights, f"{name}_config": dict(network.config)}
     fields = ("source", "posterior", "seed", "precision")
     return {
         **made_from,
         **{name: getattr(rule, name) for name in fields},
         "degradation": asdict(degradation_preset(rule.degradation)),
     }
+
+
+def parameters(rule: EncodeRule, key: str, draw: int) -> DegradationParameters:
+    """Draw the degradation number ``draw`` of a sample, a function of (preset, seed, key, draw)."""
+    preset = degradation_preset(rule.degradation)
+    return draw_parameters(preset, seed=rule.seed, key=key, draw=draw)
 
 
 def batch_size(rule: EncodeRule, vae: SimVAE | PublicVAE, size: int) -> int:

@@ -2,7 +2,7 @@
 
 Everything the job knows is in the output folder; a killed job loses at most what its workers held.
 
-    OUTPUT/                   the set: shards, manifest.json, index.parquet, pairs.parquet
+    OUTPUT/                   the set: shards, manifest.json; index, pairs and statistics.parquet
     OUTPUT/config.json        the resolved configuration, for --config
     OUTPUT/report.html        what a person reads
     OUTPUT/.encode/           the job's memory
@@ -11,8 +11,8 @@ Everything the job knows is in the output folder; a killed job loses at most wha
         draws-FIRST-LAST/     a generation in the making: plan, shards, their records and sums
 
 A set grows by generations: the first run encodes targets and draws 0 to K - 1, a later one with
-more --draws adds shards with the further draws and rewrites the manifest and both tables. No shard
-that is published changes.
+more --draws adds shards with the further draws and rewrites the manifest and the tables. No shard
+that is published changes. With --reuse, latents that nothing has changed come from an earlier set.
 """
 
 import json
@@ -25,16 +25,20 @@ from datasets.latent_format import LatentFormat
 from infra import storage
 from infra.config import from_dict, pretty_json, to_dict
 from infra.errors import UsageError
+from models.checkpoint import CheckpointError
+from models.frozen import check_takes
 from pipelines import encoding_report
-from pipelines.draws import EncodeShard, Work
+from pipelines.draws import EncodeShard
 from pipelines.encode import EncodeConfig
 from pipelines.encoder import identity, load_models
 from pipelines.image_plan import ImageSet
 from pipelines.job import SetFolder, plain
 from pipelines.latent_manifest import Generation, stage_manifest
+from pipelines.latent_pack import Work
 from pipelines.latent_statistics import ChannelSums
 from pipelines.pack import record_path, write_plan
 from pipelines.probe import IMAGES, RESULT, Probe, bound
+from pipelines.reuse import Reuse, earlier_manifest, reusable
 from pipelines.stage import Engine, RayEngine, Resources
 from pipelines.times import save_times
 
@@ -65,6 +69,11 @@ class Encoding:
                 f"takes multiples of {factor}: curate them at another --size"
             )
         self.shape = (models.vae.latent_channels, *[self.images.size // factor] * 2)
+        if models.regressor is not None:
+            try:
+                check_takes(models.regressor, self.shape)
+            except CheckpointError as error:
+                raise UsageError(f"--regressor {config.regressor}: {error}") from error
         self.identity = plain(
             {
                 "images": self.images.digest,
@@ -91,11 +100,29 @@ class Encoding:
             self.set.claim("identity.json", self.identity, overwrite=self.config.overwrite)
             if self._finished():
                 sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
-            elif engine is not None:
+                return
+            self.earlier()  # what cannot be used is said before Ray starts
+            if engine is not None:
                 self._work(engine)
             else:
                 with RayEngine(self.config.workers) as ray_engine:
                     self._work(ray_engine)
+
+    def earlier(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return folder and manifest of the set of --reuse.
+
+        Raises:
+            UsageError: it cannot be used.
+        """
+        if not self.config.reuse:
+            return None
+        folder = storage.local_path(self.config.reuse)
+        return folder, earlier_manifest(folder, self.folder)
+
+    def reuse(self, latent: LatentFormat) -> tuple[Reuse | None, str]:
+        """Tell what of the set of --reuse may be copied, also in a sentence; "" without --reuse."""
+        earlier = self.earlier()
+        return (None, "") if earlier is None else reusable(*earlier, self.identity, latent)
 
     def published(self) -> dict[str, Any] | None:
         """Return the manifest of the set in the folder, if it is this one.
@@ -203,6 +230,8 @@ class Encoding:
             for number, name in enumerate(tables)
             if shards.load_record(record_path(staging / name)) is None
         ]
+        reuse, said = self.reuse(latent)
+        sys.stdout.write(said)
         work = Work(
             plan=str(staging / "plan.parquet"),
             images=str(self.images.folder),
@@ -211,6 +240,7 @@ class Encoding:
             last=last,
             latent=to_dict(latent),
             keep_images=self.config.keep_images,
+            reuse=reuse,
         )
         total = sum(len(tables[str(unit["name"])]) for unit in units)
         for _ in engine.run("encode", units, EncodeShard, (work, self.rule), total, resources):

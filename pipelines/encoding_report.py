@@ -9,7 +9,7 @@ import numpy as np
 from datasets.decoding import decode
 from pipelines import report
 from pipelines.job import flat
-from pipelines.probe import PICTURES, SHOWN, picture_path
+from pipelines.probe import REGRESSED, SHOWN, picture_path
 from pipelines.stage import StageTime
 from pipelines.times import bottleneck, time_section
 
@@ -20,6 +20,7 @@ TITLES = {
     "posterior_mean": "posterior mean, x̂",
     "hq_decoded": "D(E(x))",
     "posterior_mean_decoded": "D(E(x̂))",
+    REGRESSED: "D(g(E(x̂)))",
 }
 
 
@@ -31,9 +32,12 @@ def rms(values: Sequence[float]) -> float:
 def metrics(manifest: dict[str, Any], times: Sequence[StageTime]) -> dict[str, float]:
     """Return the run's numbers for MLflow."""
     totals, distortion = manifest["totals"], manifest["distortion"]
+    reused, computed = latents_by_origin(manifest)
     target, source = manifest["statistics"]["target"], manifest["statistics"]["source"]
     return {
         **{name: float(value) for name, value in totals.items()},
+        "latents/reused": float(reused),
+        "latents/computed": float(computed),
         **{f"distortion/{k}": v for k, v in distortion.items() if isinstance(v, float)},
         "target/sigma": rms(target["sigma"]),
         "source/sigma": rms(source["sigma"]),
@@ -44,18 +48,27 @@ def metrics(manifest: dict[str, Any], times: Sequence[StageTime]) -> dict[str, f
     }
 
 
+def latents_by_origin(manifest: dict[str, Any]) -> tuple[int, int]:
+    """Count the set's latents: those that were copied from an earlier set, and the others."""
+    totals = manifest["totals"]
+    parts = [generation.get("reused", {}) for generation in manifest["generations"]]
+    reused = sum(part.get(side, 0) for part in parts for side in ("targets", "sources"))
+    return reused, 2 * totals["samples"] + totals["pairs"] + totals["gray"] - reused
+
+
 def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) -> str:
     """Return the lines that a run ends with."""
     totals, found = manifest["totals"], manifest["distortion"]
     seconds = ", ".join(f"{stage.name} {stage.wall:.1f} s" for stage in times)
+    reused, computed = latents_by_origin(manifest)
     return (
         f"{totals['samples']:,} images, {manifest['draws']} draws each: {totals['pairs']:,} pairs, "
-        f"{totals['gray']:,} of them gray\n"
+        f"{totals['gray']:,} of them gray; {computed:,} latents computed, {reused:,} reused\n"
         f"distortion bound on {found['images']} images: D(E(x)) {found['psnr_hq_decoded']:.2f} dB "
         f"against x; D(E(x̂)) {found['psnr_posterior_mean_decoded']:.2f} dB against x̂, "
         f"{found['rmse_posterior_mean_decoded']:.2f} levels of 255\n"
-        f"{_posterior(manifest)}\n"
-        f"time: {seconds or 'none'}; bottleneck: {bottleneck(times)}\n"
+        + "".join(f"{line}\n" for line in [*_regressed(found), _posterior(manifest)])
+        + f"time: {seconds or 'none'}; bottleneck: {bottleneck(times)}\n"
         f"shards: {folder.resolve()} ({totals['shards']:,} files, {totals['bytes'] / 1e6:.1f} MB)\n"
         f"report: {(folder / 'report.html').resolve()}\n"
     )
@@ -113,6 +126,10 @@ def _bound_section(manifest: dict[str, Any], probe: dict[str, Any]) -> str:
         ("D(E(x̂)) against x: the same through the VAE", found["psnr_restored_by_decoding"]),
         ("D(E(x̂)) against x̂: what the flow starts from", found["psnr_posterior_mean_decoded"]),
     ]
+    if "psnr_regressed_decoded" in found:
+        rows[-1] = ("D(E(x̂)) against x̂: what the regressor is shown", rows[-1][1])
+        what = "D(g(E(x̂))) against x: what the flow starts from, g(E(x̂)), decoded"
+        rows.append((what, found["psnr_regressed_decoded"]))
     images = [
         (
             image["key"],
@@ -132,6 +149,7 @@ def _bound_section(manifest: dict[str, Any], probe: dict[str, Any]) -> str:
             "of the posterior; PSNR on 8-bit RGB. The bound holds for D(E(x̂)), without the noise "
             "that the flow adds to its source."
         )
+        + "".join(report.note(line) for line in _regressed(found))
         + report.table(header, images)
     )
 
@@ -147,16 +165,30 @@ def _galleries(probe: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
             "hq_decoded": f"{image['psnr_hq_decoded']:.2f} dB against x",
             "posterior_mean_decoded": f"{image['psnr_posterior_mean_decoded']:.2f} dB against x̂",
         }
+        if "psnr_regressed_decoded" in image:
+            captions[REGRESSED] = f"{image['psnr_regressed_decoded']:.2f} dB against x"
         thumbnails = [
             report.Thumbnail(
                 decode(picture_path(folder, number, name).read_bytes()),
                 TITLES[name],
                 captions[name],
             )
-            for name in PICTURES
+            for name in captions
         ]
         sections.append(("Pictures" if number == 0 else "", report.gallery(thumbnails)))
     return sections
+
+
+def _regressed(found: dict[str, Any]) -> list[str]:
+    """Say in one line what a regressor does to the probe's latents, if there is one."""
+    if "regressed_error" not in found:
+        return []
+    part = found["regressed_error"]
+    verdict = "" if part < 1 else "; no nearer than without it: was it trained for such latents?"
+    return [
+        f"regressor g: D(g(E(x̂))) {found['psnr_regressed_decoded']:.2f} dB against x, "
+        f"‖g(E(x̂)) - E(x)‖ is {part:.3f} of ‖E(x̂) - E(x)‖{verdict}"
+    ]
 
 
 def _posterior(manifest: dict[str, Any]) -> str:
@@ -199,7 +231,9 @@ def _generation_table(manifest: dict[str, Any]) -> str:
             ", ".join(g["devices"]),
             ", ".join(map(str, g["batches"])),
             g["versions"]["torch"],
+            g["reused"]["targets"] + g["reused"]["sources"] if "reused" in g else 0,
         )
         for g in manifest["generations"]
     ]
-    return report.table(["draws", "shards", "computed on", "batch", "torch"], rows)
+    header = ["draws", "shards", "computed on", "batch", "torch", "latents reused"]
+    return report.table(header, rows)

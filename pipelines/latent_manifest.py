@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -19,8 +21,9 @@ from datasets.latent_pairs import PAIRS, pair_table
 from datasets.shards import Member, Shard
 from infra import storage
 from infra.config import pretty_json, to_dict
-from pipelines.draws import Work, statistics_path
+from pipelines.latent_pack import Work, statistics_path, table_path
 from pipelines.latent_statistics import ChannelSums
+from pipelines.latent_table import STATISTICS, read_tables, write_tables
 from pipelines.pack import record_path
 
 FORMAT = "latent-pmrf/latents/1"
@@ -52,6 +55,7 @@ class Generation:
             json.loads(statistics_path(self.staging / name).read_bytes()) for name in self.names
         ]
         channels = self.latent.channels
+        reused = [part["reused"] for part in sums if "reused" in part]
         return {
             "draws": [self.work.first, self.work.last],
             "shards": list(self.names),
@@ -65,7 +69,21 @@ class Generation:
                 side: ChannelSums.joined([part[side] for part in sums], channels).to_json()
                 for side in SIDES
             },
+            **({"reused": _reused(reused)} if reused else {}),
         }
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the sums of every latent, shard by shard."""
+        for name in self.names:
+            yield from read_tables(table_path(self.staging / name))
+
+
+def _reused(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what the shards of a generation copied, and name the sets by their manifests."""
+    return {
+        **{side: sum(part[side] for part in parts) for side in ("targets", "sources")},
+        "manifests": sorted({part["manifest"] for part in parts}),
+    }
 
 
 def stage_manifest(
@@ -85,11 +103,11 @@ def stage_manifest(
     written = [*(_published(folder, before) if before else ()), *new.shards()]
     with _side_by_side(folder, new.staging, written) as together:
         pairs = pair_table(together, written)
-    files = {
-        shards.INDEX: shards.parquet_bytes(shards.index_table(written)),
-        PAIRS: shards.parquet_bytes(pairs),
-    }
-    hashes = {name: storage.write_bytes(new.staging / name, data) for name, data in files.items()}
+    storage.write_bytes(new.staging / PAIRS, shards.parquet_bytes(pairs))
+    index = shards.parquet_bytes(shards.index_table(written))
+    storage.write_bytes(new.staging / shards.INDEX, index)
+    old = read_tables(folder / STATISTICS) if before and STATISTICS in before["files"] else ()
+    write_tables(new.staging / STATISTICS, chain(old, new.tables()))
     generations = [*(before["generations"] if before else []), new.entry()]
     statistics = {
         side: ChannelSums.joined(
@@ -113,12 +131,15 @@ def stage_manifest(
             "bytes": sum(shard.bytes for shard in written),
         },
         "shards": [shard.entry() for shard in written],
-        "files": {
-            name: {"bytes": len(data), "sha256": hashes[name]} for name, data in files.items()
-        },
+        "files": {name: _file(new.staging / name) for name in (shards.INDEX, PAIRS, STATISTICS)},
         "generations": generations,
     }
     storage.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """Return a table's entry in the manifest."""
+    return {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
 
 
 def _published(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Shard]:

@@ -30,17 +30,11 @@ class ChannelSums:
         self.count = 0
         self.total, self.square, self.variance, self.rounding = np.zeros((4, channels))
 
-    def add(
-        self, latent: npt.NDArray[np.float32], variance: Channels, stored: npt.NDArray[np.float32]
-    ) -> None:
-        """Count one latent [C, h, w]; ``stored`` is it as it is read again."""
-        values = latent.astype(np.float64)
-        cells = values[0].size
-        self.count += cells
-        self.total += values.sum((1, 2))
-        self.square += np.square(values).sum((1, 2))
-        self.variance += variance * cells
-        self.rounding += np.square(values - stored).sum((1, 2))
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Add what `latent_sums` or `to_json` returned."""
+        self.count += part["count"]
+        for name in SUMS:
+            getattr(self, name).__iadd__(np.asarray(part[name]))
 
     def to_json(self) -> dict[str, Any]:
         """Return the sums as JSON values, exactly."""
@@ -51,9 +45,7 @@ class ChannelSums:
         """Add up what `to_json` returned, in the order given: floats do not add up in another."""
         sums = cls(channels)
         for part in parts:
-            sums.count += part["count"]
-            for name in SUMS:
-                getattr(sums, name).__iadd__(np.array(part[name]))
+            sums.add(part)
         return sums
 
     @property
@@ -81,6 +73,27 @@ class ChannelSums:
         """Return what the manifest says of these latents."""
         names = ("mean", "std", "sigma", "rounding_error")
         return {name: getattr(self, name).tolist() for name in names}
+
+
+def latent_sums(
+    latent: npt.NDArray[np.float32], variance: Channels, stored: npt.NDArray[np.float32]
+) -> dict[str, Any]:
+    """Return one latent's part of `ChannelSums`.
+
+    Args:
+        latent: [C, h, w].
+        variance: of the posterior, mean over each channel.
+        stored: the latent as it is read again.
+    """
+    values = latent.astype(np.float64)
+    cells = values[0].size
+    return {
+        "count": cells,
+        "total": values.sum((1, 2)),
+        "square": np.square(values).sum((1, 2)),
+        "variance": variance * cells,
+        "rounding": np.square(values - stored).sum((1, 2)),
+    }
 
 
 def latent_values(content: bytes, latent: LatentFormat) -> npt.NDArray[np.float32]:

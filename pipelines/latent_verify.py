@@ -23,6 +23,7 @@ from datasets.verify import Seen, set_problems
 from infra.config import differences, from_dict, to_dict
 from infra.errors import UsageError
 from infra.storage import local_path
+from pipelines import latent_table
 from pipelines.encode import EncodeConfig
 from pipelines.encoder import Encoder
 from pipelines.image_plan import ImageSample, ImageSet
@@ -64,6 +65,7 @@ def problems(folder: Path) -> Iterator[str]:
         pairs = set(zip(table["key"].to_pylist(), table["draw"].to_pylist(), strict=True))
         for key, number in sorted(inspector.draws ^ pairs):
             yield f"{key}: draw {number} is in only one of the shards and {PAIRS}"
+    yield from latent_table.problems(folder, manifest)
     expected = range(manifest["draws"])
     for key in sorted({key for key, _ in inspector.draws}):
         if missing := [n for n in expected if (key, n) not in inspector.draws]:
@@ -152,7 +154,7 @@ def recomputed(folder: Path, options: Options) -> Iterator[str]:
     if changed := differences(flat(plain(wanted)), flat(made)):
         raise UsageError(
             f"{folder} was not made with what is given ({'; '.join(changed)}); give what made it "
-            "by --input, --vae and --predictor"
+            "by --input, --vae, --predictor and --regressor"
         )
     reader = _Reader(folder, manifest)
     same = all(
@@ -247,6 +249,7 @@ def _encode_again(
     (degraded,) = degrade_batch([sample.image], [parameters], encoder.device)
     restored = encoder.restored(encoder.tensor([degraded.lq]))
     target = target_extension(pair["draw"], pair["flip"], pair["gray"]).removesuffix(".npy")
-    (source_latent,) = encoder.encode(restored, [f"{sample.key}.source_{pair['draw']}"])
+    names = [f"{sample.key}.source_{pair['draw']}"]
+    (source_latent,) = encoder.encode(restored, names, regressed=True)
     (target_latent,) = encoder.encode(encoder.tensor([degraded.hq]), [f"{sample.key}.{target}"])
     return source_latent.latent, target_latent.latent

@@ -2,7 +2,10 @@
 
 x is an image as one of its draws turned it, x_hat the posterior mean of that draw. D(E(x)) against
 x says about what a restoration can reach; ||D(E(x_hat)) - x_hat|| is how far a latent flow starts
-from the posterior mean that it should start from. Both by the mode of the posterior.
+from the posterior mean that it should start from. Both by the mode of the posterior. Neither knows
+a regressor g. With one, the flow starts from g(E(x_hat)), and two numbers more say what g does:
+PSNR of D(g(E(x_hat))) against x; and ||g(E(x_hat)) - E(x)|| as a part of ||E(x_hat) - E(x)||, which
+g was trained to make small: at 1 or above it was trained for other latents.
 """
 
 from pathlib import Path
@@ -20,12 +23,13 @@ from models.metrics import psnr
 from pipelines.encode_rule import EncodeRule
 from pipelines.encoder import Encoder, levels
 from pipelines.image_plan import read_sample
-from pipelines.latent_statistics import ChannelSums
+from pipelines.latent_statistics import ChannelSums, latent_sums
 from pipelines.stage import Stopwatch
 
 IMAGES = 16
 SHOWN = 6  # whose pictures the report has
 PICTURES = ("hq", "lq", "posterior_mean", "hq_decoded", "posterior_mean_decoded")
+REGRESSED = "regressed_decoded"
 RESULT = "probe.json"
 
 
@@ -71,11 +75,13 @@ class Probe:
         (pair,) = degrade_batch([sample.image], [parameters], self.encoder.device)
         lq, hq = self.encoder.tensor([pair.lq]), self.encoder.tensor([pair.hq])
         restored = self.encoder.restored(lq)
-        decoded = []
+        decoded, modes = [], []
         for name, image in {"target": hq, "source": restored}.items():
-            (encoded,) = self.encoder.encode(image, [f"{sample.key}.{name}"])
-            sums.add(encoded.latent, encoded.variance, encoded.latent)
-            decoded.append(self.encoder.decode(self.encoder.posterior(image).mode()))
+            names = [f"{sample.key}.{name}"]
+            (encoded,) = self.encoder.encode(image, names, regressed=name == "source")
+            sums.add(latent_sums(encoded.latent, encoded.variance, encoded.latent))
+            modes.append(self.encoder.posterior(image).mode())
+            decoded.append(self.encoder.decode(modes[-1]))
         pictures = dict(zip(PICTURES, (hq, lq, restored, *decoded), strict=True))
         measured = {
             "key": sample.key,
@@ -86,6 +92,12 @@ class Probe:
             "rmse_posterior_mean_decoded": _rmse(decoded[1], restored),
             "psnr_restored_by_decoding": _psnr(decoded[1], hq),
         }
+        if self.encoder.regressor is not None:
+            regressed = self.encoder.regressed(modes[1])
+            pictures[REGRESSED] = self.encoder.decode(regressed)
+            measured["psnr_regressed_decoded"] = _psnr(pictures[REGRESSED], hq)
+            errors = [float((latent - modes[0]).norm()) for latent in (regressed, modes[1])]
+            measured["regressed_error"] = errors[0] / errors[1] if errors[1] else 1.0
         return measured, pictures
 
 

@@ -1,8 +1,10 @@
 """What the tests of encoding share: small networks on disk, an image set, jobs without Ray."""
 
 import io
+import json
 import tarfile
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import numpy as np
 import torch
 
 from datasets.shards import read_manifest
+from infra.config import pretty_json
 from models.checkpoint import save_checkpoint
+from models.looformer import PRESETS as REGRESSORS
+from models.looformer import LooUFormer, LooUFormerConfig
 from models.swinir import PRESETS as PREDICTORS
 from models.swinir import SwinIR
 from models.vae_folder import save_sim_vae
@@ -39,11 +44,26 @@ def write_networks(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def write_regressor(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Write a tiny regressor with random weights; returns its folder, as a trainer exports it."""
+    config: LooUFormerConfig = replace(REGRESSORS["tiny"], **changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(100 + seed)
+        network = LooUFormer(config)
+    save_checkpoint(folder / "network", network.state_dict(), asdict(config))
+    return folder / "network"
+
+
 def write_images(folder: Path, count: int = 7) -> Path:
-    """Curate ``count`` small pictures into an image set with both splits; returns it."""
+    """Draw ``count`` small pictures and curate them; returns the image set."""
     (folder / "raw").mkdir(parents=True)
     for number in range(count):
         picture(number, SIZE + 8 * number, SIZE + 9).save(folder / "raw" / f"photo-{number}.png")
+    return curated(folder)
+
+
+def curated(folder: Path) -> Path:
+    """Curate the pictures in `raw` into an image set with both splits; returns it."""
     config = CurateConfig(
         input=(str(folder / "raw"),),
         output=str(folder / "images"),
@@ -80,6 +100,22 @@ def run(folder: Path, output: Path, **fields: Any) -> InProcess:
     return engine
 
 
+class Stopping(InProcess):
+    """An engine that dies after ``units`` units."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.left = units
+
+    def run(self, *arguments: Any) -> Iterator[dict[str, Any]]:
+        """Do as many units as are left."""
+        for result in super().run(*arguments):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            yield result
+
+
 def manifest_of(folder: Path) -> dict[str, Any]:
     """Return the manifest of a set that must be there."""
     manifest = read_manifest(folder)
@@ -92,6 +128,32 @@ def published(folder: Path) -> dict[str, bytes]:
     manifest = manifest_of(folder)
     names = [entry["name"] for entry in manifest["shards"]] + list(manifest["files"])
     return {name: (folder / name).read_bytes() for name in [*names, "manifest.json"]}
+
+
+def encode_few(world: Path, output: Path, **fields: Any) -> None:
+    """Encode two draws of the small image set; the preset `gray` is the test's."""
+    run(world, output, **{"draws": 2, "degradation": "gray", "batch": None, **fields})
+
+
+def encode_many(world: Path, output: Path, **fields: Any) -> None:
+    """Encode two draws of the image set in `more`."""
+    encode_few(world, output, **{"input": str(world / "more" / "images"), **fields})
+
+
+def copied(folder: Path) -> tuple[int, int]:
+    """Return how many targets and sources a set says it has copied."""
+    parts = [generation.get("reused", {}) for generation in manifest_of(folder)["generations"]]
+    return sum(p.get("targets", 0) for p in parts), sum(p.get("sources", 0) for p in parts)
+
+
+def bytes_of(folder: Path) -> dict[str, Any]:
+    """Return everything that makes a set, but for what its manifest says it copied."""
+    found: dict[str, Any] = published(folder)
+    manifest = json.loads(found["manifest.json"])
+    for generation in manifest["generations"]:
+        generation.pop("reused", None)
+    found["manifest.json"] = pretty_json(manifest)
+    return found
 
 
 def members(folder: Path) -> dict[str, bytes]:

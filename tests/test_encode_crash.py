@@ -16,9 +16,10 @@ PATIENCE = 120.0
 
 
 def arguments(world: Path, output: Path, draws: int) -> list[str | Path]:
-    """Return a job of sixteen images in eight shards."""
+    """Return a job of sixteen images in eight shards, half of them with a draw to be copied."""
     job: list[str | Path] = ["--preset", "cpu", "--input", world / "images", "--output", output]
     job += ["--vae", world / "vae", "--predictor", world / "predictor", "--draws", str(draws)]
+    job += ["--reuse", world / "earlier"]
     return [*job, "--samples-per-shard", "2", "--workers", "2", "--no-track"]
 
 
@@ -60,16 +61,19 @@ def kill_after(count: int, pause: float, process: "subprocess.Popen[str]", outpu
 
 
 def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(tmp_path: Path) -> None:
-    """SIGKILL the driver while it probes and encodes, while it adds draws, while it publishes.
+    """SIGKILL the driver while it probes, encodes and copies, adds draws, publishes.
 
     The undisturbed set is one process's work, without Ray: that makes no difference either.
     """
     write_networks(tmp_path)
     write_images(tmp_path, IMAGES)
+    write_images(tmp_path / "half", IMAGES // 2)
+    half = str(tmp_path / "half" / "images")
+    run(tmp_path, tmp_path / "earlier", input=half, batch=None)
     expected = {}
     for draws in (1, 2):
         fields = {"draws": draws, "samples_per_shard": 2, "batch": None}
-        run(tmp_path, tmp_path / "undisturbed", **fields)
+        run(tmp_path, tmp_path / "undisturbed", reuse=str(tmp_path / "earlier"), **fields)
         expected[draws] = digests(tmp_path / "undisturbed")
     output, moments, kills = tmp_path / "set", random.Random(2026), 0
     for draws, counts in ((1, (3,)), (2, (2, 7))):

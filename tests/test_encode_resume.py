@@ -14,6 +14,7 @@ from pipelines.encoding import Encoding
 from pipelines.latent_verify import problems, recomputed
 from tests.curation_jobs import InProcess
 from tests.encoding_jobs import (
+    Stopping,
     job,
     manifest_of,
     members,
@@ -65,22 +66,6 @@ def test_bytes_depend_on_neither_place_nor_order_nor_workers(world: Path, tmp_pa
     Encoding(job(world, tmp_path / "two", draws=2, workers=3)).run(Forwards())
 
     assert published(tmp_path / "one") == published(tmp_path / "two")
-
-
-class Stopping(InProcess):
-    """An engine that dies after ``units`` units."""
-
-    def __init__(self, units: int) -> None:
-        super().__init__()
-        self.left = units
-
-    def run(self, *arguments: Any) -> Iterator[dict[str, Any]]:
-        """Do as many units as are left."""
-        for result in super().run(*arguments):
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-            yield result
 
 
 def test_a_stopped_job_goes_on_shard_by_shard(world: Path, tmp_path: Path) -> None:

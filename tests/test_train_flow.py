@@ -15,6 +15,7 @@ from datasets.order import Order, Part
 from infra.errors import UsageError, UserError
 from models import looformer
 from models.checkpoint import config_from_dict, load_checkpoint
+from models.rectified_flow import regress
 from tests.training_sets import (
     Files,
     assert_golden,
@@ -28,7 +29,6 @@ from tests.training_sets import (
 from trainers import flow
 from trainers.draws import Draws, Purpose
 from trainers.flow import PRESETS, FlowConfig
-from trainers.flow_ends import regress
 from trainers.flow_task import FlowTask
 from trainers.loop_config import LoopConfig
 
@@ -270,7 +270,7 @@ def test_missing_files_are_named() -> None:
     """All at once, for the switches at hand."""
     with pytest.raises(UsageError, match="--images, --vae, --predictor"):
         flow.main(["--preset", "tiny", "--draws", "online", "--output", "x"])
-    with pytest.raises(UsageError, match="--latents, --regressor"):
+    with pytest.raises(UsageError, match="no --latents: "):
         flow.main(["--preset", "elir-source", "--output", "x"])
 
 
@@ -283,6 +283,8 @@ def test_missing_files_are_named() -> None:
         {"sampling_steps": 0},
         {"source": "regressed", "space": "pixel", "draws": "online"},
         {"stage": "regressor", "source": "lq"},
+        {"regressor": "runs/regressor/network"},
+        {"conditional": True, "stage": "regressor"},
     ],
 )
 def test_impossible_combinations_are_refused(values: dict[str, Any]) -> None:

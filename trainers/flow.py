@@ -10,7 +10,8 @@ at 26.39 dB, LPIPS 0.2207, FID 10.94 (Table 4). To resume, run the same command 
 `OUTPUT/network`, the averaged weights and their configuration.
 
 The paper's other flows are switches: --space, --source, --sigma-s, --conditional, --draws. The
-source of ELIR needs a regressor: train it by `--stage regressor`, then give it as --regressor.
+source of ELIR needs a regressor: train it by `--stage regressor`, then give it as --regressor here,
+or to pipelines.encode for latents with such sources.
 """
 
 import sys
@@ -58,7 +59,8 @@ class FlowConfig:
     predictor: str = ""
     """The posterior-mean predictor, as pipelines.encode takes it."""
     regressor: str = ""
-    """Folder `network` of a run of --stage regressor; for --source regressed."""
+    """Folder `network` of a run of --stage regressor; for --source regressed, unless the latents
+    are regressed already and no images are encoded here."""
     degradation: str = "pmrf"
     """Preset of datasets.degradation_parameters, for what is degraded here."""
     model: str = "latent-c32"
@@ -119,6 +121,13 @@ class FlowConfig:
             )
         if self.source == "regressed" and self.space == "pixel":
             raise ValueError("source='regressed': of latents only; a pixel's is the posterior mean")
+        if self.regressor and self.source != "regressed":
+            raise ValueError(
+                f"regressor={self.regressor!r} with source={self.source!r}: it is applied for "
+                "--source regressed only"
+            )
+        if self.stage == "regressor" and self.conditional:
+            raise ValueError("conditional with stage='regressor': a regressor has no condition")
         if self.stage == "regressor" and self.source != "posterior_mean":
             raise ValueError(f"stage='regressor' with source={self.source!r}: posterior_mean only")
 
@@ -133,7 +142,10 @@ class FlowConfig:
         return name in paths or loop_config.may_change(name)
 
     def required(self) -> dict[str, bool]:
-        """Tell which files the configuration needs, and that are not given."""
+        """Tell which files the configuration needs, and that are not given.
+
+        Whether cached latents still need a regressor is known when they are opened.
+        """
         is_online, is_latent = self.draws == "online", self.space == "latent"
         computes = is_online or bool(self.images)
         needs_mean = self.source in ("posterior_mean", "regressed") or self.conditional
@@ -142,7 +154,7 @@ class FlowConfig:
             "images": is_online and not self.images,
             "vae": computes and is_latent and not self.vae,
             "predictor": computes and needs_mean and not self.predictor,
-            "regressor": self.source == "regressed" and not self.regressor,
+            "regressor": computes and self.source == "regressed" and not self.regressor,
         }
 
 

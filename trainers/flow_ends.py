@@ -4,21 +4,24 @@ Cached pairs bring both as latents. Pairs degraded online pass the frozen networ
 posterior_mean = predictor(lq), and in latent space E of it and of hq. Pixel flows are in [0, 1].
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from datasets.images import DegradedBatch
-from datasets.latents import LatentBatch
+from datasets.latents import LatentBatch, check_belongs
 from infra.errors import UserError
 from infra.storage import local_path
-from models.checkpoint import CheckpointError, config_from_dict, load_checkpoint, load_strict
-from models.frozen import load_posterior_mean, load_vae
-from models.looformer import LooUFormer, LooUFormerConfig
-from models.rectified_flow import euler
+from models.checkpoint import CheckpointError
+from models.frozen import load_posterior_mean, load_regressor, load_vae
+from models.looformer import LooUFormer
+from models.rectified_flow import euler, regress
 from trainers.draws import Draws, Purpose
 from trainers.flow import FlowConfig
+
+SOURCES_TAKEN = {"lq": ("lq",), "regressed": ("posterior_mean", "regressed")}
 
 
 class Ends(NamedTuple):
@@ -40,7 +43,8 @@ class Frozen:
         device: where.
 
     Attributes:
-        identity: of those that latents depend on, as a latent set's manifest names them.
+        identity: of those that latents depend on, as a latent set's manifest names them; a
+            regressor's only once `accept` saw latents that depend on it.
 
     Raises:
         UserError: weights that are not at hand; says which option.
@@ -52,6 +56,8 @@ class Frozen:
         self.vae: Any = None
         self.predictor: Any = None
         self.regressor: LooUFormer | None = None
+        self._regressor_weights: str | None = None
+        self._stored = ""
         option = ""
         try:
             if config.vae and config.space == "latent":
@@ -66,17 +72,53 @@ class Frozen:
                     self.identity["predictor"] = who.weights
             if config.regressor:
                 option = f"--regressor {config.regressor}"
-                self.regressor = _load_regressor(config.regressor).to(device)
+                regressor, who = load_regressor(str(local_path(config.regressor)))
+                self.regressor = regressor.to(device)
+                self._regressor_weights = who.weights
         except (CheckpointError, OSError) as error:
             raise UserError(f"{option}: {error}") from error
 
+    def accept(self, manifest: Mapping[str, Any]) -> None:
+        """Take the pairs of a latent set for this run, or refuse them.
+
+            source of the run    sources of the set that it takes
+            posterior_mean       posterior_mean
+            noise                posterior_mean: of which only a condition is left
+            lq                   lq
+            regressed            posterior_mean: --regressor is applied to them as they are loaded;
+                                 regressed: as they are, unless conditional, since the condition is
+                                 the encoded posterior mean; a --regressor, which pictures need in
+                                 validation, must be the one that made them
+
+        Raises:
+            UserError: other sources, or sources or targets by other networks; names both.
+        """
+        made = manifest.get("identity", {}).get("source")
+        taken = SOURCES_TAKEN.get(self.config.source, ("posterior_mean",))
+        if made == "regressed" and self._regressor_weights is not None:
+            self.identity["regressor"] = self._regressor_weights
+        expected = made if made in taken else taken[0]
+        check_belongs(dict(manifest), source=expected, **self.identity)
+        if made == "regressed" and self.config.conditional:
+            raise UserError(
+                "--latents: their sources are regressed, and a conditional flow is shown what a "
+                "regressor regresses, E(posterior mean): give the latents of --source "
+                "posterior_mean and --regressor"
+            )
+        if self.config.source == "regressed" and made != "regressed" and self.regressor is None:
+            raise UserError(
+                "--latents: their sources are posterior means; give --regressor, which makes "
+                "regressed ones of them, or latents of pipelines.encode --source regressed"
+            )
+        self._stored = made or ""
+
     def from_latents(self, batch: LatentBatch, draws: Draws) -> Ends:
-        """Take a cached pair; stored latents => float32 on the device."""
+        """Take a cached pair of what `accept` took; stored latents => float32 on the device."""
         source, target = (
             side.to(draws.device, torch.float32, non_blocking=True)
             for side in (batch.source, batch.target)
         )
-        return self._ends(source, target, draws)
+        return self._ends(source, target, draws, regressed=self._stored == "regressed")
 
     @torch.no_grad()
     def from_images(self, batch: DegradedBatch, draws: Draws) -> Ends:
@@ -109,11 +151,13 @@ class Frozen:
         return latent.float()
 
     @torch.no_grad()
-    def _ends(self, source: Tensor, target: Tensor, draws: Draws) -> Ends:
+    def _ends(
+        self, source: Tensor, target: Tensor, draws: Draws, *, regressed: bool = False
+    ) -> Ends:
         condition = source if self.config.conditional else None
         if self.config.source == "noise":
             source = draws.noise(source.shape[1:], Purpose.SOURCE_NOISE)
-        elif self.regressor is not None:
+        elif self.regressor is not None and not regressed:
             source = regress(self.regressor, source)
         return Ends(source, target, condition)
 
@@ -125,21 +169,7 @@ class Frozen:
         return source + self.config.sigma_s * noise
 
 
-def regress(network: Any, source: Tensor) -> Tensor:
-    """Predict the posterior mean of the target's latent, g(z) = z + net(z, 0), as ELIR's source."""
-    latent: Tensor = source + network(source, source.new_zeros(len(source)))
-    return latent
-
-
 @torch.no_grad()
 def restore(network: nn.Module, x_0: Tensor, condition: Tensor | None, steps: int) -> Tensor:
     """Solve the flow from x_0 by Euler's method; returns x_1."""
     return euler(lambda x_t, t: network(x_t, t, condition), x_0, steps)
-
-
-def _load_regressor(where: str) -> LooUFormer:
-    folder = local_path(where)
-    values, state_dict = load_checkpoint(folder)
-    network = LooUFormer(config_from_dict(LooUFormerConfig, values))
-    load_strict(network, state_dict, folder)
-    return network.eval().requires_grad_(False)

@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from datasets.degradation_parameters import degradation_preset
 from datasets.images import ImageSet, OnlinePairs
-from datasets.latents import LatentPairs, check_belongs
+from datasets.latents import LatentPairs
 from datasets.loading import Loader
 from datasets.order import Layout
 from infra.errors import UserError
 from infra.storage import local_path
 from models import hdit, looformer
-from models.checkpoint import save_checkpoint
-from models.rectified_flow import flow_matching_loss, interpolate
+from models.checkpoint import CheckpointError, save_checkpoint
+from models.frozen import check_takes
+from models.rectified_flow import flow_matching_loss, interpolate, regress
 from trainers.cost import forward_flops
 from trainers.draws import Draws
 from trainers.engine import Engine
 from trainers.flow import FlowConfig
-from trainers.flow_ends import Ends, Frozen, regress
+from trainers.flow_ends import Ends, Frozen
 from trainers.flow_restorations import Restorations
 from trainers.held_out import held_out, sweep
 from trainers.judging import Averages
@@ -130,8 +131,7 @@ class FlowTask:
             pairs = LatentPairs(local_path(self.config.latents), split=split)
         except UserError as error:
             raise UserError(f"--latents: {error}; both splits are needed") from error
-        source = "lq" if self.config.source == "lq" else "posterior_mean"
-        check_belongs(pairs.manifest, source=source, **self.frozen.identity)
+        self.frozen.accept(pairs.manifest)
         return pairs
 
     def _pictures(self) -> OnlinePairs:
@@ -158,6 +158,11 @@ class FlowTask:
                 f"--model {self.config.model} has {self._config.in_channels} channels, the data "
                 f"have {self.shape[0]}: choose the model for this autoencoder"
             )
+        if self.frozen.regressor is not None:
+            try:
+                check_takes(self.frozen.regressor, self.shape)
+            except CheckpointError as error:
+                raise UserError(f"--regressor {self.config.regressor}: {error}") from error
         try:
             self.flops_per_sample()
         except ValueError as error:

@@ -25,11 +25,12 @@ import torch
 
 from datasets.batched_degradation import degrade_batch
 from infra.config import to_dict
-from pipelines.draws import EncodeShard, Work
+from pipelines.draws import EncodeShard
 from pipelines.encode import EncodeConfig
 from pipelines.encoder import Encoder
 from pipelines.encoding import Encoding
 from pipelines.image_plan import ImageSet
+from pipelines.latent_pack import Work
 from pipelines.pack import write_plan
 from tests.benchmarks.harness import RUNS, paired, save
 from tests.encoding_jobs import write_networks
