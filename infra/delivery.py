@@ -17,6 +17,8 @@ from infra.mlflow_store import Point, RunInStore
 
 PERIOD = 1.0  # seconds between requests; a request carries what was recorded meanwhile
 LONGEST_PAUSE = 30.0  # seconds between attempts while the store is away
+REFUSALS = frozenset({"INVALID_PARAMETER_VALUE"})
+NO_REGISTRY = frozenset({"PERMISSION_DENIED", "FEATURE_DISABLED", "ENDPOINT_NOT_FOUND"})
 
 
 def warn(message: str) -> None:
@@ -115,10 +117,20 @@ class Delivery(threading.Thread):
             end = offset
         if end > self._offset:
             self._offer(end, self.store.add_points, points)
-        for name in self.journal.files():
+        self._send_files("")
+
+    def _send_files(self, folder: str) -> None:
+        """Send the files that are kept in a folder and below."""
+        for name in self.journal.files(folder):
             version = self.journal.path(name).stat()
             self.store.add_file(self.journal.path(name), name.rpartition("/")[0])
             self.journal.discard(name, version)
+
+    def _register(self, model: Mapping[str, Any]) -> None:
+        """Send a model's files, then make them a version, so that no version lacks its files."""
+        if not self.store.has_model(model):
+            self._send_files(model["folder"])
+            self.store.add_model(model)
 
     def _points(self, record: Mapping[str, Any]) -> list[Point]:
         """Turn a record into points, less those of steps that the store has."""
@@ -140,6 +152,8 @@ class Delivery(threading.Thread):
                 self._offer(offset, self.store.set_tags, tags)
             case {"dataset": dataset}:
                 self._offer(offset, self.store.add_dataset, dataset)
+            case {"model": model}:
+                self._offer(offset, self._register, model, REFUSALS | NO_REGISTRY)
             case {"end": status, "time": time}:
                 self.store.end(status, time)
                 self._arrived(offset)
@@ -148,14 +162,16 @@ class Delivery(threading.Thread):
                 warn(f"{self.journal.folder} has a damaged record; all others are sent")
                 self._arrived(offset)
 
-    def _offer(self, offset: int, send: Any, what: Any) -> None:
+    def _offer(
+        self, offset: int, send: Any, what: Any, refusals: frozenset[str] = REFUSALS
+    ) -> None:
         """Send what the store may refuse for ever; refused, it stays in the journal only."""
         from mlflow.exceptions import MlflowException
 
         try:
             send(what)
         except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":
+            if error.error_code not in refusals:
                 raise
             self.refused += 1
             warn(f"{self.uri}: {error}; not sent again, but kept in {self.journal.folder}")

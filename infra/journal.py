@@ -110,17 +110,22 @@ class Journal:
         with self._files_guard:
             write_bytes(self.path(name), data)
 
-    def copy(self, source: Path, name: str) -> None:
-        """Keep a copy of a file under a relative name; the same name again replaces it."""
+    def copy(self, source: Path, name: str) -> tuple[int, str]:
+        """Keep a copy of a file under a relative name; the same name again replaces it.
+
+        Returns:
+            Length in bytes, and SHA-256 in hex.
+        """
         with self._files_guard, source.open("rb") as file, AtomicFile(self.path(name)) as kept:
             shutil.copyfileobj(file, kept, 1 << 20)
+        return kept.bytes_written, kept.sha256.hexdigest()
 
-    def files(self) -> list[str]:
-        """List the names of the files that are kept, sorted."""
+    def files(self, folder: str = "") -> list[str]:
+        """List the names of the files that are kept (in a folder and below), sorted."""
         root = self.folder / "files"
         return sorted(
             str(path.relative_to(root))
-            for path in root.rglob("*")
+            for path in (root / folder).rglob("*")
             if path.is_file() and not path.name.endswith(TEMPORARY_SUFFIX)
         )
 

@@ -24,7 +24,7 @@ MAX_POINTS = 1000  # per request, MLflow's limit
 MAX_PAIRS = 100  # parameters or tags per request, MLflow's limit
 MAX_KEY = 250  # characters, MLflow's limit
 MAX_VALUE = 500  # characters of a parameter or tag: what every version takes and a page can show
-THUMBNAIL = 1024  # pixels of the longer side; MLflow's own 256 make a grid of faces illegible
+THUMBNAIL = 1536  # pixels of the longer side; MLflow's own 256 make a grid of faces illegible
 MAX_DIGEST = 36  # characters of a data set's digest, MLflow's limit
 
 
@@ -56,7 +56,8 @@ def keep_quiet() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # Not less: a server answers for a big file only once it has stored it.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     for name in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

@@ -7,6 +7,7 @@
   delete a point, so the first stands: points up to the key's last step when the session began are
   dropped.
 * A file keeps its name; sent again, it overwrites itself.
+* A model's version is looked for by its run and the digest of its weights before it is created.
 """
 
 import json
@@ -15,7 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from infra.mlflow_rules import MAX_DIGEST, MAX_KEY, MAX_PAIRS, MAX_POINTS, SQLITE, cut
+from infra.errors import UsageError
+from infra.mlflow_rules import (
+    MAX_DIGEST,
+    MAX_KEY,
+    MAX_PAIRS,
+    MAX_POINTS,
+    SQLITE,
+    cut,
+    without_password,
+)
+from infra.registry import DIGEST_TAG
 
 TOKEN_TAG = "latent_pmrf.token"
 
@@ -110,6 +121,32 @@ class RunInStore:
         """Store a file under its own name in a folder of the run's artifacts."""
         self._client.log_artifact(self.run_id, str(path), folder or None)
 
+    def has_model(self, model: Mapping[str, Any]) -> bool:
+        """Tell whether this run has registered these weights before."""
+        ours = f"name = '{model['name']}' and run_id = '{self.run_id}'"
+        found = self._client.search_model_versions(ours)
+        return any(version.tags.get(DIGEST_TAG) == model["digest"] for version in found)
+
+    def add_model(self, model: Mapping[str, Any]) -> None:
+        """Make a folder of the run's artifacts a version of a registered model."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(model["name"])
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        artifacts = self._client.get_run(self.run_id).info.artifact_uri
+        self._client.create_model_version(
+            model["name"],
+            # Not runs:/…, which a registry of its own (MLFLOW_REGISTRY_URI) could not resolve.
+            f"{artifacts}/{model['folder']}",
+            self.run_id,
+            tags=model["tags"],
+            description=model["description"],
+            await_creation_for=0,  # a store that has to copy the files does so without us
+        )
+
     def end(self, status: str, time: int) -> None:
         """Note how and when the run ended."""
         self._client.set_terminated(self.run_id, status, time)
@@ -149,3 +186,22 @@ class RunInStore:
             for first in range(0, len(entities), MAX_PAIRS):
                 chunk = entities[first : first + MAX_PAIRS]
                 self._client.log_batch(self.run_id, **{name: chunk})
+
+
+def require_run(uri: str, run_id: str) -> None:
+    """Refuse a run id that the store does not know; a store that is away cannot be asked.
+
+    Raises:
+        UsageError: the store has no such run.
+    """
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(tracking_uri=uri).get_run(run_id)
+    except Exception as error:  # as in Delivery.attempt
+        unknown = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+        if getattr(error, "error_code", None) in unknown:
+            raise UsageError(
+                f"MLFLOW_RUN_ID={run_id}: {without_password(uri)} has no such run; correct it, or "
+                "unset it to start a new run"
+            ) from error

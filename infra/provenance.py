@@ -24,7 +24,8 @@ def tags() -> dict[str, str]:
     """Describe this process in the tags that MLflow's pages show."""
     found = {
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "mlflow.source.name": Path(sys.argv[0]).name,  # of a whole command the pages show the end
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "mlflow.user": _user(),
         "host": platform.node(),
     }

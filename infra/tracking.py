@@ -12,8 +12,8 @@ process, in the next one that starts a run in the same folder, or by ``python -m
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -22,17 +22,18 @@ from infra import provenance
 from infra.config import digest
 from infra.delivery import Delivery, warn
 from infra.distributed import rank
-from infra.errors import UsageError
+from infra.image_grid import ImageGrid
 from infra.journal import take
 from infra.mlflow_rules import (
     SQLITE,
     flatten,
-    grid_files,
     keep_quiet,
     safe_key,
     tracking_uri,
     without_password,
 )
+from infra.mlflow_store import require_run
+from infra.registry import FinishedModel, keep
 from infra.system_metrics import SystemSampler
 from infra.termination import Termination
 
@@ -70,9 +71,11 @@ class Run:
         self.token = delivery.journal.token if delivery else ""
         self.outcome: Outcome | None = None
         self._delivery = delivery
-        self._created: float = delivery.journal.load("run.json")["created"] if delivery else 0.0
-        self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow-image")
-        self._sampler = SystemSampler(self.log_metrics, self._created) if system_metrics else None
+        created: float = delivery.journal.load("run.json")["created"] if delivery else 0.0
+        # Without the tag, MLflow's pages hide the image grid.
+        seen = partial(self.set_tags, {"mlflow.loggedImages": "True"})
+        self._grid = ImageGrid(delivery.journal, created, seen) if delivery else None
+        self._sampler = SystemSampler(self.log_metrics, created) if system_metrics else None
         self._termination = Termination()
         self._disk_failed = False
         if delivery:
@@ -136,12 +139,16 @@ class Run:
             image: PIL image, or uint8 ``[H, W]`` or ``[H, W, 3]``; copied now, encoded later.
             step: of the training clock.
         """
-        if self._delivery:
-            from PIL import Image
+        if self._grid:
+            self._grid.add(key, image, int(step))
 
-            copy = image.copy()
-            picture = copy if isinstance(copy, Image.Image) else Image.fromarray(copy)
-            self._encoder.submit(self._encode, self._delivery, key, picture, int(step))
+    def log_model(self, model: FinishedModel) -> None:
+        """Register a finished model; the caller waits for a local copy of its files only."""
+        if self._delivery:
+            try:
+                self._record({"model": keep(model, self._delivery.journal)})
+            except OSError as error:
+                warn(f"{error}; {model.name} is not registered, and stays in {model.folder}")
 
     def close(self, status: str = "FINISHED", timeout: float = 30.0) -> Outcome | None:
         """End the run, send what is left, and say what could not be sent and where it waits.
@@ -155,7 +162,8 @@ class Run:
         journal = self._delivery.journal
         if self._sampler:
             self._sampler.stop()
-        self._encoder.shutdown()
+        if self._grid:
+            self._grid.close()
         self._record({"end": status, "time": _now()})
         self._keep(lambda: journal.save("run.json", {**journal.load("run.json"), "status": status}))
         self._delivery.close(timeout)
@@ -221,15 +229,6 @@ class Run:
                 warn(f"{error}; records are kept in memory until the disk takes them")
             self._disk_failed = True
 
-    def _encode(self, delivery: Delivery, key: str, picture: "Image", step: int) -> None:
-        try:
-            for name, data in grid_files(key, picture, step, self._created):
-                delivery.journal.put(name, data)
-        except OSError as error:
-            warn(f"{error}; the picture {key} of step {step} is lost")
-            return
-        self.set_tags({"mlflow.loggedImages": "True"})  # without it the pages hide the image grid
-
 
 def start_run(
     experiment: str,
@@ -268,7 +267,7 @@ def start_run(
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
     if run_id:
-        _require(uri, run_id)
+        require_run(uri, run_id)
     target = {"uri": without_password(uri), "experiment": experiment, "params": digest(flat)}
     journal = take(folder, target, run_id or token)
     known = {"created": time.time(), "run_id": run_id, **journal.load("run.json")}
@@ -277,21 +276,6 @@ def start_run(
     journal.append({"start": start, "time": _now()})
     journal.append({"params": flat})
     return Run(Delivery(journal, uri), system_metrics=system_metrics)
-
-
-def _require(uri: str, run_id: str) -> None:
-    """Refuse a run id that the store does not know; a store that is away cannot be asked."""
-    from mlflow import MlflowClient
-
-    try:
-        MlflowClient(tracking_uri=uri).get_run(run_id)
-    except Exception as error:  # as in Delivery.attempt
-        unknown = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-        if getattr(error, "error_code", None) in unknown:
-            raise UsageError(
-                f"MLFLOW_RUN_ID={run_id}: {without_password(uri)} has no such run; correct it, or "
-                "unset it to start a new run"
-            ) from error
 
 
 def _now() -> int:

@@ -3,15 +3,13 @@
 import errno
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,6 +19,9 @@ from infra.delivery import deliver
 from infra.errors import UsageError
 from infra.tracking import Run
 from tests.stored_runs import curve, runs, wait_until
+
+if TYPE_CHECKING:
+    from tests.tracking_stores import Server
 
 pytest_plugins = ["tests.tracking_stores"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,58 +219,8 @@ def test_a_killed_process_loses_no_metric(store: MlflowClient, tmp_path: Path) -
     assert curve(store, stored.info.run_id) == [(step, step) for step in range(recorded + 100)]
 
 
-@pytest.fixture
-def server(store: MlflowClient, tmp_path: Path) -> Iterator["Server"]:
-    """A real tracking server on the test's store."""
-    server = Server(tmp_path)
-    yield server
-    server.kill()
-
-
-class Server:
-    """``mlflow server`` on a free port, started and killed at will."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start the server and wait until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        store = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        artifacts = ["--artifacts-destination", str(self._folder / "artifacts")]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--port", str(self.port), *store, *artifacts],
-                cwd=self._folder,
-                env={**os.environ, **quiet},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise AssertionError((self._folder / "server.log").read_text())
-
-    def kill(self) -> None:
-        """Kill the server and its workers, as a lost machine would."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 def test_a_server_that_dies_loses_no_metric(
-    server: Server,
+    server: "Server",
     store: MlflowClient,
     begin: Callable[..., Run],
     tmp_path: Path,

@@ -260,7 +260,7 @@ def test_a_gallery_keeps_the_first_pictures_on_rank_0(monkeypatch: pytest.Monkey
     other = Gallery(3, ("lq", "hq"))
     for seed in range(3):
         for mine in (first, other):
-            mine.add({"hq": picture(32, seed), "lq": picture(32, seed + 3)})
+            mine.add({"hq": picture(32, seed), "lq": picture(32, seed + 3)}, ["a", "b"])
     first.grid()
     other.grid()
 

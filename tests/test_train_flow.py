@@ -14,7 +14,7 @@ from datasets.loading import Memory
 from datasets.order import Order, Part
 from infra.errors import UsageError, UserError
 from models import looformer
-from models.checkpoint import config_from_dict, load_checkpoint
+from models.checkpoint import config_from_dict, load_checkpoint, read_digest
 from models.rectified_flow import regress
 from tests.training_sets import (
     Files,
@@ -228,6 +228,31 @@ def test_deepspeed_as_typed_trains_on_two_ranks_as_on_one(
 
     assert "4 = 2 ranks x 2 samples x 1" in done.stdout
     same_curve(log(tmp_path / "run"), log(trained), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("switches", "name", "belongs"),
+    [
+        ({}, "latent-pmrf-flow", ["predictor", "vae"]),
+        ({"source": "regressed"}, "latent-pmrf-flow", ["predictor", "regressor", "vae"]),
+        ({"stage": "regressor"}, "latent-pmrf-regressor", ["predictor", "vae"]),
+        ({"draws": "online", "space": "pixel", "source": "lq"}, "pmrf-flow", []),
+    ],
+    ids=str,
+)
+def test_what_is_registered_is_the_network(
+    files: Files, tmp_path: Path, switches: dict[str, Any], name: str, belongs: list[str]
+) -> None:
+    """Its name tells the kind, its shapes are those it takes, and what it belongs to is named."""
+    config = configured(files, **switches)
+    loop = dataclasses.replace(config.loop, output=str(tmp_path))
+    task = FlowTask(dataclasses.replace(config, loop=loop), CPU)
+    model = task.export(task.network)
+    output = task.network(*(torch.zeros(1, *shape[1:]) for shape in model.inputs.values()))
+
+    assert (model.name, model.digest) == (name, read_digest(model.folder))
+    assert sorted(model.facts["belongs_to"]) == belongs
+    assert list(model.outputs.values()) == [(-1, *output.shape[1:])]
 
 
 def test_torchrun_trains_on_two_ranks_as_on_one(

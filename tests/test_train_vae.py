@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
+from datasets.images import ImageSet
 from infra.errors import UserError
 from models.checkpoint import load_checkpoint
+from models.frozen import load_vae
 from models.vae_folder import load_sim_vae
 from tests.conftest import ROOT
 from tests.training_sets import assert_golden, free_port, launch, log, same_curve, write_image_set
@@ -67,6 +70,20 @@ def test_a_grid_of_pictures_is_kept(trained: Path) -> None:
     names = sorted(path.name for path in (trained / "samples").iterdir())
 
     assert names == ["step-00000000.png", "step-00000006.png"]
+
+
+@pytest.mark.slow
+def test_the_finished_vae_is_registered_once(images: Path, tmp_path: Path) -> None:
+    """By the digest that latent sets name it by; the same command again changes nothing."""
+    for _ in range(2):
+        launch(["trainers.vae", *TINY, *SHORT, "--data", images], tmp_path / "run", track=True)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    (version,) = client.search_model_versions("name = 'sim-vae'")
+
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+    assert version.tags["weights_sha256"] == load_vae(str(tmp_path / "run" / "vae"))[1].weights
+    assert version.tags["step"] == "6"
+    assert version.tags[f"data.{images.name}"] == ImageSet(images).digest.partition("/")[0]
 
 
 def test_deepspeed_trains_on_two_ranks_as_on_one(

@@ -58,7 +58,7 @@ class Restorations:
             if self.references is None:
                 for title in pictures.keys() - {"restored"}:
                     references.add(self._metrics(title, pictures), f"_{title}")
-            gallery.add(pictures)
+            gallery.add(pictures, batch.keys[:count])
         if self.references is None:
             self.references = references.over_ranks(self.device)
         return {**restored.over_ranks(self.device), **self.references}, gallery

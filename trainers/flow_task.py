@@ -15,14 +15,16 @@ from datasets.latents import LatentPairs
 from datasets.loading import Loader
 from datasets.order import Layout
 from infra.errors import UserError
+from infra.registry import FinishedModel
 from infra.storage import local_path
 from models import hdit, looformer
-from models.checkpoint import CheckpointError, save_checkpoint
+from models.checkpoint import CheckpointError, save_checkpoint, weights_digest
 from models.frozen import check_takes
 from models.rectified_flow import flow_matching_loss, interpolate, regress
-from trainers.cost import forward_flops
+from trainers.cost import encoder_flops, forward_flops
 from trainers.draws import Draws
 from trainers.engine import Engine
+from trainers.finished_flow import finished_flow
 from trainers.flow import FlowConfig
 from trainers.flow_ends import Ends, Frozen
 from trainers.flow_restorations import Restorations
@@ -196,24 +198,22 @@ class FlowTask:
             for path, images in zip(self.config.images, self.samples.sets, strict=True)
         ]
 
-    def export(self, network: nn.Module) -> None:
+    def export(self, network: nn.Module) -> FinishedModel:
         """Write the network as `models.checkpoint.load_checkpoint` reads it."""
         folder = local_path(self.config.loop.output) / EXPORT
-        save_checkpoint(folder, network.state_dict(), asdict(self._config))
+        digest = save_checkpoint(folder, network.state_dict(), asdict(self._config))
+        identity = dict(self.frozen.identity)
+        if isinstance(self.samples, LatentPairs):
+            identity |= self.samples.manifest.get("identity", {})
+        if self.frozen.regressor is not None:
+            identity["regressor"] = weights_digest(self.frozen.regressor.state_dict())
+        return finished_flow(self.config, self.shape, folder, digest, identity)
 
 
 def _build(config: looformer.LooUFormerConfig | hdit.HDiTConfig) -> Network:
     if isinstance(config, looformer.LooUFormerConfig):
         return looformer.LooUFormer(config)
     return hdit.HDiT(config)
-
-
-def encoder_flops(vae: Any, shape: tuple[int, ...]) -> int:
-    """Count an encoder's forward pass on images of this shape."""
-    import copy
-
-    encoder = copy.deepcopy(vae.encoder if hasattr(vae, "encoder") else vae.vae.encoder).to("meta")
-    return forward_flops(lambda: encoder, shape)
 
 
 def _per_sample(value: Tensor, expected: Tensor) -> Tensor:

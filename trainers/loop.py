@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from models.ema import EMA
 from models.schedules import learning_rate
 from trainers.agreement import refuse_other_run, refuse_unequal_ranks
 from trainers.checkpointing import Checkpoints
+from trainers.cost import gigabytes
 from trainers.draws import Draws
 from trainers.engine import Engine, join, leave
 from trainers.engine_config import BatchPlan, deepspeed_json, plan_batches
@@ -37,6 +38,7 @@ from trainers.task import Task
 from trainers.window import Window, clock
 
 LOG = "log.jsonl"
+MODEL_SECONDS = 300.0  # to wait at most for the finished model's way into MLflow
 
 
 def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
@@ -71,7 +73,7 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
         )
         with track as tracked:
             finished = training.train(tracked, stop)
-            tracked.close("FINISHED" if finished else "KILLED")
+            tracked.close("FINISHED" if finished else "KILLED", MODEL_SECONDS)
             if loop.track:
                 say(f"MLflow: {tracked.where()}\n")
         barrier()  # the launcher ends all ranks when one has ended
@@ -166,8 +168,7 @@ class Training:
                 window = Window(self.step)
         faulthandler.cancel_dump_traceback_later()
         if done and rank() == 0:
-            self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
-            self.task.export(self.averaged)
+            self.finish(tracked)
         return done
 
     def update(self, batches: Iterator[Any], window: Window, stop: Stop) -> bool:
@@ -221,7 +222,7 @@ class Training:
         metrics = {f"val/{name}": value for name, value in result.metrics.items()}
         self._record(metrics, tracked)
         if result.grid is not None:
-            tracked.log_image("val", result.grid, self.step)
+            tracked.log_image("val/pictures", result.grid, self.step)
             path = self.folder / "samples" / f"step-{self.step:08d}.png"
             if rank() == 0:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,6 +244,16 @@ class Training:
         }
         saved = self.checkpoints.save(record, self.engine, self.task.network, self.ema)
         say(f"step {self.step}: saved {saved.folder}\n")
+
+    def finish(self, tracked: Run) -> None:
+        """Write and register the averaged weights; on rank 0."""
+        self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
+        model = self.task.export(self.averaged)
+        sets = self.task.data()
+        names = [name for name, *_ in sets]  # of folders: two sets may share one
+        data = {n if names.count(n) == 1 else source: sha256 for n, sha256, source, _ in sets}
+        facts = {"step": self.step, "data": data, **model.facts}
+        tracked.log_model(replace(model, facts=facts))
 
     def log(self, window: Window, tracked: Run) -> None:
         """Record the averages of the steps since the last time."""
@@ -279,12 +290,10 @@ class Training:
         """Say what a step costs, and what a rank has to hold."""
         flops = self.task.flops_per_sample() * self.plan.global_batch_size
         count = sum(value.numel() for value in self.task.network.parameters())
-        stage, ranks = self.config.engine.zero_stage, self.plan.ranks
-        shares = [ranks if stage >= least else 1 for least in (3, 2, 1, 1)]
-        copies = sum(1 / share for share in shares) + len(self.ema.config.decays) + 1
+        stage, averages = self.config.engine.zero_stage, len(self.ema.config.decays)
+        held = gigabytes(count, self.plan.ranks, stage, averages)
         return (
-            f"{count:,} parameters; {flops / 1e12:.4g} TFLOP per step; "
-            f"{4 * copies * count / 1e9:.3g} GB on each rank for weights, gradients, moments, "
-            f"averages and validation, without activations; steps {self.step} to "
-            f"{self.config.loop.max_steps}\n"
+            f"{count:,} parameters; {flops / 1e12:.4g} TFLOP per step; {held:.3g} GB on each rank "
+            "for weights, gradients, moments, averages and validation, without activations; "
+            f"steps {self.step} to {self.config.loop.max_steps}\n"
         )

@@ -12,6 +12,7 @@ from datasets.degradation_parameters import degradation_preset
 from datasets.images import DegradedBatch, ImageSet, OnlinePairs
 from datasets.loading import Loader
 from datasets.order import Layout
+from infra.registry import FinishedModel
 from infra.storage import local_path
 from models.checkpoint import save_checkpoint
 from models.metrics import to_uint8
@@ -76,7 +77,7 @@ class PredictorTask:
             }
             averages.add(self.fidelity(pictures["posterior_mean"], pictures["hq"]))
             averages.add(self.fidelity(pictures["lq"], pictures["hq"]), "_lq")
-            gallery.add(pictures)
+            gallery.add(pictures, batch.keys[:count])
         return Validation(averages.over_ranks(self.device), gallery.grid())
 
     def flops_per_sample(self) -> int:
@@ -91,11 +92,20 @@ class PredictorTask:
             for path, images in zip(self.config.images, self.sets, strict=True)
         ]
 
-    def export(self, network: nn.Module) -> None:
+    def export(self, network: nn.Module) -> FinishedModel:
         """Write the folder that `models.frozen.load_posterior_mean` reads."""
         assert isinstance(network, SwinIR)
-        folder = local_path(self.config.loop.output) / EXPORT
-        save_checkpoint(folder, network.state_dict(), asdict(network.config))
+        folder, images = local_path(self.config.loop.output) / EXPORT, (-1, 3, -1, -1)
+        return FinishedModel(
+            name="posterior-mean",
+            folder=folder,
+            digest=save_checkpoint(folder, network.state_dict(), asdict(network.config)),
+            facts={},
+            inputs={"lq": images},
+            outputs={"posterior_mean": images},
+            use=f"{self.config.model}: `--predictor FOLDER` of `pipelines.encode` and "
+            "`trainers/flow.py`. Images are in [0, 1].",
+        )
 
 
 def unit_range(images: Tensor) -> Tensor:

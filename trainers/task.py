@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from datasets.loading import Loader
 from datasets.order import Layout
+from infra.registry import FinishedModel
 from trainers.draws import Draws
 from trainers.engine import Engine
 
@@ -55,5 +56,9 @@ class Task(Protocol):
     def data(self) -> list[tuple[str, str, str, str]]:
         """Name the data: name, digest, source and use of each set."""
 
-    def export(self, network: nn.Module) -> None:
-        """Write the finished, averaged model for those who use it; on rank 0."""
+    def export(self, network: nn.Module) -> FinishedModel:
+        """Write the finished, averaged model for those who use it; on rank 0.
+
+        Returns:
+            What to register; its facts are what the network belongs to, such as its autoencoder.
+        """

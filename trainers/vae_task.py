@@ -11,8 +11,9 @@ from datasets.loading import Loader
 from datasets.order import Layout
 from infra.distributed import sums
 from infra.errors import UserError
+from infra.registry import FinishedModel
 from infra.storage import local_path
-from models.checkpoint import CheckpointError
+from models.checkpoint import CheckpointError, weights_digest
 from models.losses import PerceptualLoss, SimVAELoss
 from models.metrics import to_uint8
 from models.sim_vae import SimVAE, preset
@@ -94,7 +95,8 @@ class VAETask:
         reconstruction, mean, logvar = engine(images, noise)
         with engine.autocast():
             found = self.loss(reconstruction, images, mean, logvar)
-        return {"loss": found.total, "l1": found.l1, "perceptual": found.perceptual, "kl": found.kl}
+        terms = {"loss": found.total, "l1": found.l1, "kl": found.kl}
+        return terms | ({"perceptual": found.perceptual} if self.loss.perceptual else {})
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> Validation:
@@ -114,7 +116,7 @@ class VAETask:
                 channels += torch.stack([m.double().mean((2, 3)).sum(0) for m in moments])
                 count += some
                 if number == 0:  # sets may differ in the size of their images
-                    gallery.add(pictures)
+                    gallery.add(pictures, batch.keys[:some])
         metrics = averages.over_ranks(self.device)
         return Validation({**metrics, **self._statistics(channels, count)}, gallery.grid())
 
@@ -148,10 +150,22 @@ class VAETask:
             for path, images in zip(self.config.data, self.sets, strict=True)
         ]
 
-    def export(self, network: nn.Module) -> None:
+    def export(self, network: nn.Module) -> FinishedModel:
         """Write the folder that `models.vae_folder.load_sim_vae` and diffusers' users read."""
         assert isinstance(network, SimVAE)
-        save_sim_vae(network, local_path(self.config.loop.output) / EXPORT)
+        folder = local_path(self.config.loop.output) / EXPORT
+        save_sim_vae(network, folder)
+        images, latents = (-1, 3, -1, -1), (-1, network.latent_channels, -1, -1)
+        return FinishedModel(
+            name="sim-vae",
+            folder=folder,
+            digest=weights_digest(network.state_dict()),
+            facts={},
+            inputs={"images": images},
+            outputs={"reconstruction": images, "mean": latents, "logvar": latents},
+            use=f"{self.config.model}: `pipelines.encode --vae FOLDER`, or `load_sim_vae(FOLDER)` "
+            "of `models.vae_folder`. Images are in [-1, 1].",
+        )
 
 
 class _Features(nn.Module):
