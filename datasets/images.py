@@ -21,7 +21,8 @@ from torch import Tensor
 
 from datasets.decoding import UndecodableImage, decode
 from datasets.degradation_parameters import DegradationConfig
-from datasets.loading import Memory, published, stand_ins
+from datasets.loading import published, stand_ins
+from datasets.memory import Memory
 from datasets.order import Draw, Part, keyed_integers
 from datasets.ranged import LocalFiles, Ranges, UnreadableRange, names_member
 from datasets.shards import BLOCK, INDEX

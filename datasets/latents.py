@@ -10,7 +10,8 @@ are compared with what the pair table promises, so a shard that is not the one i
 noticed; flipped bits inside a latent are not (`verify` compares the hashes).
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
-from datasets.loading import Memory, published, stand_ins
+from datasets.loading import published, stand_ins
+from datasets.memory import Memory
 from datasets.order import Draw, Part, scattered
 from datasets.ranged import LocalFiles, Ranges, UnreadableRange, names_member
 from datasets.shards import BLOCK
@@ -33,7 +35,8 @@ from infra.config import differences, from_dict
 from infra.errors import UserError
 
 HEAD = BLOCK + NPY_HEADER  # what stands before the data of a member
-_Read = tuple[int, int, list[memoryview]]  # number of the shard, offset, where to
+_Pair = tuple[str, int, int, int, int, int]  # key, variant; shard, offset of source; of target
+_Member = tuple[int, int, bytes, memoryview]  # number of the shard, offset, name, where to
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,9 @@ class LatentPairs:
         self.latent = from_dict(LatentFormat, self.manifest["latent"])
         sizes = {entry["name"]: entry["bytes"] for entry in self.manifest["shards"]}
         self._header = self.latent.header()
+        self._dtype = getattr(torch, self.latent.dtype)
+        self._padding = -self.latent.member_bytes % BLOCK
+        self._apart = BLOCK + self.latent.member_bytes + self._padding  # of neighbouring members
         self.files = LocalFiles(folder, sizes) if files is None else files
         table = pq.read_table(folder / PAIRS, filters=[("split", "=", split)])
         if not len(table):
@@ -97,114 +103,107 @@ class LatentPairs:
 
     def load(self, draw: Draw, memory: Memory) -> LatentBatch:
         """Load pairs; see `datasets.loading.Samples`."""
-        count = len(draw.index)
-        dtype = getattr(torch, self.latent.dtype)
-        source, target = (memory.take((count, *self.latent.shape), dtype) for _ in range(2))
-        chosen = scattered(draw.seed, draw.index, draw.visit) % self._count[draw.index]
-        rows = self._table[:, self._first[draw.index] + chosen].tolist()
+        turn = _starts(draw.seed, len(self._first))[draw.index] + draw.visit
+        rows = self._first[draw.index] + turn % self._count[draw.index]
+        variants, *places = self._table[rows].T.tolist()
         keys = [self._keys[index] for index in draw.index.tolist()]
-        leads = memory.take((count, 2, -self.latent.member_bytes % BLOCK + HEAD), torch.uint8)
-        unreadable = self._read(_reads(rows[3:], leads.numpy(), source, target))
-        names = self._names(keys, rows)
-        for row, side in _strangers(leads[:, :, -HEAD:].numpy(), names, self._header):
-            unreadable.setdefault(
-                row,
-                f"{self._shards[rows[3 + 2 * side][row]]}: something else is where the pair table "
-                f"has {names[row][side].decode()}; they do not belong together, or it is damaged",
-            )
-        draws, flips = rows[:2]
-        for row, other in stand_ins(unreadable, count).items():
-            for column in (source, target, keys, draws, flips):
-                column[row] = column[other]
+        both = memory.take((2, len(keys), *self.latent.shape), self._dtype)
+        unreadable = self._read(zip(keys, variants, *places, strict=True), both.numpy())
+        for row, other in stand_ins(unreadable, len(keys)).items():
+            both[:, row] = both[:, other]
+            keys[row], variants[row] = keys[other], variants[other]
+        source, target = dequantised(both, self.latent, memory).unbind()
         return LatentBatch(
-            source=dequantised(source, self.latent, memory),
-            target=dequantised(target, self.latent, memory),
+            source=source,
+            target=target,
             keys=keys,
-            draws=draws,
-            flips=[bool(flip) for flip in flips],
+            draws=[variant >> 2 for variant in variants],
+            flips=[bool(variant & 2) for variant in variants],
             skipped=list(unreadable.values()),
         )
 
-    def _names(self, keys: Sequence[str], rows: Sequence[Sequence[int]]) -> list[list[bytes]]:
-        """Name both members of every row of the pair table, as tars do."""
-        return [
-            [
-                f"{key}.source_{draw}.npy".encode(),
-                f"{key}.{target_extension(draw, bool(flip), bool(gray))}".encode(),
-            ]
-            for key, draw, flip, gray in zip(keys, *rows[:3], strict=True)
-        ]
+    def _read(self, pairs: Iterable[_Pair], both: npt.NDArray[Any]) -> dict[int, str]:
+        """Read pairs; returns a message for each row that could not be read.
 
-    def _read(self, planned: Sequence[Sequence[_Read]]) -> dict[int, str]:
-        """Read all pairs; returns a message for each row that could not be read."""
+        All headers pass through the same two buffers and are compared at once, while the processor
+        has them in its cache, and the interpreter too: a batch of pairs sweeps out both.
+
+        Args:
+            pairs: which.
+            both: where sources and targets go, [2, B, C, h, w].
+        """
+        size, half = both[0, 0].nbytes, both[0].nbytes
+        data = both.reshape(-1).view(np.uint8).data
+        heads = bytearray(HEAD), bytearray(self._padding + HEAD)
+        head, gap = memoryview(heads[0]), memoryview(heads[1])
         unreadable = {}
-        for row, reads in enumerate(planned):
+        for row, (key, variant, shard, offset, target_shard, target_offset) in enumerate(pairs):
+            name, (of_source, of_target) = key.encode(), _extensions(variant)
+            start = row * size
+            source = shard, offset, name + of_source, data[start : start + size]
+            start += half
+            target = target_shard, target_offset, name + of_target, data[start : start + size]
+            first, second = (source, target) if offset < target_offset else (target, source)
             try:
-                for shard, offset, buffers in reads:
-                    self.files.read(self._shards[shard], offset, buffers)
+                self._fill(first, second, head, gap)
+                self._check(first, heads[0])
+                self._check(second, heads[1])
             except UnreadableRange as error:
                 unreadable[row] = str(error)
         return unreadable
 
-
-def _reads(
-    places: Sequence[Sequence[int]], leads: npt.NDArray[np.uint8], source: Tensor, target: Tensor
-) -> list[list[_Read]]:
-    """Plan the ranged reads of every row, one where the members are neighbours.
-
-    Args:
-        places: shard and offset of the sources, shard and offset of the targets.
-        leads: room for what stands between one member's data and the next's, [B, 2, bytes].
-        source: sources of the batch.
-        target: its targets.
-    """
-    size, lead = source[0].nbytes, leads.shape[2]
-    sources, targets = (side.view(torch.uint8).view(-1).numpy().data for side in (source, target))
-    flat = leads.reshape(-1).data
-    planned: list[list[_Read]] = []
-    for row, (shard, offset, target_shard, target_offset) in enumerate(zip(*places, strict=True)):
-        here, start = slice(row * size, (row + 1) * size), 2 * row * lead
-        first = shard, offset, flat[start : start + lead], sources[here]
-        second = target_shard, target_offset, flat[start + lead : start + 2 * lead], targets[here]
-        if target_offset < offset:
-            first, second = second, first
-        if first[0] == second[0] and second[1] - first[1] == size + lead:
-            buffers = [first[2][-HEAD:], first[3], second[2], second[3]]
-            planned.append([(first[0], first[1] - BLOCK, buffers)])
+    def _fill(self, first: _Member, second: _Member, head: memoryview, gap: memoryview) -> None:
+        """Read two members and what stands before their data, at once if they are neighbours."""
+        shard, offset, _, data = first
+        other_shard, other, _, other_data = second
+        if shard == other_shard and other - offset == self._apart:
+            self.files.read(self._shards[shard], offset - BLOCK, [head, data, gap, other_data])
         else:
-            planned.append([(m[0], m[1] - BLOCK, [m[2][-HEAD:], m[3]]) for m in (first, second)])
-    return planned
+            self.files.read(self._shards[shard], offset - BLOCK, [head, data])
+            self.files.read(self._shards[other_shard], other - BLOCK, [gap[-HEAD:], other_data])
+
+    def _check(self, member: _Member, head: bytearray) -> None:
+        """Compare the headers that stood before a member's data with what should be there."""
+        shard, _, name, _ = member
+        usual = head.startswith(name, -HEAD)  # a short name fills the first field, with zeros
+        if not (usual or names_member(head[-HEAD:], name[:-1])) or not head.endswith(self._header):
+            raise UnreadableRange(
+                f"{self._shards[shard]}: something else is where the pair table has "
+                f"{name[:-1].decode()}; they do not belong together, or it is damaged"
+            )
 
 
-def _strangers(
-    heads: npt.NDArray[np.uint8], names: Sequence[Sequence[bytes]], header: bytes
-) -> Iterator[tuple[int, int]]:
-    """Yield (row, side) of members that are not there, by their tar and `.npy` headers [B, 2, 640].
+@functools.lru_cache(maxsize=8)
+def _starts(seed: int, images: int) -> npt.NDArray[np.int64]:
+    """Return the turn of every image at visit 0: for all at once, not for each batch anew."""
+    return scattered(seed, np.arange(images), np.zeros(images, np.int64))
 
-    The common case is one comparison of the whole batch: what is there fills 100 bytes with a name.
-    """
-    expected = b"".join([name.ljust(100, b"\0") for pair in names for name in pair])
-    headers = header * (2 * len(names))
-    if heads[:, :, :100].tobytes() == expected and heads[:, :, BLOCK:].tobytes() == headers:
-        return
-    for row, pair in enumerate(names):
-        for side, name in enumerate(pair):
-            head = heads[row, side].tobytes()
-            if head[BLOCK:] != header or not names_member(head, name):
-                yield row, side
+
+@functools.cache
+def _extensions(variant: int) -> tuple[bytes, bytes]:
+    """Name what follows the key in the names of a pair's members, up to the zero that ends them."""
+    draw, flip, gray = variant >> 2, bool(variant & 2), bool(variant & 1)
+    target = target_extension(draw, flip, gray)
+    return f".source_{draw}.npy\0".encode(), f".{target}\0".encode()
 
 
 def _integers(table: pa.Table, shards: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return what reading needs of the pair table, one row of the array per column."""
-    columns = [table["draw"], table["flip"], table["gray"]]
+    """Return what reading needs of the pair table, a row per pair.
+
+    Columns: variant (draw x 4 + flip x 2 + gray), shard and offset of the source, of the target.
+    """
+    draw, flip, gray = (
+        table[name].to_numpy().astype(np.int64) for name in ("draw", "flip", "gray")
+    )
+    columns = [draw << 2 | flip << 1 | gray]
     for side in ("source", "target"):
         shard = pc.index_in(table[f"{side}_shard"], value_set=pa.array(shards))
-        columns += [shard, table[f"{side}_offset"]]
-    return np.stack([column.to_numpy().astype(np.int64) for column in columns])
+        columns += [shard.to_numpy(), table[f"{side}_offset"].to_numpy()]
+    return np.stack(columns, axis=1)
 
 
 def dequantised(stored: Tensor, latent: LatentFormat, memory: Memory) -> Tensor:
-    """Stored latents [B, C, h, w] => latents; 8-bit to float32, the others as they are."""
+    """Stored latents [..., C, h, w] => latents; 8-bit to float32, the others as they are."""
     if latent.scale is None or latent.offset is None:
         return stored
     scale, offset = (torch.tensor(v).view(-1, 1, 1) for v in (latent.scale, latent.offset))

@@ -14,26 +14,24 @@ is computation: processes, through PyTorch's DataLoader.
 import hashlib
 import itertools
 import logging
-import math
-import weakref
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datasets.memory import Memory
 from datasets.order import Draw, Layout, Order, Part, sweep
 from datasets.shards import MANIFEST, read_manifest
 from infra.errors import UsageError, UserError
 
 logger = logging.getLogger(__name__)
+LOOKED_UP = 16  # steps at once: every batch sweeps NumPy out of the processor's cache
 
 
 class Batch(Protocol):
@@ -61,42 +59,8 @@ class Samples(Protocol[B_co]):
     def digest(self) -> str:
         """Identity of the data."""
 
-    def load(self, draw: Draw, memory: "Memory") -> B_co:
+    def load(self, draw: Draw, memory: Memory) -> B_co:
         """Load the samples drawn into memory taken from ``memory``."""
-
-
-class Memory:
-    """Where batches are read into; the first touch of fresh pages costs several times the read.
-
-    Args:
-        kind: `reused` takes a block again as soon as no tensor sees it any more; `pinned` leaves
-            that to PyTorch, which also knows of copies to the GPU under way; `shared` can pass
-            between processes, and is fresh each time.
-    """
-
-    def __init__(self, kind: Literal["reused", "pinned", "shared"]) -> None:
-        self.kind = kind
-        self._free: defaultdict[int, deque[npt.NDArray[np.uint8]]] = defaultdict(deque)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.kind,)
-
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a tensor with arbitrary content."""
-        size = math.prod(shape) * dtype.itemsize
-        if self.kind == "pinned":
-            return torch.empty(shape, dtype=dtype, pin_memory=True)
-        if self.kind == "shared":  # as PyTorch's own default_collate does in a worker
-            storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
-            return torch.empty(0, dtype=torch.uint8).set_(storage).view(dtype).view(shape)
-        free = self._free[size]
-        try:
-            block = free.pop()
-        except IndexError:
-            block = np.empty(size, np.uint8)
-        lease = block[:]  # the storage holds it as long as any tensor views that storage
-        weakref.finalize(lease, free.append, block).atexit = False
-        return torch.from_numpy(lease).view(dtype).view(shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,10 +135,19 @@ class Loader(Generic[B_co]):
 
     def __iter__(self) -> Iterator[tuple[B_co, dict[str, Any]]]:
         """Yield batches without end, each with the state after it; again: from there on."""
-        starts = itertools.count(self._position, self.layout.stride)
-        for batch in self._loaded(self.order.at(self.layout.share(start)) for start in starts):
+        for batch in self._loaded(self._draws()):
             self._position += self.layout.stride
             yield batch, self.state
+            del batch  # else its memory stays taken while the next one is read
+
+    def _draws(self) -> Iterator[Draw]:
+        """Yield the draws from here on without end, looked up for many steps at once."""
+        size = self.layout.micro_batch
+        ahead = self.layout.stride * np.arange(LOOKED_UP)[:, None]
+        for start in itertools.count(self._position, self.layout.stride * LOOKED_UP):
+            drawn = self.order.at((ahead + self.layout.share(start)).reshape(-1))
+            for step in range(0, LOOKED_UP * size, size):
+                yield drawn[step : step + size]
 
     def sweep(self) -> Iterator[tuple[B_co, int]]:
         """Yield one plain pass for validation, with how many samples of each batch count.
@@ -198,6 +171,7 @@ class Loader(Generic[B_co]):
         for batch in load(draws):
             self._count(batch.skipped)
             yield batch
+            del batch
 
     def _memory(self) -> Memory:
         return Memory("pinned" if self.config.pin_memory else "reused")
@@ -220,6 +194,7 @@ class Loader(Generic[B_co]):
                         for draw in itertools.islice(draws, 1)
                     )
                     yield batch
+                    del batch
             finally:
                 for future in pending:
                     future.cancel()

@@ -69,6 +69,10 @@ class Draw:
     seed: int
     """Of the order."""
 
+    def __getitem__(self, rows: slice) -> "Draw":
+        """Return some of the samples."""
+        return Draw(self.part[rows], self.index[rows], self.visit[rows], self.seed)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:

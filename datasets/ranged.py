@@ -32,6 +32,11 @@ class Ranges(Protocol):
     def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill ``buffers``, one after another, with the bytes of shard ``name`` from ``offset``.
 
+        Args:
+            name: of the shard.
+            offset: in the shard.
+            buffers: of bytes.
+
         Raises:
             UnreadableRange: the shard is missing or shorter than that.
         """
@@ -96,7 +101,7 @@ class LocalFiles:
 
 def read_fully(descriptor: int, offset: int, buffers: Sequence[memoryview]) -> bool:
     """Fill all buffers from a file, however the kernel splits the read; False if the file ends."""
-    wanted = sum([view.nbytes for view in buffers])
+    wanted = sum(map(len, buffers))
     done = os.preadv(descriptor, buffers, offset)
     while done < wanted:
         rest, skip = [], done

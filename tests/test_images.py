@@ -11,7 +11,8 @@ import torch
 from datasets.degradation import degrade, draw_parameters
 from datasets.degradation_parameters import degradation_preset
 from datasets.images import Crops, ImageBatch, ImageSet, OnlinePairs
-from datasets.loading import Loader, LoaderConfig, Memory
+from datasets.loading import Loader, LoaderConfig
+from datasets.memory import Memory
 from datasets.order import Draw, Layout
 from infra.errors import UserError
 from tests.conftest import picture

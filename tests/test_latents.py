@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from datasets.latent_format import LatentFormat, write_latent_shard
 from datasets.latent_pairs import PAIRS, pair_table, problems
 from datasets.latents import LatentBatch, LatentPairs, check_belongs
-from datasets.loading import Memory
+from datasets.memory import Memory
 from datasets.order import Draw
 from datasets.shards import BLOCK, load_record, save_record
 from infra.errors import UserError
@@ -311,6 +311,27 @@ def test_a_table_of_another_set_is_noticed(tmp_path: Path) -> None:
     assert batch.keys == [KEYS[7], KEYS[8], KEYS[8]]
     assert torch.equal(batch.target[1], batch.target[2])
     assert any("something else is at byte" in problem for problem in problems(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("draws", [[0], [0, 2]])
+@pytest.mark.parametrize("extension", ["source_0.npy", "target_0.npy"])
+@pytest.mark.parametrize("byte", [0, BLOCK + 70])
+def test_a_damaged_header_is_noticed(
+    tmp_path: Path, draws: list[int], extension: str, byte: int
+) -> None:
+    """Of either member, its name or its shape, whether the pair is read at once or in two."""
+    folder = write_latents(tmp_path, [sample(SMALL, key, draws) for key in ("a", "b")])
+    rows = pq.read_table(folder / "index.parquet").to_pylist()
+    (place,) = [r["offset"] for r in rows if (r["key"], r["extension"]) == ("a", extension)]
+    with (folder / "train-000000.tar").open("r+b") as file:
+        file.seek(place - BLOCK + byte)
+        file.write(b"?")
+    found = [load(LatentPairs(folder), [0, 1], visit) for visit in range(len(draws))]
+    messages = [message for batch in found for message in batch.skipped]
+
+    assert len(messages) == (1 if extension == "source_0.npy" else len(draws))
+    assert all(f"the pair table has a.{extension}" in message for message in messages)
+    assert {key for batch in found for key in batch.keys[:1] if batch.skipped} == {"b"}
 
 
 def test_another_split_is_another_data_set(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from datasets.latents import LatentPairs
-from datasets.loading import Loader, LoaderConfig, Memory
+from datasets.loading import Loader, LoaderConfig
 from datasets.order import Layout
 from infra.errors import UsageError, UserError
 from tests.conftest import ROOT, environment
@@ -85,6 +85,16 @@ def test_the_state_counts_what_was_handed_out(folder: Path, name: str) -> None:
 
     assert first.state == state
     assert [batch.keys for batch, _ in begun + rest] == expected
+
+
+def test_a_loader_follows_the_order(folder: Path) -> None:
+    """Every batch of a rank holds what stands at its positions, over two epochs and more."""
+    layout = Layout(ranks=2, rank=1, micro_batch=3)
+    loader = Loader(LatentPairs(folder), layout, ALONE)
+    for step, (batch, _) in enumerate(islice(loader, 40)):
+        expected = loader.order.at(layout.share(step * layout.stride)).index
+
+        assert [int(key) for key in batch.keys] == expected.tolist()
 
 
 def test_iterating_again_goes_on(folder: Path) -> None:
@@ -225,19 +235,6 @@ def test_a_batch_without_any_readable_sample_stops(damaged: Path) -> None:
     loader = Loader(LatentPairs(damaged), Layout(micro_batch=2), LoaderConfig(skip_budget=99))
     with pytest.raises(UserError, match="no sample of a batch of 2 could be read"):
         next(iter(loader))
-
-
-def test_memory_is_taken_again_once_nobody_sees_it() -> None:
-    """A block returns when the last view of its tensor dies, and not before."""
-    memory = Memory("reused")
-    first = memory.take((4, 3), torch.float32)
-    place, view = first.data_ptr(), first[1:, 0]
-    del first
-    assert memory.take((4, 3), torch.float32).data_ptr() != place
-    del view
-    gc.collect()
-
-    assert {memory.take((4, 3), torch.float32).data_ptr() for _ in range(3)} >= {place}
 
 
 def test_batches_that_are_kept_stay_what_they_were(folder: Path) -> None:

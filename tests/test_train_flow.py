@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datasets.loading import Memory
+from datasets.memory import Memory
 from datasets.order import Order, Part
 from infra.errors import UsageError, UserError
 from models import looformer

@@ -1,13 +1,16 @@
 """What reading latents costs: `OMP_NUM_THREADS=1 python -m tests.benchmarks.loaders`.
 
-Pairs of float16 [32, 64, 64] (512 KiB) in batches of 64 from a warm page cache, in CPU time of the
-process and its workers. The floor is one bare `preadv` per pair, in random order, into one
-preallocated batch. webdataset reads the same latents its own way, in tar order, from tars that hold
-the pairs and nothing else (from ours it would also read the flip that is not wanted).
-mosaicml-streaming and litdata, where they can be imported, read the same arrays from their own
-formats, shuffled. An epoch is 6 passes over the files, start and end included. Every contestant
-takes turns with the floor. The machine is shared: medians of the ratios are kept, and the ratio of
-the least CPU times, which is nearest to an idle machine.
+Pairs of float16 [32, 64, 64] (512 KiB) in batches of 64, in CPU time of the process and its
+workers. The floor is one bare `preadv` per pair, in random order, into one preallocated batch.
+webdataset reads the same latents its own way, in tar order, from tars that hold the pairs and
+nothing else (from ours it would also read the flip that is not wanted). mosaicml-streaming and
+litdata, where they can be imported, read the same arrays from their own formats, shuffled. Whoever
+reads, a batch is dropped before the next is asked for.
+
+Warm, an epoch is 24 passes over files in the page cache, start and end included: 24,576 pairs, a
+third of FFHQ. Cold, it is one pass over files that have left it. Every contestant takes turns with
+the floor. The machine is shared: medians of the ratios are kept, and the ratio of the least CPU
+times, which is nearest to an idle machine.
 """
 
 import argparse
@@ -18,8 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,8 +31,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import webdataset as wds
-from torch.utils.data import DataLoader
 
 from datasets.latent_format import LatentFormat, LatentSample
 from datasets.latent_pairs import PAIR, PAIRS
@@ -39,15 +39,14 @@ from datasets.loading import Loader, LoaderConfig
 from datasets.order import Layout, Order
 from datasets.shards import MANIFEST, parquet_bytes, write_shard
 from infra.config import pretty_json, to_dict
-from tests.benchmarks.harness import save
+from tests.benchmarks.harness import RUNS, save
+from tests.benchmarks.other_loaders import Epoch, consume, importable, webdataset
 from tests.published_sets import sample, write_latents
 
 FORM = LatentFormat(channels=32, height=64, width=64)
 BATCH = 64
-ROUNDS = 3
-PASSES = 6  # over the files in one epoch, so that start and end weigh little
+PASSES = 24
 PER_SHARD = 128
-Epoch = Callable[[], object]
 OURS = {
     "when asked": LoaderConfig(workers=0),
     "1 thread": LoaderConfig(workers=1),
@@ -67,16 +66,24 @@ def main() -> None:
         write(folder, pairs)
         contestants = {
             **{f"ours, {how}": partial(ours, folder, config) for how, config in OURS.items()},
-            **{f"webdataset, {n} workers": partial(webdataset, folder, n) for n in (0, 1, 2)},
-            **others(folder, pairs),
+            **webdataset(folder / "pairs", BATCH),
+            **importable(folder, stored(folder, pairs), BATCH),
         }
+        bare = floor(folder)
+        gc.collect()
+        gc.freeze()  # what was imported is not searched again: `cost` collects after every epoch
         measured = {
             "pairs": pairs,
             "pair_bytes": 2 * FORM.data_bytes,
-            "warm": warm(folder, pairs, contestants),
+            "warm": {
+                name: compare(name, partial(bare, PASSES), partial(epoch, PASSES), PASSES * pairs)
+                for name, epoch in contestants.items()
+            },
             "cold": {
-                how: cold(folder, pairs, partial(contestants[how], passes=1))
-                for how in ("ours, 2 threads", "webdataset, 2 workers")
+                name: compare(
+                    f"{name}, cold", partial(bare, 1), partial(epoch, 1), pairs, forgotten=folder
+                )
+                for name, epoch in contestants.items()
             },
             "first_batch_s": first_batches(folder),
             "large_set": large_set(folder / "large"),
@@ -120,96 +127,27 @@ def floor(folder: Path) -> Epoch:
     size = 2 * FORM.data_bytes
     batch = memoryview(np.zeros(BATCH * size, np.uint8))
 
-    def epoch() -> None:
-        for number, (file, offset) in enumerate(places * PASSES):
+    def epoch(passes: int) -> None:
+        for number, (file, offset) in enumerate(places * passes):
             row = number % BATCH
             os.preadv(file, [batch[row * size : (row + 1) * size]], offset)
 
     return epoch
 
 
-def ours(folder: Path, config: LoaderConfig, passes: int = PASSES) -> None:
+def ours(folder: Path, config: LoaderConfig, passes: int) -> None:
     """Read with our loader."""
     pairs = LatentPairs(folder / "latents")
     steps = passes * pairs.parts[0].size // BATCH
-    for _ in islice(Loader(pairs, Layout(micro_batch=BATCH), config), steps):
-        pass
+    consume(islice(Loader(pairs, Layout(micro_batch=BATCH), config), steps))
 
 
-def webdataset(folder: Path, workers: int, passes: int = PASSES) -> None:
-    """Read one pass as its documentation does, in tar order: a shuffle buffer would only add."""
-    tars = [str(path) for path in sorted((folder / "pairs").glob("*.tar"))]
-    data = wds.WebDataset(tars, shardshuffle=False).decode().to_tuple("source.npy", "target.npy")
-    for _ in wds.WebLoader(data.repeat(passes), batch_size=BATCH, num_workers=workers):
-        pass
-
-
-def others(folder: Path, pairs: int) -> dict[str, Epoch]:
-    """Prepare the other libraries that can be imported, each with its own copy of the pairs."""
-    found: dict[str, Epoch] = {}
+def stored(folder: Path, pairs: int) -> Iterator[tuple[Any, Any]]:
+    """Yield what other libraries write: as many pairs, of the first 16."""
     arrays = LatentPairs(folder / "latents")
     one = next(iter(Loader(arrays, Layout(micro_batch=16), LoaderConfig(workers=0))))[0]
-    rows = list(zip(one.source.numpy(), one.target.numpy(), strict=True))
-    try:
-        found |= _streaming(folder / "mds", pairs, rows)
-    except ImportError as error:
-        sys.stderr.write(f"mosaicml-streaming is left out: {error}\n")
-    try:
-        found |= _litdata(folder / "litdata", pairs, rows)
-    except ImportError as error:
-        sys.stderr.write(f"litdata is left out: {error}\n")
-    return found
-
-
-def _streaming(folder: Path, pairs: int, rows: list[Any]) -> dict[str, Epoch]:
-    import transformers.feature_extraction_utils  # noqa: F401  (looks for torchvision: before the stub)
-
-    # It takes two names from torchvision, for images, and torchvision has no CPU build here.
-    for name, content in (("datasets", "VisionDataset"), ("transforms.functional", "to_tensor")):
-        stub = types.ModuleType(f"torchvision.{name}")
-        setattr(stub, content, torch.utils.data.Dataset)
-        sys.modules |= {"torchvision": types.ModuleType("torchvision"), stub.__name__: stub}
-    from streaming import MDSWriter, StreamingDataset
-
-    kind = f"ndarray:float16:{','.join(map(str, FORM.shape))}"
-    with MDSWriter(out=str(folder), columns={"source": kind, "target": kind}) as out:
-        for number in range(pairs):
-            source, target = rows[number % len(rows)]
-            out.write({"source": source, "target": target})
-
-    def epoch(workers: int) -> None:
-        data = StreamingDataset(
-            local=str(folder), shuffle=True, batch_size=BATCH, num_canonical_nodes=1
-        )
-        loader = DataLoader(data, BATCH, num_workers=workers, persistent_workers=workers > 0)
-        for _ in range(PASSES):
-            for _ in loader:
-                pass
-
-    return {f"streaming, {workers} workers": partial(epoch, workers) for workers in (0, 1, 2)}
-
-
-def _litdata(folder: Path, pairs: int, rows: list[Any]) -> dict[str, Epoch]:
-    from litdata import StreamingDataLoader, StreamingDataset
-    from litdata.streaming import Cache
-
-    cache = Cache(str(folder), chunk_bytes="64MB")
     for number in range(pairs):
-        source, target = rows[number % len(rows)]
-        cache[number] = {"source": torch.from_numpy(source), "target": torch.from_numpy(target)}
-    cache.done()
-    cache.merge()
-
-    def epoch(workers: int) -> None:
-        data = StreamingDataset(str(folder), shuffle=True)
-        loader = StreamingDataLoader(
-            data, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0
-        )
-        for _ in range(PASSES):
-            for _ in loader:
-                pass
-
-    return {f"litdata, {workers} workers": partial(epoch, workers) for workers in (0, 1, 2)}
+        yield one.source[number % 16].numpy(), one.target[number % 16].numpy()
 
 
 def cpu_seconds() -> float:
@@ -218,7 +156,7 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def cost(epoch: Epoch) -> tuple[float, float]:
+def cost(epoch: Callable[[], object]) -> tuple[float, float]:
     """Run an epoch to the end of its workers; returns CPU and wall seconds."""
     cpu, wall = cpu_seconds(), time.perf_counter()
     epoch()
@@ -226,44 +164,53 @@ def cost(epoch: Epoch) -> tuple[float, float]:
     return cpu_seconds() - cpu, time.perf_counter() - wall
 
 
-def warm(folder: Path, pairs: int, contestants: dict[str, Epoch]) -> dict[str, Any]:
-    """Compare every contestant with the floor, taking turns."""
-    bare = floor(folder)
-    gc.collect()
-    gc.freeze()  # what was imported is not searched again: `cost` collects after every epoch
-    measured = {}
-    for name, epoch in contestants.items():
-        cost(epoch)
-        rounds = [(cost(bare)[0], *cost(epoch)) for _ in range(ROUNDS)]
-        shares = [bottom / cpu for bottom, cpu, _ in rounds]
-        least = [min(column) for column in zip(*rounds, strict=True)]
-        count = PASSES * pairs
-        measured[name] = {
-            "share_of_floor": statistics.median(shares),
-            "share_min": min(shares),
-            "share_max": max(shares),
-            "share_least_disturbed": least[0] / least[1],
-            "pairs_per_cpu_s": statistics.median(count / cpu for _, cpu, _ in rounds),
-            "pairs_per_s": statistics.median(count / wall for _, _, wall in rounds),
-            "floor_pairs_per_cpu_s": statistics.median(count / cpu for cpu, _, _ in rounds),
-        }
-        sys.stderr.write(f"{name}: {measured[name]['share_of_floor']:.3f} of the floor\n")
-    return measured
+def compare(
+    name: str,
+    bare: Callable[[], object],
+    epoch: Callable[[], object],
+    count: int,
+    *,
+    forgotten: Path | None = None,
+) -> dict[str, float]:
+    """Compare a contestant with the floor, taking turns.
 
-
-def cold(folder: Path, pairs: int, epoch: Epoch) -> dict[str, float]:
-    """Read an epoch after its files have left the page cache."""
+    Args:
+        name: for the progress.
+        bare: an epoch of the floor.
+        epoch: one of the contestant.
+        count: pairs of either.
+        forgotten: a folder whose files leave the page cache before every epoch.
+    """
     rounds = []
-    for _ in range(3):
-        for path in folder.rglob("*.tar"):
+    for _ in range(RUNS + 1):
+        costs = []
+        for one in (bare, epoch):
+            if forgotten is not None:
+                forget(forgotten)
+            costs.append(cost(one))
+        rounds.append((costs[0][0], *costs[1]))
+    rounds = rounds[1:]  # the first warms up
+    shares = [bottom / cpu for bottom, cpu, _ in rounds]
+    least = [min(column) for column in zip(*rounds, strict=True)]
+    sys.stderr.write(f"{name}: {statistics.median(shares):.3f} of the floor\n")
+    return {
+        "share_of_floor": statistics.median(shares),
+        "share_min": min(shares),
+        "share_max": max(shares),
+        "share_least_disturbed": least[0] / least[1],
+        "pairs_per_cpu_s": statistics.median(count / cpu for _, cpu, _ in rounds),
+        "pairs_per_s": statistics.median(count / wall for _, _, wall in rounds),
+        "floor_pairs_per_cpu_s": statistics.median(count / cpu for cpu, _, _ in rounds),
+    }
+
+
+def forget(folder: Path) -> None:
+    """Make the files of a folder leave the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        rounds.append(cost(epoch))
-    return {
-        "pairs_per_cpu_s": statistics.median(pairs / cpu for cpu, _ in rounds),
-        "pairs_per_s": statistics.median(pairs / wall for _, wall in rounds),
-    }
 
 
 def first_batches(folder: Path) -> dict[str, float]:
@@ -273,7 +220,7 @@ def first_batches(folder: Path) -> dict[str, float]:
     for how, config in ways.items():
         for name, half in (("begin", False), ("resume at half", True)):
             seconds = []
-            for _ in range(3):
+            for _ in range(RUNS):
                 start = time.perf_counter()
                 pairs = LatentPairs(folder / "latents")
                 loader = Loader(pairs, Layout(micro_batch=BATCH), config)
