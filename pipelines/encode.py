@@ -111,6 +111,7 @@ PRESETS = {
     "authors": EncodeConfig(posterior="sample"),
     "elir-source": EncodeConfig(source="regressed"),
     "cpu": EncodeConfig(device="cpu"),
+    "tiny": EncodeConfig(device="cpu", degradation="pmrf-128", draws=8),  # images of 128 pixels
 }
 
 

@@ -7,7 +7,17 @@ from pathlib import Path
 from tests.conftest import ROOT, environment
 from tests.training_sets import free_port, write_latent_set
 
-RUN = ["--preset", "tiny", "--global-batch-size", "4", "--workers", "0", "--no-track"]
+RUN = [
+    "--preset",
+    "tiny",
+    "--model",
+    "tiny",
+    "--global-batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--no-track",
+]
 
 
 def test_ranks_with_different_data_or_options_all_stop(tmp_path: Path) -> None:

@@ -193,7 +193,11 @@ def test_the_command_line_wants_a_regressor_where_it_is_used(
 def trained_on(world: Path, latents: str, **fields: Any) -> FlowTask:
     """Open a tiny flow on one of the sets."""
     config: FlowConfig = replace(
-        PRESETS["tiny"], latents=str(world / latents), loop=LoopConfig(workers=0), **fields
+        PRESETS["tiny"],
+        model="tiny",
+        latents=str(world / latents),
+        loop=LoopConfig(workers=0),
+        **fields,
     )
     return FlowTask(config, CPU)
 
@@ -269,6 +273,7 @@ def test_pictures_of_a_regressed_set_need_its_regressor(world: Path) -> None:
     """What is validated on pictures passes g online: without it, the option is asked for."""
     config: FlowConfig = replace(
         PRESETS["tiny"],
+        model="tiny",
         latents=str(world / "regressed"),
         images=(str(world / "images"),),
         vae=str(world / "vae"),

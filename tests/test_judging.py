@@ -62,18 +62,20 @@ def flow_task(files: Files, **values: Any) -> FlowTask:
     """Build the tiny flow with all its files."""
     paths = {"latents": files.latents, "images": (files.images,), "vae": files.vae}
     values = {**paths, "predictor": files.predictor, "loop": LOOP, **values}
-    return FlowTask(replace(flow.PRESETS["tiny"], **values), CPU)
+    return FlowTask(replace(flow.PRESETS["tiny"], **{"model": "tiny", **values}), CPU)
 
 
 def vae_task(*data: str, **values: Any) -> VAETask:
     """Build the tiny autoencoder."""
-    config = replace(vae.PRESETS["tiny"], data=data, crop=16, loop=LOOP, **values)
+    config = replace(vae.PRESETS["tiny"], model="tiny", data=data, crop=16, loop=LOOP, **values)
     return VAETask(config, CPU)
 
 
 def predictor_task(*sets: str, **values: Any) -> PredictorTask:
     """Build the tiny predictor."""
-    return PredictorTask(replace(predictor.PRESETS["tiny"], images=sets, loop=LOOP, **values), CPU)
+    return PredictorTask(
+        replace(predictor.PRESETS["tiny"], model="tiny", images=sets, loop=LOOP, **values), CPU
+    )
 
 
 def picture(side: int, seed: int = 0) -> Tensor:
@@ -240,7 +242,18 @@ def test_averages_know_what_only_another_rank_has(monkeypatch: pytest.MonkeyPatc
 
 def test_two_ranks_judge_as_one(files: Files, weights: str, tmp_path: Path) -> None:
     """The validation before the first step: each rank has its share of the pictures."""
-    options = ["--preset", "tiny", "--global-batch-size", "4", "--workers", "0", "--max-steps", "1"]
+    options = [
+        "--preset",
+        "tiny",
+        "--model",
+        "tiny",
+        "--global-batch-size",
+        "4",
+        "--workers",
+        "0",
+        "--max-steps",
+        "1",
+    ]
     options += ["--latents", files.latents, "--images", files.images, "--vae", files.vae]
     options += ["--predictor", files.predictor, "--lpips", weights]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -26,7 +26,17 @@ from trainers.checkpointing import MANIFEST, Checkpoints
 from trainers.stop import STOPPED
 
 STEPS = 16
-TINY = ["trainers.flow", "--preset", "tiny", "--global-batch-size", "4", "--workers", "1"]
+TINY = [
+    "trainers.flow",
+    "--preset",
+    "tiny",
+    "--model",
+    "tiny",
+    "--global-batch-size",
+    "4",
+    "--workers",
+    "1",
+]
 RUN = ["--max-steps", str(STEPS), "--log-every", "1", "--validate-every", "8", "--save-every", "4"]
 
 

@@ -32,7 +32,7 @@ from trainers.flow import PRESETS, FlowConfig
 from trainers.flow_task import FlowTask
 from trainers.loop_config import LoopConfig
 
-TINY = ["--preset", "tiny", "--global-batch-size", "4", "--workers", "0"]
+TINY = ["--preset", "tiny", "--model", "tiny", "--global-batch-size", "4", "--workers", "0"]
 SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]
 FIFTY = ["--max-steps", "50", "--log-every", "1", "--validate-every", "50"]
 CPU = torch.device("cpu")
@@ -50,7 +50,8 @@ def configured(files: Files, **values: Any) -> FlowConfig:
     if values.get("source") != "regressed":
         del paths["regressor"]
     loop = LoopConfig(workers=0)
-    return dataclasses.replace(PRESETS["tiny"], loop=loop, **{**paths, **values})
+    chosen = {"model": "tiny", **paths, **values}
+    return dataclasses.replace(PRESETS["tiny"], loop=loop, **chosen)
 
 
 def drawn(config: FlowConfig, count: int = 2) -> tuple[FlowTask, Any, Draws]:
@@ -285,7 +286,7 @@ def test_a_network_of_other_channels_is_refused(files: Files) -> None:
 def test_a_map_that_the_network_cannot_halve_is_refused(tmp_path: Path) -> None:
     """A resolution that does not fit is a user's mistake, not a defect."""
     latents = write_latent_set(tmp_path / "odd", side=5)
-    config = dataclasses.replace(PRESETS["tiny"], latents=str(latents))
+    config = dataclasses.replace(PRESETS["tiny"], model="tiny", latents=str(latents))
 
     with pytest.raises(UserError, match="5 x 5"):
         FlowTask(config, CPU)

@@ -18,7 +18,7 @@ from trainers.draws import Draws
 from trainers.predictor import PRESETS, PredictorConfig
 from trainers.predictor_task import PredictorTask
 
-TINY = ["--preset", "tiny", "--global-batch-size", "4", "--workers", "0"]
+TINY = ["--preset", "tiny", "--model", "tiny", "--global-batch-size", "4", "--workers", "0"]
 SHORT = ["--max-steps", "8", "--log-every", "1", "--validate-every", "8", "--save-every", "4"]
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def test_the_loss_is_the_error_of_unclamped_predictions_in_unit_range(
 ) -> None:
     """The mean of (g(y) - x)^2, or of |g(y) - x|, with both images in [0, 1]."""
     task = PredictorTask(
-        dataclasses.replace(PRESETS["tiny"], images=(str(images),), error=error), CPU
+        dataclasses.replace(PRESETS["tiny"], model="tiny", images=(str(images),), error=error), CPU
     )
     order = Order([Part(size=7)], digest="x", seed=0)
     batch = task.samples.load(order.at(torch.arange(2).numpy()), Memory("reused"))

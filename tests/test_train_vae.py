@@ -18,9 +18,20 @@ from tests.training_sets import assert_golden, free_port, launch, log, same_curv
 from trainers import vae
 from trainers.vae import PRESETS, VAEConfig
 
-TINY = ["--preset", "tiny", "--crop", "16", "--global-batch-size", "4", "--workers", "0"]
+TINY = [
+    "--preset",
+    "tiny",
+    "--model",
+    "tiny",
+    "--crop",
+    "16",
+    "--global-batch-size",
+    "4",
+    "--workers",
+    "0",
+]
 SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]
-FIFTY = ["--max-steps", "50", "--log-every", "1", "--validate-every", "50"]
+FIFTY = ["--peak", "0.004", "--max-steps", "50", "--log-every", "1", "--validate-every", "50"]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +120,7 @@ def test_the_perceptual_loss_needs_its_weights(images: Path, tmp_path: Path) -> 
 def test_a_set_without_held_out_images_is_refused(tmp_path: Path) -> None:
     """There is no validation on what was trained on."""
     images = write_image_set(tmp_path / "set", size=32, held_out=0)
-    config = dataclasses.replace(PRESETS["tiny"], data=(str(images),))
+    config = dataclasses.replace(PRESETS["tiny"], model="tiny", data=(str(images),))
 
     with pytest.raises(UserError, match="--val-fraction"):
         vae.build(config, torch.device("cpu"))

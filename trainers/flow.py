@@ -196,8 +196,9 @@ PRESETS = {  # on CelebA-Test: PSNR / LPIPS
     "table3-c16": _table3("latent-c16"),  # 26.4412 / 0.2191
     "table3-c24": _table3("latent-c24"),  # 26.3911 / 0.2251
     "table3-c48": _table3("latent-c48"),  # 26.4600 / 0.2264
-    "tiny": FlowConfig(
-        model="tiny",
+    "tiny": FlowConfig(  # on held-out faces LPIPS 0.40 where the posterior mean has 0.51
+        model="small-c8",
+        degradation="pmrf-128",
         loop=LoopConfig(max_steps=1_000, validate_every=250, save_every=250),
         engine=EngineConfig(global_batch_size=16),
         schedule=Schedule(peak=2e-3, warmup_steps=50, floor=1e-5, cosine_steps=950),

@@ -90,11 +90,11 @@ class PredictorConfig:
 
 
 PRESETS = {
-    "mse": PredictorConfig(),
-    "difface": PredictorConfig(error="l1"),
-    "tiny": PredictorConfig(
+    "mse": PredictorConfig(),  # E[x | y]; no number is published
+    "difface": PredictorConfig(error="l1"),  # the published weights' recipe
+    "tiny": PredictorConfig(  # 23.2 dB where LQ has 23.3, but LPIPS 0.51 for its 0.58 (faces)
         degradation="pmrf-128",
-        model="tiny",
+        model="small",
         loop=LoopConfig(max_steps=2_000, validate_every=500, save_every=500),
         engine=EngineConfig(global_batch_size=8),
         schedule=Schedule(peak=2e-3, warmup_steps=50, floor=2e-5, cosine_steps=1_950),

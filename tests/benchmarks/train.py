@@ -104,7 +104,7 @@ def cached_over_online() -> dict[str, Any]:
 
 def stepper(values: dict[str, Any]) -> tuple[Callable[[], None], FlowTask]:
     """Return what takes a step of a flow, its data included."""
-    base = flow.PRESETS["tiny"]
+    base = dataclasses.replace(flow.PRESETS["tiny"], model="tiny")
     loop = dataclasses.replace(base.loop, workers=0)
     task = FlowTask(dataclasses.replace(base, loop=loop, **values), CPU)
     config = EngineConfig(global_batch_size=BATCH)
@@ -142,7 +142,17 @@ def two_ranks_over_one() -> dict[str, Any]:
 def measured_run(ranks: int, latents: Path, output: Path) -> dict[str, float]:
     """Run the trainer on 16 samples a rank; returns the last line of its log with speeds."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    options = ["--preset", "tiny", "--max-steps", "40", "--log-every", "20", "--no-track"]
+    options = [
+        "--preset",
+        "tiny",
+        "--model",
+        "tiny",
+        "--max-steps",
+        "40",
+        "--log-every",
+        "20",
+        "--no-track",
+    ]
     batch = ["--global-batch-size", str(16 * ranks), "--workers", "1"]
     subprocess.run(
         [
