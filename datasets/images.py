@@ -24,7 +24,7 @@ from datasets.degradation_parameters import DegradationConfig
 from datasets.loading import published, stand_ins
 from datasets.memory import Memory
 from datasets.order import Draw, Part, keyed_integers
-from datasets.ranged import LocalFiles, Ranges, UnreadableRange, names_member
+from datasets.ranged import Cache, LocalFiles, Ranges, UnreadableRange, names_member
 from datasets.shards import BLOCK, INDEX
 from infra.config import digest
 from infra.errors import UserError
@@ -36,9 +36,9 @@ class ImageSet:
     """The images of one split of a set of shards.
 
     Args:
-        folder: holds the manifest and the index, and the shards unless ``files`` brings them.
+        folder: holds the manifest, the index and the shards.
         split: `train` or `val`.
-        files: where the bytes of the shards come from; None: ``folder``.
+        cache: keeps what is read of the shards, where the folder is on slow storage.
 
     Attributes:
         manifest: of the set.
@@ -48,11 +48,12 @@ class ImageSet:
         UserError: no complete set, or no image of that split.
     """
 
-    def __init__(self, folder: Path, *, split: str = "train", files: Ranges | None = None) -> None:
+    def __init__(self, folder: Path, *, split: str = "train", cache: Cache | None = None) -> None:
         self.manifest, manifest_digest = published(folder)
         self.digest = f"{manifest_digest}/{split}"
         sizes = {entry["name"]: entry["bytes"] for entry in self.manifest["shards"]}
-        self.files = LocalFiles(folder, sizes) if files is None else files
+        files = LocalFiles(folder, sizes)
+        self.files: Ranges = files if cache is None else cache.over(files, manifest_digest)
         self._shards = [e["name"] for e in self.manifest["shards"] if e["split"] == split]
         table = pq.read_table(folder / INDEX, filters=[("extension", "=", "png")])
         shard = pc.index_in(

@@ -29,7 +29,7 @@ from datasets.latent_pairs import PAIRS
 from datasets.loading import published, stand_ins
 from datasets.memory import Memory
 from datasets.order import Draw, Part, scattered
-from datasets.ranged import LocalFiles, Ranges, UnreadableRange, names_member
+from datasets.ranged import Cache, LocalFiles, Ranges, UnreadableRange, names_member
 from datasets.shards import BLOCK
 from infra.config import differences, from_dict
 from infra.errors import UserError
@@ -67,9 +67,9 @@ class LatentPairs:
     The draw is a function of (seed, image, visit): K visits meet each of an image's K draws once.
 
     Args:
-        folder: holds the manifest and the pair table, and the shards unless ``files`` brings them.
+        folder: holds the manifest, the pair table and the shards.
         split: `train` or `val`.
-        files: where the bytes of the shards come from; None: ``folder``.
+        cache: keeps what is read of the shards, where the folder is on slow storage.
 
     Attributes:
         manifest: of the set.
@@ -79,7 +79,7 @@ class LatentPairs:
         UserError: no complete set, or no pair of that split.
     """
 
-    def __init__(self, folder: Path, *, split: str = "train", files: Ranges | None = None) -> None:
+    def __init__(self, folder: Path, *, split: str = "train", cache: Cache | None = None) -> None:
         self.manifest, digest = published(folder)
         self.latent = from_dict(LatentFormat, self.manifest["latent"])
         sizes = {entry["name"]: entry["bytes"] for entry in self.manifest["shards"]}
@@ -87,7 +87,8 @@ class LatentPairs:
         self._dtype = getattr(torch, self.latent.dtype)
         self._padding = -self.latent.member_bytes % BLOCK
         self._apart = BLOCK + self.latent.member_bytes + self._padding  # of neighbouring members
-        self.files = LocalFiles(folder, sizes) if files is None else files
+        files = LocalFiles(folder, sizes)
+        self.files: Ranges = files if cache is None else cache.over(files, digest)
         table = pq.read_table(folder / PAIRS, filters=[("split", "=", split)])
         if not len(table):
             raise UserError(f"{folder}: no pair of split {split!r} in {PAIRS}")

@@ -1,7 +1,7 @@
 """Byte ranges of shards, straight into memory that the caller owns.
 
 `LocalFiles` reads a folder; `CachedFiles` fetches what it lacks from elsewhere and keeps it, below
-a limit of bytes, in a folder that any number of processes may share. Both only ever read at
+a limit of bytes, in a folder that processes and sets may share (`Cache`). Both only ever read at
 explicit offsets (`preadv`), so threads and forked processes may use one object; a pickled one opens
 its files anew.
 """
@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,24 +133,26 @@ class CachedFiles:
     of the limit at once, since finding them means listing the folder.
 
     Args:
-        folder: the cache; processes of one machine share it by giving the same folder. Every set
-            has its own, since shards of two sets bear the same names.
+        folder: the cache; processes of one machine share it by giving the same folder.
         fetch: (name, offset, size) -> the bytes; retries are its own affair.
         limit: bytes the folder may hold.
+        owner: tells the shards of one set from those of others, which bear the same names.
     """
 
-    def __init__(self, folder: Path, fetch: Fetch, *, limit: int) -> None:
+    def __init__(self, folder: Path, fetch: Fetch, *, limit: int, owner: str = "") -> None:
         self.folder = folder
         self.limit = limit
+        self.owner = owner
         self._fetch = fetch
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(type(self), limit=self.limit), (self.folder, self._fetch)
+        make = functools.partial(type(self), limit=self.limit, owner=self.owner)
+        return make, (self.folder, self._fetch)
 
     def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill ``buffers`` with the bytes of shard ``name`` from ``offset``; see `Ranges`."""
         size = sum(view.nbytes for view in buffers)
-        path = self.folder / name / f"{offset}-{size}"
+        path = self.folder / f"{self.owner}{name}" / f"{offset}-{size}"
         if self._kept(path, buffers):
             return
         try:
@@ -218,6 +221,27 @@ class CachedFiles:
             Path(path).unlink()
             held -= size
         return held
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A folder on a fast disk for what is read of sets on slow storage."""
+
+    folder: Path
+    """Shared by all sets and processes of a machine."""
+    limit: int
+    """Bytes it may hold."""
+
+    def over(self, files: Ranges, digest: str) -> CachedFiles:
+        """Read the shards of the set with this digest through the cache."""
+        fetch = functools.partial(_fetched, files)
+        return CachedFiles(self.folder, fetch, limit=self.limit, owner=f"{digest[:16]}-")
+
+
+def _fetched(files: Ranges, name: str, offset: int, size: int) -> bytes:
+    data = bytearray(size)
+    files.read(name, offset, [memoryview(data)])
+    return bytes(data)
 
 
 @contextmanager

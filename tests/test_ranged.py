@@ -1,5 +1,6 @@
 """Ranged reads: the right bytes or an error with the shard's name; a cache that many may share."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -47,8 +48,12 @@ def fetch_from(folder: Path) -> Callable[[str, int, int], bytes]:
 
 
 def held(cache: Path) -> int:
-    """Add up what a cache holds."""
-    return sum(path.stat().st_size for path in cache.glob("*/*"))
+    """Add up what a cache holds; what another process removes meanwhile does not count."""
+    total = 0
+    for path in cache.glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 @settings(

@@ -230,6 +230,25 @@ def test_an_unreadable_sample_stops_the_run_or_is_skipped_within_the_budget(
     assert log(tmp_path / "skipped")[-2]["data/skipped"] == 2  # both epochs of eight pairs met it
 
 
+def test_a_cache_is_all_that_is_read_twice(tmp_path: Path) -> None:
+    """A second run finds every pair of the first in it, shards or no shards; it has a limit."""
+    latents = write_latent_set(tmp_path / "set")
+    run = [*TINY, "--max-steps", "4", "--log-every", "1", "--latents", latents]
+    cached = [*run, "--cache", tmp_path / "cache"]
+    launch(run, tmp_path / "plain")
+    launch(cached, tmp_path / "first")
+    refused = launch(
+        [*cached[:-1], tmp_path / "small", "--cache-gb", "1e-7"], tmp_path / "x", code=2
+    )
+    for tar in latents.glob("*.tar"):
+        tar.unlink()
+    launch(cached, tmp_path / "second")
+
+    assert log(tmp_path / "first") == log(tmp_path / "plain")
+    assert log(tmp_path / "second") == log(tmp_path / "plain")
+    assert "raise the limit" in refused.stderr
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
     """The message names the samples; what was saved before stays good."""
     latents = write_latent_set(tmp_path / "set")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.degradation_parameters import degradation_preset
-from datasets.images import ImageSet, OnlinePairs
+from datasets.images import OnlinePairs
 from datasets.latents import LatentPairs
 from datasets.loading import Loader
 from datasets.order import Layout
@@ -30,7 +30,7 @@ from trainers.flow_ends import Ends, Frozen
 from trainers.flow_restorations import Restorations
 from trainers.held_out import held_out, sweep
 from trainers.judging import Averages
-from trainers.reading import training_loader
+from trainers.reading import open_images, open_latents, training_loader
 from trainers.task import Validation
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -53,7 +53,7 @@ class FlowTask:
             self.samples, self.held_out = self._latents("train"), self._latents("val")
             self.shape = self.samples.latent.shape
         else:
-            sets = [ImageSet(local_path(path)) for path in config.images]
+            sets = [open_images(path, config.loop) for path in config.images]
             self.samples = OnlinePairs(sets, degradation_preset(config.degradation))
             self.held_out = self._pictures()
             height, width, _ = sets[0].pixels(0).shape
@@ -130,14 +130,14 @@ class FlowTask:
 
     def _latents(self, split: str) -> LatentPairs:
         try:
-            pairs = LatentPairs(local_path(self.config.latents), split=split)
+            pairs = open_latents(self.config.latents, self.config.loop, split)
         except UserError as error:
             raise UserError(f"--latents: {error}; both splits are needed") from error
         self.frozen.accept(pairs.manifest)
         return pairs
 
     def _pictures(self) -> OnlinePairs:
-        images = held_out(self.config.images[0])
+        images = held_out(self.config.images[0], self.config.loop)
         return OnlinePairs([images], degradation_preset(self.config.degradation))
 
     def _network_config(self) -> looformer.LooUFormerConfig | hdit.HDiTConfig:

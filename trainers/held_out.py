@@ -10,21 +10,22 @@ from datasets.loading import Loader, LoaderConfig
 from datasets.order import Layout
 from infra.distributed import rank, world_size
 from infra.errors import UserError
-from infra.storage import local_path
 from trainers.draws import Draws
+from trainers.loop_config import LoopConfig
+from trainers.reading import open_images
 
 BATCH = 4  # samples of a rank
 SEED = 0  # of degradations and noise, the same for every run, so that runs compare
 
 
-def held_out(path: str) -> ImageSet:
+def held_out(path: str, loop: LoopConfig) -> ImageSet:
     """Open the held-out images of a set.
 
     Raises:
         UserError: there are none.
     """
     try:
-        return ImageSet(local_path(path), split="val")
+        return open_images(path, loop, split="val")
     except UserError as error:
         raise UserError(
             f"{error}; validation needs held-out images: curate with --val-fraction 0.05"

@@ -36,6 +36,10 @@ class LoopConfig:
     """Of the initial weights, the order of samples, crops, times and noise."""
     workers: int = 2
     """Threads or processes that read ahead; 0: each batch is read when it is asked for."""
+    cache: str = ""
+    """Folder on a local disk that keeps what is read of sets on slow storage."""
+    cache_gb: float = 100.0
+    """What that folder may hold, in 1e9 bytes; what was not read for longest goes first."""
     skip_budget: int = 0
     """Unreadable samples that each rank may skip, from its start, before it stops; each is named,
     and MLflow counts them as data/skipped."""
@@ -53,8 +57,9 @@ class LoopConfig:
         for name in ("keep_best", "seed", "workers", "skip_budget"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: 0 or more")
-        if not self.timeout_minutes > 0:
-            raise ValueError(f"timeout_minutes={self.timeout_minutes}: a positive number")
+        for name in ("timeout_minutes", "cache_gb"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: a positive number")
         if self.local_rank not in (-1, local_rank()):
             raise UsageError(
                 f"--local_rank={self.local_rank}, but LOCAL_RANK={local_rank()}: start with "

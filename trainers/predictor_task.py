@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.degradation_parameters import degradation_preset
-from datasets.images import DegradedBatch, ImageSet, OnlinePairs
+from datasets.images import DegradedBatch, OnlinePairs
 from datasets.loading import Loader
 from datasets.order import Layout
 from infra.registry import FinishedModel
@@ -24,7 +24,7 @@ from trainers.held_out import held_out, sweep
 from trainers.judging import Averages, Fidelity
 from trainers.pictures import Gallery
 from trainers.predictor import PredictorConfig
-from trainers.reading import training_loader
+from trainers.reading import open_images, training_loader
 from trainers.task import Validation
 
 EXPORT = "predictor"
@@ -39,10 +39,10 @@ class PredictorTask:
     def __init__(self, config: PredictorConfig, device: torch.device) -> None:
         self.config = config
         self.device = device
-        self.sets = [ImageSet(local_path(path)) for path in config.images]
+        self.sets = [open_images(path, config.loop) for path in config.images]
         degradation = degradation_preset(config.degradation)
         self.samples = OnlinePairs(self.sets, degradation, config.images_weights or None)
-        self.held_out = OnlinePairs([held_out(config.images[0])], degradation)
+        self.held_out = OnlinePairs([held_out(config.images[0], config.loop)], degradation)
         self.fidelity = Fidelity(config.lpips, device)
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)

@@ -1,13 +1,31 @@
-"""How training data are read: the same way by every recipe, from its samples on."""
+"""How data are read: the same way by every recipe."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from datasets.images import ImageSet
+from datasets.latents import LatentPairs
 from datasets.loading import Loader, LoaderConfig
 from datasets.order import Layout
+from datasets.ranged import Cache
+from infra.storage import local_path
 from trainers.loop_config import LoopConfig
+
+
+def open_images(path: str, loop: LoopConfig, split: str = "train") -> ImageSet:
+    """Open an image set, through the cache if there is one."""
+    return ImageSet(local_path(path), split=split, cache=_cache(loop))
+
+
+def open_latents(path: str, loop: LoopConfig, split: str) -> LatentPairs:
+    """Open a latent set, through the cache if there is one."""
+    return LatentPairs(local_path(path), split=split, cache=_cache(loop))
+
+
+def _cache(loop: LoopConfig) -> Cache | None:
+    return Cache(local_path(loop.cache), int(1e9 * loop.cache_gb)) if loop.cache else None
 
 
 def training_loader(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.images import Crops, ImageBatch, ImageSet
+from datasets.images import Crops, ImageBatch
 from datasets.loading import Loader
 from datasets.order import Layout
 from infra.distributed import sums
@@ -25,7 +25,7 @@ from trainers.engine import Engine
 from trainers.held_out import held_out, sweep
 from trainers.judging import Averages, Fidelity
 from trainers.pictures import Gallery
-from trainers.reading import training_loader
+from trainers.reading import open_images, training_loader
 from trainers.task import Validation
 from trainers.vae import VAEConfig
 
@@ -61,8 +61,8 @@ class VAETask:
 
     def __init__(self, config: VAEConfig, device: torch.device) -> None:
         self.config = config
-        self.sets = [ImageSet(local_path(path)) for path in config.data]
-        self.held_out = [held_out(path) for path in config.data]
+        self.sets = [open_images(path, config.loop) for path in config.data]
+        self.held_out = [held_out(path, config.loop) for path in config.data]
         perceptual = None
         if config.loss.perceptual:
             try:
