@@ -81,13 +81,7 @@ PRESETS: dict[str, SwinIRConfig] = {
         embed_dim=24, depths=(2, 2), heads=2, window_size=4, unshuffle=4, image_size=64
     ),
     "small": SwinIRConfig(  # for two cores and images of 128 pixels
-        embed_dim=32,
-        depths=(2, 2, 2),
-        heads=2,
-        window_size=8,
-        features=16,
-        unshuffle=4,
-        image_size=128,
+        embed_dim=32, depths=(2, 2, 2), heads=2, features=16, unshuffle=4, image_size=128
     ),
 }
 

@@ -38,7 +38,8 @@ from trainers.task import Task
 from trainers.window import Window, clock
 
 LOG = "log.jsonl"
-MODEL_SECONDS = 300.0  # to wait at most for the finished model's way into MLflow
+# Seconds to wait at most for MLflow at the end: a model takes a while; SIGTERM is soon a SIGKILL.
+PATIENCE = {"FINISHED": 300.0, "KILLED": 10.0}
 
 
 def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
@@ -73,7 +74,8 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
         )
         with track as tracked:
             finished = training.train(tracked, stop)
-            tracked.close("FINISHED" if finished else "KILLED", MODEL_SECONDS)
+            status = "FINISHED" if finished else "KILLED"
+            tracked.close(status, PATIENCE[status])
             if loop.track:
                 say(f"MLflow: {tracked.where()}\n")
         barrier()  # the launcher ends all ranks when one has ended
