@@ -4,13 +4,17 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from datasets.degradation_parameters import PRESETS as DEGRADATIONS
+from datasets.degradation_parameters import DegradationConfig
 from datasets.shards import read_manifest
 from infra.config import pretty_json
 from models.checkpoint import save_checkpoint
@@ -28,6 +32,7 @@ from tests.curation_jobs import InProcess
 from tests.tiny_vae import build
 
 SIZE = 64
+FEW, MANY = 5, 8  # images of the sets of `grown_sets`
 
 
 def write_networks(folder: Path, seed: int = 0) -> Path:
@@ -128,6 +133,21 @@ def published(folder: Path) -> dict[str, bytes]:
     manifest = manifest_of(folder)
     names = [entry["name"] for entry in manifest["shards"]] + list(manifest["files"])
     return {name: (folder / name).read_bytes() for name in [*names, "manifest.json"]}
+
+
+@contextmanager
+def grown_sets(folder: Path) -> Iterator[Path]:
+    """Write networks, an image set of `FEW`, one that has more (`MANY`); half of the draws gray.
+
+    In `earlier` lie two draws of the small set, by one image at a time.
+    """
+    write_networks(folder)
+    write_images(folder, FEW)
+    write_images(folder / "more", MANY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEGRADATIONS, "gray", DegradationConfig(gray_probability=0.5))
+        encode_few(folder, folder / "earlier")
+        yield folder
 
 
 def encode_few(world: Path, output: Path, **fields: Any) -> None:

@@ -5,19 +5,9 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ROOT, environment
-from tests.training_sets import free_port, write_latent_set
+from tests.training_sets import SMOKE, free_port, write_latent_set
 
-RUN = [
-    "--preset",
-    "tiny",
-    "--model",
-    "tiny",
-    "--global-batch-size",
-    "4",
-    "--workers",
-    "0",
-    "--no-track",
-]
+RUN = [*SMOKE, "--workers", "0", "--no-track"]
 
 
 def test_ranks_with_different_data_or_options_all_stop(tmp_path: Path) -> None:

@@ -178,8 +178,18 @@ def test_a_wrong_configuration_is_refused(changes: dict[str, Any], says: str) ->
 
 def test_an_unknown_preset_is_refused() -> None:
     """The message lists those that exist."""
-    with pytest.raises(ValueError, match="'codeformer'; choose one of pmrf, gfpgan-v1, difface"):
+    with pytest.raises(ValueError, match="'codeformer'; choose one of pmrf, pmrf-128, gfpgan"):
         degradation_preset("codeformer")
+
+
+def test_the_preset_of_128_pixels_is_the_published_one_seen_from_afar() -> None:
+    """Lengths in pixels are a quarter of those at 512; the rest is as it was."""
+    far, near = PRESETS["pmrf-128"], PRESETS["pmrf"]
+    blur = (near.blur_sigma[0], near.blur_sigma[1] / 4)
+    downscale = (near.downscale[0], near.downscale[1] / 4)
+
+    assert far == replace(near, kernel_size=11, blur_sigma=blur, downscale=downscale)
+    assert far.kernel_size // 2 == near.kernel_size // 2 // 4
 
 
 def test_presets_are_the_published_ranges() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from datasets.degradation_parameters import PRESETS, DegradationConfig
 from pipelines.encode import VerifyConfig
 from pipelines.encoder import Encoded, Encoder
 from pipelines.encoding import Encoding
@@ -18,6 +17,8 @@ from pipelines.image_plan import ImageSet
 from pipelines.latent_verify import problems, recomputed
 from tests.conftest import picture
 from tests.encoding_jobs import (
+    FEW,
+    MANY,
     SIZE,
     Stopping,
     bytes_of,
@@ -25,32 +26,21 @@ from tests.encoding_jobs import (
     curated,
     encode_few,
     encode_many,
+    grown_sets,
     job,
     manifest_of,
     members,
     published,
     run,
-    write_images,
     write_networks,
     write_regressor,
 )
 
-FEW, MANY = 5, 8
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return networks, a small image set, one that has three images more; half of the draws gray.
-
-    In `earlier` lie two draws of the small set, by one image at a time.
-    """
-    folder = tmp_path_factory.mktemp("world")
-    write_networks(folder)
-    write_images(folder, FEW)
-    write_images(folder / "more", MANY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "gray", DegradationConfig(gray_probability=0.5))
-        encode_few(folder, folder / "earlier")
+    """Return what `grown_sets` writes."""
+    with grown_sets(tmp_path_factory.mktemp("world")) as folder:
         yield folder
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from datasets.degradation_parameters import PRESETS, DegradationConfig
 from datasets.latent_format import LatentFormat
 from infra.config import from_dict, pretty_json
 from infra.errors import UsageError, UserError
@@ -18,32 +17,22 @@ from pipelines.image_plan import ImageSet
 from pipelines.latent_verify import problems
 from pipelines.reuse import EarlierSet, Reuse
 from tests.encoding_jobs import (
+    FEW,
+    MANY,
     bytes_of,
     copied,
     encode_few,
+    grown_sets,
     job,
     manifest_of,
     members,
-    write_images,
-    write_networks,
 )
-
-FEW, MANY = 5, 8
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return networks, a small image set, one that has three images more; half of the draws gray.
-
-    In `earlier` lie two draws of the small set, by one image at a time.
-    """
-    folder = tmp_path_factory.mktemp("world")
-    write_networks(folder)
-    write_images(folder, FEW)
-    write_images(folder / "more", MANY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "gray", DegradationConfig(gray_probability=0.5))
-        encode_few(folder, folder / "earlier")
+    """Return what `grown_sets` writes."""
+    with grown_sets(tmp_path_factory.mktemp("world")) as folder:
         yield folder
 
 

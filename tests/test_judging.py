@@ -14,7 +14,7 @@ from infra.errors import UserError
 from models.brisque import Brisque
 from models.lpips import load_lpips
 from models.metrics import ms_ssim, to_model_range, to_uint8
-from tests.training_sets import Files, launch, log, write_files, write_image_set, write_lpips
+from tests.training_sets import SMOKE, Files, launch, log, write_files, write_image_set, write_lpips
 from trainers import flow, judging, pictures, predictor, vae
 from trainers.flow import FlowConfig
 from trainers.flow_task import FlowTask
@@ -242,18 +242,7 @@ def test_averages_know_what_only_another_rank_has(monkeypatch: pytest.MonkeyPatc
 
 def test_two_ranks_judge_as_one(files: Files, weights: str, tmp_path: Path) -> None:
     """The validation before the first step: each rank has its share of the pictures."""
-    options = [
-        "--preset",
-        "tiny",
-        "--model",
-        "tiny",
-        "--global-batch-size",
-        "4",
-        "--workers",
-        "0",
-        "--max-steps",
-        "1",
-    ]
+    options = [*SMOKE, "--workers", "0", "--max-steps", "1"]
     options += ["--latents", files.latents, "--images", files.images, "--vae", files.vae]
     options += ["--predictor", files.predictor, "--lpips", weights]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

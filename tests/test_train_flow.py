@@ -17,6 +17,7 @@ from models import looformer
 from models.checkpoint import config_from_dict, load_checkpoint, read_digest
 from models.rectified_flow import regress
 from tests.training_sets import (
+    SMOKE,
     Files,
     assert_golden,
     free_port,
@@ -32,7 +33,7 @@ from trainers.flow import PRESETS, FlowConfig
 from trainers.flow_task import FlowTask
 from trainers.loop_config import LoopConfig
 
-TINY = ["--preset", "tiny", "--model", "tiny", "--global-batch-size", "4", "--workers", "0"]
+TINY = [*SMOKE, "--workers", "0"]
 SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]
 FIFTY = ["--max-steps", "50", "--log-every", "1", "--validate-every", "50"]
 CPU = torch.device("cpu")

@@ -12,13 +12,13 @@ from datasets.order import Order, Part
 from infra.errors import UsageError
 from models.frozen import load_posterior_mean
 from models.swinir import preset
-from tests.training_sets import launch, log, write_image_set
+from tests.training_sets import SMOKE, launch, log, write_image_set
 from trainers import predictor
 from trainers.draws import Draws
 from trainers.predictor import PRESETS, PredictorConfig
 from trainers.predictor_task import PredictorTask
 
-TINY = ["--preset", "tiny", "--model", "tiny", "--global-batch-size", "4", "--workers", "0"]
+TINY = [*SMOKE, "--workers", "0"]
 SHORT = ["--max-steps", "8", "--log-every", "1", "--validate-every", "8", "--save-every", "4"]
 CPU = torch.device("cpu")
 

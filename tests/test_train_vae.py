@@ -14,22 +14,19 @@ from models.checkpoint import load_checkpoint
 from models.frozen import load_vae
 from models.vae_folder import load_sim_vae
 from tests.conftest import ROOT
-from tests.training_sets import assert_golden, free_port, launch, log, same_curve, write_image_set
+from tests.training_sets import (
+    SMOKE,
+    assert_golden,
+    free_port,
+    launch,
+    log,
+    same_curve,
+    write_image_set,
+)
 from trainers import vae
 from trainers.vae import PRESETS, VAEConfig
 
-TINY = [
-    "--preset",
-    "tiny",
-    "--model",
-    "tiny",
-    "--crop",
-    "16",
-    "--global-batch-size",
-    "4",
-    "--workers",
-    "0",
-]
+TINY = [*SMOKE, "--crop", "16", "--workers", "0"]
 SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]
 FIFTY = ["--peak", "0.004", "--max-steps", "50", "--log-every", "1", "--validate-every", "50"]
 

@@ -30,6 +30,7 @@ from models.vae_folder import save_sim_vae
 from tests import tiny_vae
 from tests.conftest import ROOT, environment, picture
 
+SMOKE = ("--preset", "tiny", "--model", "tiny", "--global-batch-size", "4")  # the smallest run
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_losses.json"
 
 

@@ -142,18 +142,8 @@ def two_ranks_over_one() -> dict[str, Any]:
 def measured_run(ranks: int, latents: Path, output: Path) -> dict[str, float]:
     """Run the trainer on 16 samples a rank; returns the last line of its log with speeds."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    options = [
-        "--preset",
-        "tiny",
-        "--model",
-        "tiny",
-        "--max-steps",
-        "40",
-        "--log-every",
-        "20",
-        "--no-track",
-    ]
-    batch = ["--global-batch-size", str(16 * ranks), "--workers", "1"]
+    options = ["--preset", "tiny", "--model", "tiny", "--max-steps", "40", "--log-every", "20"]
+    batch = ["--global-batch-size", str(16 * ranks), "--workers", "1", "--no-track"]
     subprocess.run(
         [
             *(sys.executable, "-m", *launcher, "trainers.flow", *options, *batch),
