@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from models.recomputation import run_block
 
 AttentionKind = Literal["neighborhood", "global"]
 
@@ -142,8 +143,5 @@ class Hourglass(NamedTuple):
 
 def _run_blocks(level: nn.Module, x: Tensor, c: Tensor, recompute: bool) -> Tensor:
     for block in level.children():
-        if recompute and torch.is_grad_enabled():  # nothing is random: no generator state to keep
-            x = checkpoint(block, x, c, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x = block(x, c)
+        x = run_block(block, x, c, recompute=recompute)
     return x

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict
+from models.recomputation import run_block
 from models.window_attention import WindowAttention, shift_mask
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in every SwinIR
@@ -169,12 +169,7 @@ class SwinIR(nn.Module):
             mask = shift_mask(h, w, self.config.window_size).to(features)
         tokens = self.patch_embed(features.permute(0, 2, 3, 1))
         for layer in self.layers:
-            if self.activation_checkpointing and torch.is_grad_enabled():  # nothing is random
-                tokens = checkpoint(
-                    layer, tokens, mask, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                tokens = layer(tokens, mask)
+            tokens = run_block(layer, tokens, mask, recompute=self.activation_checkpointing)
         normed: Tensor = self.norm(tokens)
         return normed.permute(0, 3, 1, 2)
 

@@ -11,7 +11,8 @@ from itertools import zip_longest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from models.recomputation import run_block
 
 EPS = 1e-6
 
@@ -177,12 +178,8 @@ class Chain(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run every layer."""
-        recompute = self.recompute and torch.is_grad_enabled()
         for layer in self.layers():
-            if recompute and not isinstance(layer, self._lean):
-                x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = layer(x)
+            x = run_block(layer, x, recompute=self.recompute and not isinstance(layer, self._lean))
         return x
 
 
