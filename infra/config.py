@@ -89,6 +89,15 @@ def _convert(hint: Any, value: Any) -> Any:
     return value
 
 
+def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested fields dotted names, so that a difference is named as deep as it lies."""
+    named: dict[str, Any] = {}
+    for name, value in fields.items():
+        nested = isinstance(value, Mapping)
+        named |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return named
+
+
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """List the fields in which two configurations differ, each as ``name: theirs -> mine``."""
     names = sorted(mine.keys() | theirs.keys())

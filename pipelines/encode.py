@@ -44,7 +44,7 @@ class EncodeConfig:
     draws: int = 1
     """Degradations of each image, K; more than a set has extends it."""
     degradation: str = "pmrf"
-    """pmrf, gfpgan-v1 or difface-test."""
+    """Preset of datasets.degradation_parameters."""
     source: str = "posterior_mean"
     """posterior_mean: x_0 = E(posterior mean of LQ); regressed: x_0 = g(E(posterior mean)), with
     the regressor g; lq: x_0 = E(LQ), without a predictor."""

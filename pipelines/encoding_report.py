@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from datasets.decoding import decode
+from infra.config import flat
 from pipelines import report
-from pipelines.job import flat
 from pipelines.probe import REGRESSED, SHOWN, picture_path
 from pipelines.stage import StageTime
 from pipelines.times import bottleneck, time_section

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets.shards import MANIFEST
 from infra import storage
-from infra.config import differences
+from infra.config import differences, flat
 from infra.errors import UsageError
 from infra.tracking import start_run
 
@@ -110,15 +110,6 @@ def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields as JSON gives them back."""
     values: dict[str, Any] = json.loads(json.dumps(fields))
     return values
-
-
-def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give nested fields dotted names, so that a difference is named as deep as it lies."""
-    named: dict[str, Any] = {}
-    for name, value in fields.items():
-        nested = isinstance(value, Mapping)
-        named |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return named
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -20,14 +20,14 @@ from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
 from datasets.shards import INDEX, read_manifest
 from datasets.verify import Seen, set_problems
-from infra.config import differences, from_dict, to_dict
+from infra.config import differences, flat, from_dict, to_dict
 from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines import latent_table
 from pipelines.encode import EncodeConfig
 from pipelines.encoder import Encoder
 from pipelines.image_plan import ImageSample, ImageSet
-from pipelines.job import flat, plain
+from pipelines.job import plain
 from pipelines.latent_statistics import latent_values
 
 EXACT = 1e-3  # of a standard deviation: another batch or PyTorch rounds sums otherwise

@@ -29,10 +29,9 @@ from datasets.degradation_parameters import DegradationParameters
 from datasets.latent_format import LatentFormat
 from datasets.ranged import LocalFiles, names_member
 from datasets.shards import BLOCK, INDEX, MANIFEST, read_manifest
-from infra.config import differences, to_dict
+from infra.config import differences, flat, to_dict
 from infra.errors import UsageError, UserError
 from infra.storage import sha256
-from pipelines.job import flat
 from pipelines.latent_table import STATISTICS, Latents, LatentTable
 
 TARGET_FIELDS = ("vae", "vae_config", "posterior", "precision")

@@ -1,19 +1,12 @@
 """What must agree before a step is taken: a run with its checkpoint, every rank with the others."""
 
-from collections.abc import Mapping
+from typing import Any
 
-from infra.config import to_dict
+from infra.config import differences, flat, to_dict
 from infra.distributed import gathered
 from infra.errors import UsageError, UserError
-from infra.mlflow_rules import flatten
 from trainers.checkpointing import Checkpoint
 from trainers.loop_config import TrainerConfig
-
-
-def learnt_by(config: TrainerConfig) -> dict[str, str]:
-    """Return the settings, by dotted name, that change what is learnt."""
-    flat = flatten(to_dict(config))
-    return {name: value for name, value in flat.items() if not config.may_change(name)}
 
 
 def refuse_other_run(config: TrainerConfig, before: Checkpoint) -> None:
@@ -22,13 +15,12 @@ def refuse_other_run(config: TrainerConfig, before: Checkpoint) -> None:
     Raises:
         UsageError: names the settings that differ, with both values.
     """
-    theirs = flatten(before.record["config"])
-    fixed = {name: value for name, value in theirs.items() if not config.may_change(name)}
-    changed = _changes(fixed, learnt_by(config))
+    theirs = _fixed(config, before.record["config"])
+    changed = differences(_fixed(config, to_dict(config)), theirs)
     if changed:
         raise UsageError(
-            f"{before.folder} is of another configuration ({changed}): give another --output, or "
-            "that configuration (--config OUTPUT/config.json)"
+            f"{before.folder} is of another configuration ({'; '.join(changed)}): give another "
+            "--output, or that configuration (--config OUTPUT/config.json)"
         )
 
 
@@ -45,19 +37,16 @@ def refuse_unequal_ranks(config: TrainerConfig, data: str) -> None:
     Raises:
         UserError: names the rank and what differs from rank 0, on every rank alike.
     """
-    first, *others = gathered({"data": data, **learnt_by(config)})
+    first, *others = gathered({"data": data, **_fixed(config, to_dict(config))})
     for number, theirs in enumerate(others, start=1):
-        changed = _changes(first, theirs)
+        changed = differences(theirs, first)
         if changed:
             raise UserError(
-                f"rank {number} differs from rank 0 ({changed}): bring the same sets, by manifest, "
-                "and the same options to every machine"
+                f"rank {number} differs from rank 0 ({'; '.join(changed)}): bring the same sets, "
+                "by manifest, and the same options to every machine"
             )
 
 
-def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    return "; ".join(
-        f"{name}: {old.get(name)} -> {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    )
+def _fixed(config: TrainerConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, by dotted name, that change what is learnt."""
+    return {name: value for name, value in flat(values).items() if not config.may_change(name)}

@@ -45,6 +45,7 @@ class Frozen:
     Attributes:
         identity: of those that latents depend on, as a latent set's manifest names them; a
             regressor's only once `accept` saw latents that depend on it.
+        regressor_weights: digest of the regressor's, if there is one.
 
     Raises:
         UserError: weights that are not at hand; says which option.
@@ -56,7 +57,7 @@ class Frozen:
         self.vae: Any = None
         self.predictor: Any = None
         self.regressor: LooUFormer | None = None
-        self._regressor_weights: str | None = None
+        self.regressor_weights: str | None = None
         self._stored = ""
         option = ""
         try:
@@ -74,7 +75,7 @@ class Frozen:
                 option = f"--regressor {config.regressor}"
                 regressor, who = load_regressor(str(local_path(config.regressor)))
                 self.regressor = regressor.to(device)
-                self._regressor_weights = who.weights
+                self.regressor_weights = who.weights
         except (CheckpointError, OSError) as error:
             raise UserError(f"{option}: {error}") from error
 
@@ -95,8 +96,8 @@ class Frozen:
         """
         made = manifest.get("identity", {}).get("source")
         taken = SOURCES_TAKEN.get(self.config.source, ("posterior_mean",))
-        if made == "regressed" and self._regressor_weights is not None:
-            self.identity["regressor"] = self._regressor_weights
+        if made == "regressed" and self.regressor_weights is not None:
+            self.identity["regressor"] = self.regressor_weights
         expected = made if made in taken else taken[0]
         check_belongs(dict(manifest), source=expected, **self.identity)
         if made == "regressed" and self.config.conditional:

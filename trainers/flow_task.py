@@ -18,7 +18,7 @@ from infra.errors import UserError
 from infra.registry import FinishedModel
 from infra.storage import local_path
 from models import hdit, looformer
-from models.checkpoint import CheckpointError, save_checkpoint, weights_digest
+from models.checkpoint import CheckpointError, save_checkpoint
 from models.frozen import check_takes
 from models.rectified_flow import flow_matching_loss, interpolate, regress
 from trainers.cost import encoder_flops, forward_flops
@@ -30,7 +30,7 @@ from trainers.flow_ends import Ends, Frozen
 from trainers.flow_restorations import Restorations
 from trainers.held_out import held_out, sweep
 from trainers.judging import Averages
-from trainers.reading import open_images, open_latents, training_loader
+from trainers.reading import named, open_images, open_latents, training_loader
 from trainers.task import Validation
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -189,14 +189,9 @@ class FlowTask:
     def data(self) -> list[tuple[str, str, str, str]]:
         """Name the sets."""
         if isinstance(self.samples, LatentPairs):
-            path = self.config.latents
-            return [
-                (local_path(path).name, self.samples.digest.partition("/")[0], path, "training")
-            ]
-        return [
-            (local_path(path).name, images.digest.partition("/")[0], path, "training")
-            for path, images in zip(self.config.images, self.samples.sets, strict=True)
-        ]
+            return [named(self.config.latents, self.samples)]
+        sets = zip(self.config.images, self.samples.sets, strict=True)
+        return [named(path, images) for path, images in sets]
 
     def export(self, network: nn.Module) -> FinishedModel:
         """Write the network as `models.checkpoint.load_checkpoint` reads it."""
@@ -205,8 +200,8 @@ class FlowTask:
         identity = dict(self.frozen.identity)
         if isinstance(self.samples, LatentPairs):
             identity |= self.samples.manifest.get("identity", {})
-        if self.frozen.regressor is not None:
-            identity["regressor"] = weights_digest(self.frozen.regressor.state_dict())
+        if self.frozen.regressor_weights is not None:
+            identity["regressor"] = self.frozen.regressor_weights
         return finished_flow(self.config, self.shape, folder, digest, identity)
 
 

@@ -24,7 +24,7 @@ from trainers.held_out import held_out, sweep
 from trainers.judging import Averages, Fidelity
 from trainers.pictures import Gallery
 from trainers.predictor import PredictorConfig
-from trainers.reading import open_images, training_loader
+from trainers.reading import named, open_images, training_loader
 from trainers.task import Validation
 
 EXPORT = "predictor"
@@ -87,10 +87,8 @@ class PredictorTask:
 
     def data(self) -> list[tuple[str, str, str, str]]:
         """Name the image sets."""
-        return [
-            (local_path(path).name, images.digest.partition("/")[0], path, "training")
-            for path, images in zip(self.config.images, self.sets, strict=True)
-        ]
+        sets = zip(self.config.images, self.sets, strict=True)
+        return [named(path, images) for path, images in sets]
 
     def export(self, network: nn.Module) -> FinishedModel:
         """Write the folder that `models.frozen.load_posterior_mean` reads."""

@@ -24,6 +24,11 @@ def open_latents(path: str, loop: LoopConfig, split: str) -> LatentPairs:
     return LatentPairs(local_path(path), split=split, cache=_cache(loop))
 
 
+def named(path: str, samples: ImageSet | LatentPairs) -> tuple[str, str, str, str]:
+    """Name a set that is trained on: its folder's name, the set's digest, where it is, its use."""
+    return local_path(path).name, samples.digest.partition("/")[0], path, "training"
+
+
 def _cache(loop: LoopConfig) -> Cache | None:
     return Cache(local_path(loop.cache), int(1e9 * loop.cache_gb)) if loop.cache else None
 

@@ -25,7 +25,7 @@ from trainers.engine import Engine
 from trainers.held_out import held_out, sweep
 from trainers.judging import Averages, Fidelity
 from trainers.pictures import Gallery
-from trainers.reading import open_images, training_loader
+from trainers.reading import named, open_images, training_loader
 from trainers.task import Validation
 from trainers.vae import VAEConfig
 
@@ -145,10 +145,8 @@ class VAETask:
 
     def data(self) -> list[tuple[str, str, str, str]]:
         """Name the image sets."""
-        return [
-            (local_path(path).name, images.digest.partition("/")[0], path, "training")
-            for path, images in zip(self.config.data, self.sets, strict=True)
-        ]
+        sets = zip(self.config.data, self.sets, strict=True)
+        return [named(path, images) for path, images in sets]
 
     def export(self, network: nn.Module) -> FinishedModel:
         """Write the folder that `models.vae_folder.load_sim_vae` and diffusers' users read."""
