@@ -1,9 +1,10 @@
 """What must agree before a step is taken: a run with its checkpoint, every rank with the others."""
 
+import contextlib
 from typing import Any
 
 from infra.config import differences, flat, to_dict
-from infra.distributed import gathered
+from infra.distributed import barrier, gathered
 from infra.errors import UsageError, UserError
 from trainers.checkpointing import Checkpoint
 from trainers.loop_config import TrainerConfig
@@ -41,6 +42,9 @@ def refuse_unequal_ranks(config: TrainerConfig, data: str) -> None:
     for number, theirs in enumerate(others, start=1):
         changed = differences(theirs, first)
         if changed:
+            # Whoever left at once would break the connection of a rank that has yet to hear it.
+            with contextlib.suppress(RuntimeError):
+                barrier()
             raise UserError(
                 f"rank {number} differs from rank 0 ({'; '.join(changed)}): bring the same sets, "
                 "by manifest, and the same options to every machine"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.distributed import local_rank, rank
+from infra.errors import UserError
 from trainers.engine_config import BatchPlan, EngineConfig, deepspeed_json
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam remembers of each parameter
@@ -65,6 +66,18 @@ def leave() -> None:
     """Leave the job; without it PyTorch warns at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def leave_refused(kind: type[BaseException] | None, *_: object) -> None:
+    """Leave at the end of a context that a user's error ends; for `ExitStack.push`.
+
+    gloo's threads, still there when the interpreter ends, now and then abort the process instead
+    of letting it say its exit code. NCCL has none, and may wait for ranks that are elsewhere.
+    """
+    refused = kind is not None and issubclass(kind, UserError)
+    joined = torch.distributed.is_initialized()
+    if refused and joined and torch.distributed.get_backend() == "gloo":
+        leave()
 
 
 class Engine:

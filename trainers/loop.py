@@ -30,7 +30,7 @@ from trainers.agreement import refuse_other_run, refuse_unequal_ranks
 from trainers.checkpointing import Checkpoints
 from trainers.cost import gigabytes
 from trainers.draws import Draws
-from trainers.engine import Engine, join, leave
+from trainers.engine import Engine, join, leave, leave_refused
 from trainers.engine_config import BatchPlan, deepspeed_json, plan_batches
 from trainers.loop_config import TrainerConfig
 from trainers.stop import STOPPED, Stop
@@ -57,6 +57,7 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
         device = join(loop.timeout_minutes)
+        stack.push(leave_refused)
         if rank() == 0:
             stack.enter_context(exclusive(folder / ".state"))
         task = build(device)
