@@ -29,6 +29,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
+Pixels = npt.NDArray[np.uint8]
+"""RGB uint8 [H, W, 3]."""
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; 0.5 GB as RGB
@@ -52,7 +54,7 @@ class UndecodableImage(ValueError):  # noqa: N818  (an outcome that is counted, 
         self.reason = reason
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode an image by the rules above.
 
     Args:
@@ -87,7 +89,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
             raise UndecodableImage("truncated", str(error)) from error
 
 
-def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+def _rgb(image: Image.Image) -> Pixels:
     if image.mode in ("F", "I") or _is_12_bit(image):
         raise UndecodableImage("unsupported_mode", f"pixels of mode {image.mode}")
     if image.mode.startswith("I;16"):
@@ -115,3 +117,8 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     """
     _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), PNG_OPTIONS)
     return data.tobytes()
+
+
+def single_threaded() -> None:
+    """Keep OpenCV to one thread: workers are one per core already."""
+    cv2.setNumThreads(1)

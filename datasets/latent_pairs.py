@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
-from datasets.ranged import LocalFiles, UnreadableRange, names_member
+from datasets.reading.ranges import LocalFiles, UnreadableRange, names_member
 from datasets.shards import BLOCK, Shard, read_manifest
 from infra.config import from_dict
 from infra.errors import UserError

@@ -18,11 +18,11 @@ from models.checkpoint import (
     load_strict,
     weights_digest,
 )
-from models.looformer import LooUFormer, LooUFormerConfig
-from models.public_vae import PUBLIC_VAES, PublicVAE, load_public_vae
-from models.sim_vae import SimVAE
-from models.swinir import SwinIR, SwinIRConfig, load_predictor
-from models.vae_folder import load_sim_vae
+from models.predictor.swinir import SwinIR, SwinIRConfig, load_predictor
+from models.vae.folder import load_sim_vae
+from models.vae.public import PUBLIC_VAES, PublicVAE, load_public_vae
+from models.vae.sim_vae import SimVAE
+from models.velocity.looformer import LooUFormer, LooUFormerConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.vgg import VGG19
+from models.metrics.backbones import VGG19
 
 PERCEPTUAL_LAYERS = {  # Real-ESRGAN's weights
     "conv1_2": 0.1,
@@ -131,7 +131,8 @@ class SimVAELoss(nn.Module):
         if config.perceptual and perceptual is None:
             raise ValueError(
                 f"perceptual={config.perceptual} needs `perceptual`, made of "
-                "models.vgg.load_vgg19(); without the weights of VGG19 set perceptual=0"
+                "models.metrics.backbones.load_vgg19(); without the weights of VGG19 set "
+                "perceptual=0"
             )
         self.config = config
         self.perceptual = perceptual if config.perceptual else None

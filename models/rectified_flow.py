@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.layers import widen
+from models.velocity.layers import widen
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """v_t(x_t) as a function of x_t [B, ...] and t [B]."""

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ROOT, environment
-from tests.training_sets import SMOKE, free_port, write_latent_set
+from tests.support.training_sets import SMOKE, free_port, write_latent_set
 
 RUN = [*SMOKE, "--workers", "0", "--no-track"]
 

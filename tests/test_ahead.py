@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.ahead import in_order
+from pipelines.jobs.ahead import in_order
 
 
 @settings(deadline=None, max_examples=30)

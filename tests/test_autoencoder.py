@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from models.autoencoder import Posterior, check_images, check_latent, check_range
+from models.vae.autoencoder import Posterior, check_images, check_latent, check_range
 
 
 def build_posterior(seed: int = 0, spread: float = 1.0) -> Posterior:

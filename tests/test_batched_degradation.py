@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.signal import correlate
 
-from datasets.batched_degradation import blur_and_downscale, degrade_batch
-from datasets.degradation import degrade, draw_parameters, recorded, to_float
-from datasets.degradation_parameters import PRESETS, DegradationParameters
-from datasets.degradation_steps import Image, gaussian_kernel, replay
+from datasets.degradation.batched import blur_and_downscale, degrade_batch
+from datasets.degradation.parameters import PRESETS, DegradationParameters
+from datasets.degradation.reference import degrade, draw_parameters, recorded, to_float
+from datasets.degradation.steps import Image, gaussian_kernel, replay
 from tests.test_degradation import photograph
 from tests.test_degradation_parameters import parameters
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageFilter
 from skimage import color, data
 
-from models import brisque
-from models.brisque import Brisque, _PlainUnpickler
+from models.metrics import brisque
+from models.metrics.brisque import Brisque, _PlainUnpickler
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
 

@@ -12,8 +12,13 @@ import pytest
 from infra import cli
 from infra.config import digest, from_dict, to_dict
 from infra.errors import UsageError, UserError
-from pipelines import curate, encode, score
-from trainers import engine_config, flow, loop_config, predictor, vae
+from pipelines.curate import config as curate
+from pipelines.encode import config as encode
+from pipelines.score import config as score
+from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
+from trainers.recipes import flow_config as flow
+from trainers.recipes import predictor_config as predictor
+from trainers.recipes import vae_config as vae
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
@@ -23,9 +28,9 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "vae": (vae.VAEConfig, vae.PRESETS),
     "predictor": (predictor.PredictorConfig, predictor.PRESETS),
     "flow": (flow.FlowConfig, flow.PRESETS),
-    "loop": (loop_config.LoopConfig, loop_config.LOOP_PRESETS),
-    "optimizer": (loop_config.OptimizerConfig, loop_config.OPTIMIZER_PRESETS),
-    "engine": (engine_config.EngineConfig, engine_config.PRESETS),
+    "loop": (LoopConfig, {"default": LoopConfig()}),
+    "optimizer": (OptimizerConfig, {"default": OptimizerConfig()}),
+    "engine": (EngineConfig, {"default": EngineConfig()}),
 }
 """Every program's configuration class and presets."""
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.crop import Box, CropRule, boxes, cut, cut_all, patch_key
+from pipelines.curate.config import CropRule
+from pipelines.curate.crop import Box, boxes, cut, cut_all, patch_key
 
 CROP = CropRule(mode="crop", size=512, stride=384)
 RESIZE = CropRule(mode="resize", size=64)

@@ -14,11 +14,11 @@ from datasets.decoding import decode
 from datasets.verify import problems
 from infra import storage
 from infra.errors import UsageError, UserError
-from pipelines import curate
-from pipelines.curate import PRESETS
-from pipelines.curation import Curation
+from pipelines.curate import __main__ as curate
+from pipelines.curate.config import PRESETS
+from pipelines.curate.job import Curation
 from tests.conftest import Pictures, picture
-from tests.curation_jobs import InProcess, config, published, run
+from tests.support.curation_jobs import InProcess, config, published, run
 
 
 def test_a_set_verifies_and_holds_the_pixels_of_its_sources(

@@ -13,9 +13,9 @@ from datasets import shards
 from datasets.verify import problems
 from infra import storage
 from infra.errors import BudgetExceeded, UsageError, UserError
-from pipelines import curate
+from pipelines.curate import __main__ as curate
 from tests.conftest import Pictures
-from tests.curation_jobs import published, run
+from tests.support.curation_jobs import published, run
 
 
 def bad_files(source: Path) -> dict[str, str]:

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.data import astronaut
 
-from datasets.degradation import Degraded, degrade, draw_parameters
-from datasets.degradation_parameters import PRESETS, DegradationParameters, downscaled_size
-from datasets.degradation_steps import A, Image, seeded, steps
+from datasets.degradation.parameters import PRESETS, DegradationParameters, downscaled_size
+from datasets.degradation.reference import Degraded, degrade, draw_parameters
+from datasets.degradation.steps import A, Image, seeded, steps
 from infra.config import canonical_json, to_dict
 from tests.test_degradation_parameters import draws, keys, parameters, presets, seeds, through_json
 from tests.test_degradation_steps import by_inverse

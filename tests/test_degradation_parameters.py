@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.degradation import draw_parameters
-from datasets.degradation_parameters import (
+from datasets.degradation.parameters import (
     PRESETS,
     DegradationConfig,
     DegradationParameters,
     degradation_preset,
 )
+from datasets.degradation.reference import draw_parameters
 from infra.config import canonical_json, from_dict, to_dict
 from infra.errors import UsageError
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.degradation_parameters import ColorJitter, DegradationConfig, downscaled_size
-from datasets.degradation_steps import A, gaussian_kernel, seeded, steps
+from datasets.degradation.parameters import ColorJitter, DegradationConfig, downscaled_size
+from datasets.degradation.steps import A, gaussian_kernel, seeded, steps
 
 GOLDEN_NOISE = [-0.5023736, 0.50684536, 2.0193486, 0.85149574]
 

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from infra.delivery import deliver
 from infra.errors import UsageError
-from infra.tracking import Run
-from tests.stored_runs import curve, runs, wait_until
+from infra.tracking.delivery import deliver
+from infra.tracking.run import Run
+from tests.support.stored_runs import curve, runs, wait_until
 
 if TYPE_CHECKING:
-    from tests.tracking_stores import Server
+    from tests.support.tracking_stores import Server
 
-pytest_plugins = ["tests.tracking_stores"]
+pytest_plugins = ["tests.support.tracking_stores"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -92,7 +92,7 @@ def test_a_store_that_is_away_delays_only(
     assert run.outcome is not None
     assert (run.outcome.run_id, run.outcome.records, run.outcome.files) == (None, 23, 1)
     assert told.count("the job goes on") == 1
-    assert told.count("infra.delivery") == 1
+    assert told.count("infra.tracking.delivery") == 1
     assert "Traceback" not in told
     assert deliver(tmp_path / "journal") == 1
 

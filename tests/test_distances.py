@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.distances import mmd
+from models.metrics.mmd import mmd
 
 
 def gaussian(seed: int, scale: float, n: int = 3000, d: int = 1024) -> Tensor:

@@ -12,17 +12,17 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from datasets.degradation import degrade
-from datasets.degradation_parameters import PRESETS, DegradationConfig, DegradationParameters
-from datasets.latents import LatentPairs, check_belongs
-from datasets.loading import Loader, LoaderConfig
-from datasets.order import Layout
+from datasets.degradation.parameters import PRESETS, DegradationConfig, DegradationParameters
+from datasets.degradation.reference import degrade
+from datasets.reading.latents import LatentPairs, check_belongs
+from datasets.reading.loader import Loader, LoaderConfig
+from datasets.reading.order import Layout
 from infra.config import from_dict
 from infra.errors import UserError
 from models.frozen import load_posterior_mean, load_vae
-from pipelines.encode import VerifyConfig
-from pipelines.latent_verify import problems, recomputed
-from tests.encoding_jobs import (
+from pipelines.encode.config import VerifyConfig
+from pipelines.encode.verify import problems, recomputed
+from tests.support.encoding_jobs import (
     array,
     manifest_of,
     members,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from datasets.shards import read_manifest
 from infra.storage import sha256
-from pipelines.latent_verify import problems
+from pipelines.encode.verify import problems
 from tests.conftest import program
-from tests.encoding_jobs import run, write_images, write_networks
+from tests.support.encoding_jobs import run, write_images, write_networks
 
 IMAGES = 16
 PATIENCE = 120.0

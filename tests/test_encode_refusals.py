@@ -17,15 +17,15 @@ from datasets.shards import index_table, parquet_bytes, read_manifest, write_sha
 from infra import storage
 from infra.config import canonical_json, pretty_json
 from infra.errors import UsageError, UserError
-from models.sim_vae import PRESETS, SimVAE
-from models.swinir import SwinIR, SwinIRConfig
-from models.vae_folder import save_sim_vae
-from pipelines import encode
-from pipelines.encode import VerifyConfig
-from pipelines.encoding import Encoding
-from pipelines.encoding_estimate import counted
-from pipelines.latent_verify import problems, recomputed
-from tests.encoding_jobs import SIZE, job, published, run, write_images, write_networks
+from models.predictor.swinir import SwinIR, SwinIRConfig
+from models.vae.folder import save_sim_vae
+from models.vae.sim_vae import PRESETS, SimVAE
+from pipelines.encode import __main__ as encode
+from pipelines.encode.config import VerifyConfig
+from pipelines.encode.estimate import counted
+from pipelines.encode.job import Encoding
+from pipelines.encode.verify import problems, recomputed
+from tests.support.encoding_jobs import SIZE, job, published, run, write_images, write_networks
 
 
 @pytest.fixture(scope="module")

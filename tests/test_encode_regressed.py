@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.loading import Memory
-from datasets.order import Order, Part
+from datasets.reading.loader import Memory
+from datasets.reading.order import Order, Part
 from infra.config import pretty_json
 from infra.errors import UsageError, UserError
 from models.checkpoint import CheckpointError, save_checkpoint
 from models.frozen import load_regressor
-from models.hdit import PRESETS as PIXEL_NETWORKS
-from models.hdit import HDiT
 from models.rectified_flow import euler, regress
-from pipelines import encode
-from pipelines.encode import EncodeConfig, VerifyConfig
-from pipelines.latent_verify import problems, recomputed
-from tests.encoding_jobs import (
+from models.velocity.hdit import PRESETS as PIXEL_NETWORKS
+from models.velocity.hdit import HDiT
+from pipelines.encode import __main__ as encode
+from pipelines.encode.config import EncodeConfig, VerifyConfig
+from pipelines.encode.verify import problems, recomputed
+from tests.support.encoding_jobs import (
     array,
     manifest_of,
     members,
@@ -30,10 +30,10 @@ from tests.encoding_jobs import (
     write_networks,
     write_regressor,
 )
-from trainers.draws import Draws
-from trainers.flow import PRESETS, FlowConfig
-from trainers.flow_task import FlowTask
-from trainers.loop_config import LoopConfig
+from trainers.loop.config import LoopConfig
+from trainers.loop.noise import Draws
+from trainers.recipes.flow import FlowTask
+from trainers.recipes.flow_config import PRESETS, FlowConfig
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from infra.errors import UserError
-from pipelines.encode import VerifyConfig
-from pipelines.encoding import Encoding
-from pipelines.latent_verify import problems, recomputed
-from tests.curation_jobs import InProcess
-from tests.encoding_jobs import (
+from pipelines.encode.config import VerifyConfig
+from pipelines.encode.job import Encoding
+from pipelines.encode.verify import problems, recomputed
+from tests.support.curation_jobs import InProcess
+from tests.support.encoding_jobs import (
     Stopping,
     job,
     manifest_of,

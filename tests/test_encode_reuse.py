@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from pipelines.encode import VerifyConfig
-from pipelines.encoder import Encoded, Encoder
-from pipelines.encoding import Encoding
-from pipelines.encoding_report import metrics
-from pipelines.image_plan import ImageSet
-from pipelines.latent_verify import problems, recomputed
+from pipelines.encode.config import VerifyConfig
+from pipelines.encode.images import ImageSet
+from pipelines.encode.job import Encoding
+from pipelines.encode.networks import Encoded, Encoder
+from pipelines.encode.report import metrics
+from pipelines.encode.verify import problems, recomputed
 from tests.conftest import picture
-from tests.encoding_jobs import (
+from tests.support.encoding_jobs import (
     FEW,
     MANY,
     SIZE,

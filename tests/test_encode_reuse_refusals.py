@@ -11,12 +11,12 @@ from datasets.latent_format import LatentFormat
 from infra.config import from_dict, pretty_json
 from infra.errors import UsageError, UserError
 from infra.storage import sha256
-from pipelines import encode
-from pipelines.encoder import parameters
-from pipelines.image_plan import ImageSet
-from pipelines.latent_verify import problems
-from pipelines.reuse import EarlierSet, Reuse
-from tests.encoding_jobs import (
+from pipelines.encode import __main__ as encode
+from pipelines.encode.images import ImageSet
+from pipelines.encode.networks import parameters
+from pipelines.encode.reuse import EarlierSet, Reuse
+from pipelines.encode.verify import problems
+from tests.support.encoding_jobs import (
     FEW,
     MANY,
     bytes_of,

@@ -14,8 +14,9 @@ import torch
 
 from infra.errors import UsageError
 from tests.conftest import ROOT
-from tests.training_ranks import BATCH, build, data
-from trainers.engine_config import BatchPlan, EngineConfig, deepspeed_json, plan_batches
+from tests.support.training_ranks import BATCH, build, data
+from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
+from trainers.loop.config import EngineConfig
 
 STAGES = range(4)
 STEPS, HALF = 6, 3
@@ -27,7 +28,7 @@ def launch(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> Results:
     """Run jobs on real processes, joined by torchrun and gloo."""
     (folder / f"jobs-{ranks}.json").write_text(json.dumps(jobs))
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    command = [*(launcher if ranks > 1 else []), "tests.training_ranks"]
+    command = [*(launcher if ranks > 1 else []), "tests.support.training_ranks"]
     subprocess.run(
         [sys.executable, "-m", *command, folder / f"jobs-{ranks}.json", folder],
         cwd=ROOT,

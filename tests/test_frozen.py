@@ -8,10 +8,10 @@ import torch
 
 from models.checkpoint import CheckpointError, save_checkpoint, weights_digest
 from models.frozen import load_posterior_mean, load_vae
-from models.public_vae import PUBLIC_VAES
-from models.swinir import PRESETS, SwinIR
-from models.vae_folder import save_sim_vae
-from tests.tiny_vae import build
+from models.predictor.swinir import PRESETS, SwinIR
+from models.vae.folder import save_sim_vae
+from models.vae.public import PUBLIC_VAES
+from tests.support.tiny_vae import build
 
 
 def predictor(folder: Path) -> SwinIR:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoint import CheckpointError
-from models.hdit import PRESETS, HDiT, HDiTConfig, load_pmrf
-from models.neighborhood import tiled_flops, window_flops
-from tests.velocity_reference import hdit, randomize
+from models.velocity.hdit import PRESETS, HDiT, HDiTConfig, load_pmrf
+from models.velocity.neighborhood import tiled_flops, window_flops
+from tests.support.velocity_reference import hdit, randomize
 
 TINY = PRESETS["tiny"]
 

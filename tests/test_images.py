@@ -8,15 +8,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from datasets.degradation import degrade, draw_parameters
-from datasets.degradation_parameters import degradation_preset
-from datasets.images import Crops, ImageBatch, ImageSet, OnlinePairs
-from datasets.loading import Loader, LoaderConfig
-from datasets.memory import Memory
-from datasets.order import Draw, Layout
+from datasets.degradation.parameters import degradation_preset
+from datasets.degradation.reference import degrade, draw_parameters
+from datasets.reading.images import Crops, ImageBatch, ImageSet, OnlinePairs
+from datasets.reading.loader import Loader, LoaderConfig
+from datasets.reading.memory import Memory
+from datasets.reading.order import Draw, Layout
 from infra.errors import UserError
 from tests.conftest import picture
-from tests.published_sets import write_images
+from tests.support.published_sets import write_images
 
 SIDE = 48
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UsageError, UserError
-from infra.journal import Journal, others, take
+from infra.tracking.journal import Journal, others, take
 
 URI = "sqlite:////a.db"
 
@@ -117,7 +117,7 @@ def test_the_same_name_replaces_a_file(tmp_path: Path) -> None:
 def test_a_journal_has_one_holder(tmp_path: Path) -> None:
     """Neither this process nor another can hold it a second time; afterwards both can."""
     probe = (
-        "import sys; from pathlib import Path; from infra.journal import Journal;"
+        "import sys; from pathlib import Path; from infra.tracking.journal import Journal;"
         "sys.exit(Journal.hold(Path(sys.argv[1])) is not None)"
     )
     command = [sys.executable, "-c", probe, str(tmp_path / "a")]

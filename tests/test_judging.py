@@ -9,23 +9,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.images import Crops, ImageSet
+from datasets.reading.images import Crops, ImageSet
 from infra.errors import UserError
-from models.brisque import Brisque
-from models.lpips import load_lpips
-from models.metrics import ms_ssim, to_model_range, to_uint8
-from tests.training_sets import SMOKE, Files, launch, log, write_files, write_image_set, write_lpips
-from trainers import flow, judging, pictures, predictor, vae
-from trainers.flow import FlowConfig
-from trainers.flow_task import FlowTask
-from trainers.held_out import sweep
-from trainers.judging import Averages, Fidelity
-from trainers.loop_config import LoopConfig
-from trainers.pictures import Gallery
-from trainers.predictor import PredictorConfig
-from trainers.predictor_task import PredictorTask
-from trainers.vae import VAEConfig
-from trainers.vae_task import VAETask
+from models.metrics.brisque import Brisque
+from models.metrics.fidelity import ms_ssim, to_model_range, to_uint8
+from models.metrics.lpips import load_lpips
+from tests.conftest import ROOT
+from tests.support.training_sets import (
+    SMOKE,
+    Files,
+    launch,
+    log,
+    write_files,
+    write_image_set,
+    write_lpips,
+)
+from trainers.loop.config import LoopConfig
+from trainers.recipes import flow_config, judging, pictures, predictor_config, vae_config
+from trainers.recipes.data import sweep
+from trainers.recipes.flow import FlowTask
+from trainers.recipes.flow_config import FlowConfig
+from trainers.recipes.judging import Averages, Fidelity
+from trainers.recipes.pictures import Gallery
+from trainers.recipes.predictor import PredictorTask
+from trainers.recipes.predictor_config import PredictorConfig
+from trainers.recipes.vae import VAETask
+from trainers.recipes.vae_config import VAEConfig
 
 CPU = torch.device("cpu")
 LOOP = LoopConfig(workers=0)
@@ -62,19 +71,22 @@ def flow_task(files: Files, **values: Any) -> FlowTask:
     """Build the tiny flow with all its files."""
     paths = {"latents": files.latents, "images": (files.images,), "vae": files.vae}
     values = {**paths, "predictor": files.predictor, "loop": LOOP, **values}
-    return FlowTask(replace(flow.PRESETS["tiny"], **{"model": "tiny", **values}), CPU)
+    return FlowTask(replace(flow_config.PRESETS["tiny"], **{"model": "tiny", **values}), CPU)
 
 
 def vae_task(*data: str, **values: Any) -> VAETask:
     """Build the tiny autoencoder."""
-    config = replace(vae.PRESETS["tiny"], model="tiny", data=data, crop=16, loop=LOOP, **values)
+    config = replace(
+        vae_config.PRESETS["tiny"], model="tiny", data=data, crop=16, loop=LOOP, **values
+    )
     return VAETask(config, CPU)
 
 
 def predictor_task(*sets: str, **values: Any) -> PredictorTask:
     """Build the tiny predictor."""
     return PredictorTask(
-        replace(predictor.PRESETS["tiny"], model="tiny", images=sets, loop=LOOP, **values), CPU
+        replace(predictor_config.PRESETS["tiny"], model="tiny", images=sets, loop=LOOP, **values),
+        CPU,
     )
 
 
@@ -246,7 +258,7 @@ def test_two_ranks_judge_as_one(files: Files, weights: str, tmp_path: Path) -> N
     options += ["--latents", files.latents, "--images", files.images, "--vae", files.vae]
     options += ["--predictor", files.predictor, "--lpips", weights]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch([*launcher, str(flow.__file__), *options], tmp_path / "run")
+    launch([*launcher, str(ROOT / "trainers" / "flow.py"), *options], tmp_path / "run")
     task = flow_task(files, lpips=weights)
     alone = {f"val/{name}": value for name, value in task.validate(task.network).metrics.items()}
 

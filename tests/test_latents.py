@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from datasets.latent_format import LatentFormat, write_latent_shard
 from datasets.latent_pairs import PAIRS, pair_table, problems
-from datasets.latents import LatentBatch, LatentPairs, check_belongs
-from datasets.memory import Memory
-from datasets.order import Draw
+from datasets.reading.latents import LatentBatch, LatentPairs, check_belongs
+from datasets.reading.memory import Memory
+from datasets.reading.order import Draw
 from datasets.shards import BLOCK, load_record, save_record
 from infra.errors import UserError
-from tests.published_sets import SMALL, latent, publish_latents, sample, write_latents
+from tests.support.published_sets import SMALL, latent, publish_latents, sample, write_latents
 
 KEYS = [f"face/{number:03d}" for number in range(12)]
 

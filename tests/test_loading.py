@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.latents import LatentPairs
-from datasets.loading import Loader, LoaderConfig
-from datasets.order import Layout
+from datasets.reading.latents import LatentPairs
+from datasets.reading.loader import Loader, LoaderConfig
+from datasets.reading.order import Layout
 from infra.errors import UsageError, UserError
 from tests.conftest import ROOT, environment
-from tests.published_sets import SMALL, sample, write_latents
+from tests.support.published_sets import SMALL, sample, write_latents
 
 COUNT = 40
 ALONE = LoaderConfig(workers=0)

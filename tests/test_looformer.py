@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.hdit import HDiT, HDiTConfig
-from models.looformer import PRESETS, LooUFormer, LooUFormerConfig
-from models.neighborhood import tiled_flops, window_flops
-from tests.velocity_reference import looformer, randomize
+from models.velocity.hdit import HDiT, HDiTConfig
+from models.velocity.looformer import PRESETS, LooUFormer, LooUFormerConfig
+from models.velocity.neighborhood import tiled_flops, window_flops
+from tests.support.velocity_reference import looformer, randomize
 
 TINY = PRESETS["tiny"]
 STRIDED = {"downsample": "strided_conv", "downsample_kernel": 3}

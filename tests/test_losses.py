@@ -15,7 +15,7 @@ from models.losses import (
     kl,
     l1,
 )
-from models.vgg import VGG19
+from models.metrics.backbones import VGG19
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -12,8 +12,8 @@ from skimage import data
 from torch import Tensor
 
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
-from models.lpips import LPIPS, VARIANTS, Net, load_lpips
-from tests.training_sets import write_lpips
+from models.metrics.lpips import LPIPS, VARIANTS, Net, load_lpips
+from tests.support.training_sets import write_lpips
 
 NETS: tuple[Net, ...] = get_args(Net)
 # Places of the convolutions in torchvision's `features`, of the pooling, and of the ReLUs that end

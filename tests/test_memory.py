@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.latents import LatentPairs
-from datasets.loading import Loader, LoaderConfig
-from datasets.memory import Memory
-from datasets.order import Layout
-from tests.published_sets import SMALL, sample, write_latents
+from datasets.reading.latents import LatentPairs
+from datasets.reading.loader import Loader, LoaderConfig
+from datasets.reading.memory import Memory
+from datasets.reading.order import Layout
+from tests.support.published_sets import SMALL, sample, write_latents
 
 
 def test_memory_is_taken_again_once_nobody_sees_it() -> None:

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import correlate
 from torch import Tensor
 
-from models.metrics import MIN_SIDE, SCALE_WEIGHTS, ms_ssim, psnr, to_uint8
+from models.metrics.fidelity import MIN_SIDE, SCALE_WEIGHTS, ms_ssim, psnr, to_uint8
 
 
 def images(seed: int, height: int = 176, width: int = 163, batch: int = 2) -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infra.errors import UsageError
-from infra.mlflow_rules import MAX_VALUE, cut, flatten, grid_files, safe_key, tracking_uri
+from infra.tracking.rules import MAX_VALUE, cut, flatten, grid_files, safe_key, tracking_uri
 
 
 @settings(deadline=None, max_examples=300)

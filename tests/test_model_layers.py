@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.layers import (
+from models.velocity.layers import (
     AdaRMSNorm,
     AxialRoPE,
     FeedForward,

@@ -11,9 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import neighborhood
-from models.neighborhood import neighborhood_attention, tiled_flops, window_flops, window_starts
-from tests.velocity_reference import dense_attention, window_mask
+from models.velocity import neighborhood
+from models.velocity.neighborhood import (
+    neighborhood_attention,
+    tiled_flops,
+    window_flops,
+    window_starts,
+)
+from tests.support.velocity_reference import dense_attention, window_mask
 
 
 def draw(*shape: int, seed: int = 0, **kwargs: Any) -> list[Tensor]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.order import Layout, Order, Part, keyed_integers, scattered, sweep
+from datasets.reading.order import Layout, Order, Part, keyed_integers, scattered, sweep
 from infra.errors import UsageError
 
 GOLDEN = [6, 5, 0, 3, 4, 2, 7, 1, 9, 8, 8, 3, 0, 9, 4, 6, 2, 1, 5, 7]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.pictures import SIDE, grid
+from trainers.recipes.pictures import SIDE, grid
 
 
 @pytest.mark.parametrize("side", [16, 64, 256, 512])

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.public_vae import PUBLIC_VAES, PublicVAE, load_public_vae
-from models.vae_folder import WEIGHTS_FILE
-from tests.tiny_vae import draw_images
+from models.vae.folder import WEIGHTS_FILE
+from models.vae.public import PUBLIC_VAES, PublicVAE, load_public_vae
+from tests.support.tiny_vae import draw_images
 
 REAL = {  # total parameters of the published networks, in millions, and what their configs say
     "sd15-f8c4": (83_653_863, {}),

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import qalign
-from models.qalign import QAlign
-from models.qalign_checkpoint import build
-from models.qalign_network import QAlignConfig, Shortcuts, flops_per_image
-from models.qalign_prompts import PROMPTS
-from tests.qalign_checkpoint import SIZE_7B, TINY, layout, random_state, write_checkpoint
-from tests.qalign_reference import MISTAKES, Reference
+from models.qalign import scorer as qalign
+from models.qalign.checkpoint import build
+from models.qalign.network import QAlignConfig, Shortcuts, flops_per_image
+from models.qalign.prompts import PROMPTS
+from models.qalign.scorer import QAlign
+from tests.support.qalign_checkpoint import SIZE_7B, TINY, layout, random_state, write_checkpoint
+from tests.support.qalign_reference import MISTAKES, Reference
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TOLERANCE = 1e-5  # of a logit, float32 against float64

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import qalign_checkpoint
-from models.qalign import QAlign
-from models.qalign_checkpoint import Checkpoint, NotEnoughMemory, build, bytes_needed
-from models.qalign_files import BadCheckpoint
-from models.qalign_network import QAlignConfig
-from tests.qalign_checkpoint import TINY, random_state, write_checkpoint
-from tests.qalign_reference import Reference
+from models.qalign import checkpoint as qalign_checkpoint
+from models.qalign.checkpoint import Checkpoint, NotEnoughMemory, build, bytes_needed
+from models.qalign.files import BadCheckpoint
+from models.qalign.network import QAlignConfig
+from models.qalign.scorer import QAlign
+from tests.support.qalign_checkpoint import TINY, random_state, write_checkpoint
+from tests.support.qalign_reference import Reference
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (45, 62, 3), dtype=np.uint8)
 TABLE = "model.visual_abstractor.encoder.layers.0.crossattention.attention.k_pos_embed"

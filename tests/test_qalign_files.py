@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.qalign import QAlign
-from models.qalign_files import BadCheckpoint
-from tests.qalign_checkpoint import random_state, write_checkpoint
+from models.qalign.files import BadCheckpoint
+from models.qalign.scorer import QAlign
+from tests.support.qalign_checkpoint import random_state, write_checkpoint
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (45, 62, 3), dtype=np.uint8)
 

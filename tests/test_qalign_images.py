@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.qalign_images import (
+from models.qalign.images import (
     MEAN,
     PADDING,
     STD,

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from models.qalign import QAlign
-from models.qalign_prompts import LEVELS, PROMPTS, WrongTokenizer, check_vocabulary
-from tests.qalign_checkpoint import write_checkpoint
-from tests.qalign_vocabulary import PIECES, write_vocabulary
+from models.qalign.prompts import LEVELS, PROMPTS, WrongTokenizer, check_vocabulary
+from models.qalign.scorer import QAlign
+from tests.support.qalign_checkpoint import write_checkpoint
+from tests.support.qalign_vocabulary import PIECES, write_vocabulary
 
 NATURAL = (
     "1 3148 1001 29901 1128 723 366 6554 278 11029 310 445 1967 29973 13 | "

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets import ranged
-from datasets.ranged import CachedFiles, LocalFiles, Ranges, UnreadableRange, names_member
+from datasets.reading import ranges as ranged
+from datasets.reading.ranges import CachedFiles, LocalFiles, Ranges, UnreadableRange, names_member
 from datasets.shards import BLOCK, write_shard
 from infra.errors import UsageError, UserError
 

@@ -15,16 +15,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from infra import delivery
-from infra.registry import FinishedModel
 from infra.storage import sha256, write_bytes
-from infra.tracking import Run
-from tests.stored_runs import runs, wait_until
+from infra.tracking import delivery
+from infra.tracking.models import FinishedModel
+from infra.tracking.run import Run
+from tests.support.stored_runs import runs, wait_until
 
 if TYPE_CHECKING:
-    from tests.tracking_stores import Server
+    from tests.support.tracking_stores import Server
 
-pytest_plugins = ["tests.tracking_stores"]
+pytest_plugins = ["tests.support.tracking_stores"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -129,7 +129,7 @@ def test_a_store_that_is_away_gets_the_model_later(
     assert run.outcome is not None
     assert run.outcome.files == 4
     client = come_back()
-    command = [sys.executable, "-m", "infra.delivery", str(tmp_path / "journal")]
+    command = [sys.executable, "-m", "infra.tracking.delivery", str(tmp_path / "journal")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (version,) = versions(client)
 

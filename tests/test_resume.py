@@ -21,9 +21,9 @@ from infra.config import pretty_json
 from infra.storage import write_bytes
 from models.checkpoint import load_checkpoint
 from tests.conftest import ROOT, environment
-from tests.training_sets import SMOKE, launch, log, same_curve, write_latent_set
-from trainers.checkpointing import MANIFEST, Checkpoints
-from trainers.stop import STOPPED
+from tests.support.training_sets import SMOKE, launch, log, same_curve, write_latent_set
+from trainers.loop.checkpoints import MANIFEST, Checkpoints
+from trainers.loop.stop import STOPPED
 
 STEPS = 16
 TINY = ["trainers.flow", *SMOKE, "--workers", "1"]
@@ -121,7 +121,7 @@ def test_killed_while_saving_and_while_deleting(
     output = tmp_path / "run"
     arguments = [*TINY, *RUN, "--keep-last", "1", "--keep-best", "0", "--latents", latents]
     for pattern, newest in kills.items():
-        process = start(["tests.killed", pattern, *arguments], output)
+        process = start(["tests.support.killed", pattern, *arguments], output)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == -signal.SIGKILL, f"{pattern}: {errors[-2000:]}"
         found = _checkpoints(output).find("auto")

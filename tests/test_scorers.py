@@ -10,17 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets import shards
-from datasets.decoding import decode
+from datasets.decoding import Pixels, decode
 from datasets.sources import list_images
 from datasets.verify import problems
 from infra.errors import UsageError, UserError
-from models.qalign import QAlign
-from pipelines import score, scoring
-from pipelines.crop import CropRule, Pixels
-from pipelines.scorers import ImportedScores, ScorerChoice, describe, load
+from models.qalign.scorer import QAlign
+from pipelines.curate import scoring
+from pipelines.curate.config import CropRule
+from pipelines.jobs.scorer_choice import ScorerChoice
+from pipelines.jobs.scorers import ImportedScores, describe, load
+from pipelines.score import __main__ as score
 from tests.conftest import Pictures
-from tests.curation_jobs import run
-from tests.qalign_checkpoint import write_checkpoint
+from tests.support.curation_jobs import run
+from tests.support.qalign_checkpoint import write_checkpoint
 
 RNG = np.random.default_rng(11)
 

@@ -10,13 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.sample import CANDIDATE, empty_row
-from pipelines.filters import (
-    already_dropped,
-    drop_reason,
-    quality_worse_than,
-    unscorable,
-)
-from pipelines.selection import CutRule, count_reasons, select, shard_tables, split_of
+from pipelines.curate.config import CutRule
+from pipelines.curate.filters import already_dropped, drop_reason, quality_worse_than, unscorable
+from pipelines.curate.selection import count_reasons, select, shard_tables, split_of
 
 AT_LEAST_3_5 = (already_dropped, unscorable, quality_worse_than(3.5, higher_is_better=True))
 AT_MOST_40 = (already_dropped, unscorable, quality_worse_than(40.0, higher_is_better=False))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.sim_vae import PRESETS, SimVAE, SimVAEConfig, preset
-from tests.tiny_vae import SD, build, draw_images
+from models.vae.sim_vae import PRESETS, SimVAE, SimVAEConfig, preset
+from tests.support.tiny_vae import SD, build, draw_images
 
 
 def build_meta(name: str) -> SimVAE:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
-from models.swinir import PRESETS, SwinIR, SwinIRConfig, load_predictor, preset
+from models.predictor.swinir import PRESETS, SwinIR, SwinIRConfig, load_predictor, preset
 
 TINY = PRESETS["tiny"]
 

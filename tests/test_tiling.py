@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.sim_vae import PRESETS, SimVAE, SimVAEConfig
-from models.tiling import decode_tiled, encode_tiled, exact_halo, receptive_field
+from models.vae.sim_vae import PRESETS, SimVAE, SimVAEConfig
+from models.vae.tiling import decode_tiled, encode_tiled, exact_halo, receptive_field
 
 # As deep as the paper's, and narrow: the receptive field is a matter of depth.
 DEEP = dataclasses.replace(PRESETS["sim-vae-f8c32"], latent_channels=2, block_out_channels=(4,) * 4)

@@ -15,11 +15,11 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.errors import UsageError
-from infra.mlflow_store import TOKEN_TAG
-from infra.tracking import Run
-from tests.stored_runs import curve, runs, wait_until
+from infra.tracking.run import Run
+from infra.tracking.store import TOKEN_TAG
+from tests.support.stored_runs import curve, runs, wait_until
 
-pytest_plugins = ["tests.tracking_stores"]
+pytest_plugins = ["tests.support.tracking_stores"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -248,6 +248,6 @@ def test_an_unknown_run_id_is_refused(
 
 def test_mlflow_is_imported_only_for_a_run() -> None:
     """Importing our module takes no second: MLflow is not loaded with it."""
-    probe = "import sys, infra.tracking; sys.exit('mlflow' in sys.modules)"
+    probe = "import sys, infra.tracking.run; sys.exit('mlflow' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=False).returncode == 0

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datasets.memory import Memory
-from datasets.order import Order, Part
+from datasets.reading.memory import Memory
+from datasets.reading.order import Order, Part
 from infra.errors import UsageError, UserError
-from models import looformer
 from models.checkpoint import config_from_dict, load_checkpoint, read_digest
 from models.rectified_flow import regress
-from tests.training_sets import (
+from models.velocity import looformer
+from tests.support.training_sets import (
     SMOKE,
     Files,
     assert_golden,
@@ -28,10 +28,10 @@ from tests.training_sets import (
     write_latent_set,
 )
 from trainers import flow
-from trainers.draws import Draws, Purpose
-from trainers.flow import PRESETS, FlowConfig
-from trainers.flow_task import FlowTask
-from trainers.loop_config import LoopConfig
+from trainers.loop.config import LoopConfig
+from trainers.loop.noise import Draws, Purpose
+from trainers.recipes.flow import FlowTask
+from trainers.recipes.flow_config import PRESETS, FlowConfig
 
 TINY = [*SMOKE, "--workers", "0"]
 SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]

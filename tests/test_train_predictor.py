@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from datasets.loading import Memory
-from datasets.order import Order, Part
+from datasets.reading.loader import Memory
+from datasets.reading.order import Order, Part
 from infra.errors import UsageError
 from models.frozen import load_posterior_mean
-from models.swinir import preset
-from tests.training_sets import SMOKE, launch, log, write_image_set
+from models.predictor.swinir import preset
+from tests.support.training_sets import SMOKE, launch, log, write_image_set
 from trainers import predictor
-from trainers.draws import Draws
-from trainers.predictor import PRESETS, PredictorConfig
-from trainers.predictor_task import PredictorTask
+from trainers.loop.noise import Draws
+from trainers.recipes.predictor import PredictorTask
+from trainers.recipes.predictor_config import PRESETS, PredictorConfig
 
 TINY = [*SMOKE, "--workers", "0"]
 SHORT = ["--max-steps", "8", "--log-every", "1", "--validate-every", "8", "--save-every", "4"]

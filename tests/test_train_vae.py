@@ -8,13 +8,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from datasets.images import ImageSet
+from datasets.reading.images import ImageSet
 from infra.errors import UserError
 from models.checkpoint import load_checkpoint
 from models.frozen import load_vae
-from models.vae_folder import load_sim_vae
+from models.vae.folder import load_sim_vae
 from tests.conftest import ROOT
-from tests.training_sets import (
+from tests.support.training_sets import (
     SMOKE,
     assert_golden,
     free_port,
@@ -23,8 +23,8 @@ from tests.training_sets import (
     same_curve,
     write_image_set,
 )
-from trainers import vae
-from trainers.vae import PRESETS, VAEConfig
+from trainers.recipes.vae import VAETask
+from trainers.recipes.vae_config import PRESETS, VAEConfig
 
 TINY = [*SMOKE, "--crop", "16", "--workers", "0"]
 SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]
@@ -111,7 +111,7 @@ def test_the_perceptual_loss_needs_its_weights(images: Path, tmp_path: Path) -> 
     config = dataclasses.replace(PRESETS["paper"], data=(str(images),), vgg=str(tmp_path / "x.pth"))
 
     with pytest.raises(UserError, match="--perceptual 0"):
-        vae.build(config, torch.device("cpu"))
+        VAETask(config, torch.device("cpu"))
 
 
 def test_a_set_without_held_out_images_is_refused(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_set_without_held_out_images_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(PRESETS["tiny"], model="tiny", data=(str(images),))
 
     with pytest.raises(UserError, match="--val-fraction"):
-        vae.build(config, torch.device("cpu"))
+        VAETask(config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

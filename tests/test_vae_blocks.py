@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.vae_blocks import Downsample, SimResBlock
-from tests.tiny_vae import build, by_design, draw_images, relative_error
+from models.vae.blocks import Downsample, SimResBlock
+from tests.support.tiny_vae import build, by_design, draw_images, relative_error
 
 
 def test_res_block_is_the_papers_formula() -> None:

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from models.sim_vae import PRESETS, SimVAEConfig
-from models.vae_folder import WEIGHTS_FILE, from_json, load_sim_vae, save_sim_vae, to_json
-from tests.tiny_vae import build, by_design, draw_images
+from models.vae.folder import WEIGHTS_FILE, from_json, load_sim_vae, save_sim_vae, to_json
+from models.vae.sim_vae import PRESETS, SimVAEConfig
+from tests.support.tiny_vae import build, by_design, draw_images
 
 RELEASED = {  # the authors' constructor arguments, and what their averaging adds
     "_class_name": "AutoencoderKLSim",
@@ -194,7 +194,7 @@ def test_an_interrupted_save_is_no_folder(tmp_path: Path, monkeypatch: pytest.Mo
     def die(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("models.vae_folder.save_file", die)
+    monkeypatch.setattr("models.vae.folder.save_file", die)
     with pytest.raises(OSError, match="no space"):
         save_sim_vae(build(), tmp_path)
 

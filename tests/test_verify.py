@@ -14,9 +14,9 @@ from datasets.shards import MANIFEST, parquet_bytes, read_manifest, write_shard
 from datasets.verify import problems
 from infra.config import pretty_json
 from infra.storage import sha256
-from pipelines import curate
+from pipelines.curate import __main__ as curate
 from tests.conftest import picture
-from tests.curation_jobs import run
+from tests.support.curation_jobs import run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
-from models.vgg import VGG19, load_vgg19
+from models.metrics.backbones import VGG19, load_vgg19
 
 # Places of the convolutions in torchvision's `vgg19().features`; pooling stands at 4, 9, 18, 27.
 PLACES = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.swinir import PRESETS, SwinIR
-from models.window_attention import relative_position_index, shift_mask
+from models.predictor.swinir import PRESETS, SwinIR
+from models.predictor.window_attention import relative_position_index, shift_mask
 
 
 @settings(deadline=None, max_examples=20)

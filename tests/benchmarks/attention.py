@@ -28,7 +28,7 @@ def attention() -> dict[str, Any]:
     """
     import torch
 
-    from models.neighborhood import tiled_flops, window_flops
+    from models.velocity.neighborhood import tiled_flops, window_flops
 
     torch.set_num_threads(1)
     # For the processes of `peak_memory`: freed tensors go back to the system at once, so the mark
@@ -68,7 +68,7 @@ def _pass(kind: str, side: int) -> Callable[[], object]:
     import torch
     from torch.nn import functional as F
 
-    from models.neighborhood import neighborhood_attention
+    from models.velocity.neighborhood import neighborhood_attention
 
     torch.set_num_threads(1)
     if side > WARM_UP:
@@ -93,7 +93,7 @@ def _block_pass(side: int, dtype: str) -> Callable[[], object]:
     """Build the first block of PMRF, and return a forward and backward pass over a map."""
     import torch
 
-    from models.hdit import PRESETS, Block
+    from models.velocity.hdit import PRESETS, Block
 
     torch.set_num_threads(1)
     if side > WARM_UP:
@@ -115,7 +115,7 @@ def _mask(side: int) -> Any:
     """Say which keys each query sees, [N, N]."""
     import torch
 
-    from models.neighborhood import window_starts
+    from models.velocity.neighborhood import window_starts
 
     offset = torch.arange(side) - window_starts(side, WINDOW)[:, None]
     seen = (offset >= 0) & (offset < WINDOW)

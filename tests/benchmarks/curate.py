@@ -28,10 +28,11 @@ def bare(arguments: tuple[str, int, int, int, bool, str]) -> int:
     import tarfile
     from io import BytesIO
 
-    from datasets.decoding import decode, encode_png
+    from datasets.decoding import decode, encode_png, single_threaded
     from datasets.sources import list_images, read
-    from models.brisque import Brisque
-    from pipelines.crop import CropRule, cut_all, single_threaded
+    from models.metrics.brisque import Brisque
+    from pipelines.curate.config import CropRule
+    from pipelines.curate.crop import cut_all
 
     folder, half, size, stride, scored, output = arguments
     single_threaded()
@@ -115,7 +116,8 @@ def ray_writer(folder: str, size: int, stride: int) -> float:
 
     def patches(row: dict[str, Any]) -> list[dict[str, Any]]:
         from datasets.decoding import decode, encode_png
-        from pipelines.crop import CropRule, cut_all
+        from pipelines.curate.config import CropRule
+        from pipelines.curate.crop import cut_all
 
         rule = CropRule(mode="crop", size=size, stride=stride)
         stem = Path(row["path"]).stem

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from skimage.data import astronaut
 
-from datasets.batched_degradation import blur_and_downscale, degrade_batch
-from datasets.degradation import degrade, draw_parameters, recorded, to_float
-from datasets.degradation_parameters import PRESETS, DegradationParameters
-from datasets.degradation_steps import Image, replay
+from datasets.degradation.batched import blur_and_downscale, degrade_batch
+from datasets.degradation.parameters import PRESETS, DegradationParameters
+from datasets.degradation.reference import degrade, draw_parameters, recorded, to_float
+from datasets.degradation.steps import Image, replay
 from tests.benchmarks.harness import paired
 
 COUNT = 64

@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.batched_degradation import degrade_batch
+from datasets.degradation.batched import degrade_batch
 from infra.config import to_dict
-from pipelines.draws import EncodeShard
-from pipelines.encode import EncodeConfig
-from pipelines.encoder import Encoder
-from pipelines.encoding import Encoding
-from pipelines.image_plan import ImageSet
-from pipelines.latent_pack import Work
-from pipelines.pack import write_plan
+from pipelines.encode.config import EncodeConfig
+from pipelines.encode.images import ImageSet
+from pipelines.encode.job import Encoding
+from pipelines.encode.members import Work
+from pipelines.encode.networks import Encoder
+from pipelines.encode.worker import EncodeShard
+from pipelines.jobs.plan import write_plan
 from tests.benchmarks.harness import RUNS, paired, save
-from tests.encoding_jobs import write_networks
+from tests.support.encoding_jobs import write_networks
 
 
 def bare(encoder: Encoder, images: ImageSet, draws: int) -> Callable[[], None]:

@@ -34,14 +34,14 @@ import torch
 
 from datasets.latent_format import LatentFormat, LatentSample
 from datasets.latent_pairs import PAIR, PAIRS
-from datasets.latents import LatentPairs
-from datasets.loading import Loader, LoaderConfig
-from datasets.order import Layout, Order
+from datasets.reading.latents import LatentPairs
+from datasets.reading.loader import Loader, LoaderConfig
+from datasets.reading.order import Layout, Order
 from datasets.shards import MANIFEST, parquet_bytes, write_shard
 from infra.config import pretty_json, to_dict
 from tests.benchmarks.harness import RUNS, save
 from tests.benchmarks.other_loaders import Epoch, consume, importable, webdataset
-from tests.published_sets import sample, write_latents
+from tests.support.published_sets import sample, write_latents
 
 FORM = LatentFormat(channels=32, height=64, width=64)
 BATCH = 64

@@ -92,7 +92,7 @@ def _vae_pass(network: str, layout: str) -> Callable[[], object]:
     """Build a network and return its encode and decode of one image."""
     import torch
 
-    from models.sim_vae import PRESETS, SimVAE
+    from models.vae.sim_vae import PRESETS, SimVAE
 
     torch.set_num_threads(1)
     memory_format = getattr(torch, layout)
@@ -124,7 +124,7 @@ def _vae_flops(design: str) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from models.sim_vae import PRESETS, SimVAE
+    from models.vae.sim_vae import PRESETS, SimVAE
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         SimVAE(PRESETS[f"{design}-vae-f8c32"])(torch.zeros(1, 3, 256, 256))

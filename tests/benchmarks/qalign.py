@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.qalign import QAlign
-from models.qalign_checkpoint import Checkpoint, build, bytes_needed
-from models.qalign_language import LanguageConfig
-from models.qalign_network import QAlignConfig, QAlignNetwork, Shortcuts, flops_per_image
-from models.qalign_prompts import PROMPTS
-from models.qalign_vision import AbstractorConfig, VisionConfig
+from models.qalign.checkpoint import Checkpoint, build, bytes_needed
+from models.qalign.language import LanguageConfig
+from models.qalign.network import QAlignConfig, QAlignNetwork, Shortcuts, flops_per_image
+from models.qalign.prompts import PROMPTS
+from models.qalign.scorer import QAlign
+from models.qalign.vision import AbstractorConfig, VisionConfig
 from tests.benchmarks.harness import paired, save
-from tests.qalign_checkpoint import TINY, random_state, write_checkpoint
+from tests.support.qalign_checkpoint import TINY, random_state, write_checkpoint
 
 NONE = Shortcuts(shared_prefix=False, last_row=False, five_logits=False)
 ALL = Shortcuts()

@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from datasets.order import Layout
-from models import looformer
+from datasets.reading.order import Layout
 from models.rectified_flow import flow_matching_loss
+from models.velocity import looformer
 from tests.benchmarks.harness import RUNS, paired, save
-from tests.training_sets import write_files, write_latent_set
-from trainers import flow
-from trainers.draws import Draws
-from trainers.engine import Engine, join, leave
-from trainers.engine_config import EngineConfig, plan_batches
-from trainers.flow_task import FlowTask
+from tests.support.training_sets import write_files, write_latent_set
+from trainers.loop.batches import plan_batches
+from trainers.loop.config import EngineConfig
+from trainers.loop.engine import Engine, join, leave
+from trainers.loop.noise import Draws
+from trainers.recipes import flow_config
+from trainers.recipes.flow import FlowTask
 
 BATCH, SIDE, STEPS = 4, 16, 4
 MODEL = dataclasses.replace(
@@ -104,7 +105,7 @@ def cached_over_online() -> dict[str, Any]:
 
 def stepper(values: dict[str, Any]) -> tuple[Callable[[], None], FlowTask]:
     """Return what takes a step of a flow, its data included."""
-    base = dataclasses.replace(flow.PRESETS["tiny"], model="tiny")
+    base = dataclasses.replace(flow_config.PRESETS["tiny"], model="tiny")
     loop = dataclasses.replace(base.loop, workers=0)
     task = FlowTask(dataclasses.replace(base, loop=loop, **values), CPU)
     config = EngineConfig(global_batch_size=BATCH)

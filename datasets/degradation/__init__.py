@@ -1,0 +1,1 @@
+"""High-quality image -> low-quality image, every parameter drawn, kept and replayed."""

@@ -1,0 +1,1 @@
+"""Sets of shards -> batches: the order of samples, ranged reads, loaders."""

@@ -1,0 +1,268 @@
+"""Image sets -> batches: crops for the VAE, and whole pairs degraded afresh for online training.
+
+    crops = Crops([ImageSet(Path("lsdir")), ImageSet(Path("ffhq"))], weights=[1, 1])
+    for batch, state in Loader(crops, layout, LoaderConfig(processes=True)): ...
+
+What happens to a sample is a function of (seed, key, visit): the same crop, flip and degradation
+whichever process does it. Every image in a batch is in [-1, 1].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from datasets.decoding import UndecodableImage, decode
+from datasets.degradation.parameters import DegradationConfig
+from datasets.reading.loader import published, stand_ins
+from datasets.reading.memory import Memory
+from datasets.reading.order import Draw, Part, keyed_integers
+from datasets.reading.ranges import Cache, LocalFiles, Ranges, UnreadableRange, names_member
+from datasets.shards import BLOCK, INDEX
+from infra.config import digest
+from infra.errors import UserError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class ImageSet:
+    """The images of one split of a set of shards.
+
+    Args:
+        folder: holds the manifest, the index and the shards.
+        split: `train` or `val`.
+        cache: keeps what is read of the shards, where the folder is on slow storage.
+
+    Attributes:
+        manifest: of the set.
+        digest: identity of the set and split.
+
+    Raises:
+        UserError: no complete set, or no image of that split.
+    """
+
+    def __init__(self, folder: Path, *, split: str = "train", cache: Cache | None = None) -> None:
+        self.manifest, manifest_digest = published(folder)
+        self.digest = f"{manifest_digest}/{split}"
+        sizes = {entry["name"]: entry["bytes"] for entry in self.manifest["shards"]}
+        files = LocalFiles(folder, sizes)
+        self.files: Ranges = files if cache is None else cache.over(files, manifest_digest)
+        self._shards = [e["name"] for e in self.manifest["shards"] if e["split"] == split]
+        table = pq.read_table(folder / INDEX, filters=[("extension", "=", "png")])
+        shard = pc.index_in(
+            table["shard"].cast(pa.string()), value_set=pa.array(self._shards, pa.string())
+        )
+        table = table.set_column(0, "shard", shard).filter(shard.is_valid())
+        if not len(table):
+            raise UserError(f"{folder}: no image of split {split!r} in {INDEX}")
+        self._keys = table["key"].combine_chunks()
+        self._places = [table[name].to_numpy() for name in ("shard", "offset", "size")]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, index: int) -> str:
+        """Return the key of a sample."""
+        key: str = self._keys[index].as_py()
+        return key
+
+    def pixels(self, index: int) -> Pixels:
+        """Read and decode a sample: RGB [H, W, 3].
+
+        Raises:
+            UnreadableRange: the shard is missing or damaged; the message names it and the key.
+        """
+        shard, offset, size = (int(column[index]) for column in self._places)
+        name = f"{self.key(index)}.png"
+        content = memoryview(bytearray(BLOCK + size))
+        self.files.read(self._shards[shard], offset - BLOCK, [content])
+        where = f"{self._shards[shard]}: {name}"
+        if not names_member(content[:BLOCK], name.encode()):
+            raise UnreadableRange(f"{where} is not where the index has it; copy the set anew")
+        try:
+            return decode(bytes(content[BLOCK:]))
+        except UndecodableImage as error:
+            raise UnreadableRange(f"{where}: {error}; copy the shard anew") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Images for the VAE."""
+
+    images: Tensor
+    """[B, 3, H, W] float32 in [-1, 1]."""
+    keys: Sequence[str]
+    """Of the samples."""
+    skipped: Sequence[str]
+    """One message per unreadable image, in whose place another of the batch stands."""
+
+    def pin_memory(self) -> "ImageBatch":
+        """Return the batch in page-locked memory."""
+        return replace(self, images=self.images.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class DegradedBatch:
+    """Pairs degraded afresh, from which the trainer computes source and target itself."""
+
+    hq: Tensor
+    """[B, 3, H, W] float32 in [-1, 1], flipped and gray as the degradation has it."""
+    lq: Tensor
+    """As ``hq``."""
+    keys: Sequence[str]
+    """Of the samples."""
+    skipped: Sequence[str]
+    """One message per unreadable image, in whose place another of the batch stands."""
+
+    def pin_memory(self) -> "DegradedBatch":
+        """Return the batch in page-locked memory."""
+        return replace(self, hq=self.hq.pin_memory(), lq=self.lq.pin_memory())
+
+
+class Mixture:
+    """Image sets of which an epoch holds each sample as often as its set's weight says."""
+
+    def __init__(self, sets: Sequence[ImageSet], weights: Sequence[float] | None = None) -> None:
+        self.sets = tuple(sets)
+        weights = [1.0] * len(self.sets) if weights is None else weights
+        self.parts = tuple(
+            Part(size=len(images), weight=weight)
+            for images, weight in zip(self.sets, weights, strict=True)
+        )
+
+    @property
+    def digest(self) -> str:
+        """Identity of the data."""
+        return digest([images.digest for images in self.sets])
+
+    def read(self, draw: Draw) -> tuple[list[str], list[Pixels], list[str]]:
+        """Read the images drawn; returns keys, pixels, and a message for each unreadable one."""
+        keys, images, unreadable = [], [], {}
+        for row, (part, index) in enumerate(zip(draw.part, draw.index, strict=True)):
+            keys.append(self.sets[part].key(int(index)))
+            try:
+                images.append(self.sets[part].pixels(int(index)))
+            except UnreadableRange as error:
+                unreadable[row] = str(error)
+                images.append(np.empty((0, 0, 3), np.uint8))
+        for row, other in stand_ins(unreadable, len(images)).items():
+            keys[row], images[row] = keys[other], images[other]
+        return keys, images, list(unreadable.values())
+
+
+class Crops(Mixture):
+    """Random crops, mirrored half of the time.
+
+    Args:
+        sets: what to mix.
+        weights: how often an epoch holds each sample of each set; None: once.
+        crop: side in pixels; None takes whole images, which must have one size.
+        flip: whether to mirror half of the visits.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[ImageSet],
+        weights: Sequence[float] | None = None,
+        *,
+        crop: int | None = 256,
+        flip: bool = True,
+    ) -> None:
+        super().__init__(sets, weights)
+        self.crop = crop
+        self.flip = flip
+
+    def load(self, draw: Draw, memory: Memory) -> ImageBatch:
+        """Load crops; see `datasets.reading.loader.Samples`."""
+        keys, images, skipped = self.read(draw)
+        crops = [
+            self.cut(image, seed=draw.seed, key=key, visit=int(visit))
+            for key, image, visit in zip(keys, images, draw.visit, strict=True)
+        ]
+        return ImageBatch(to_model_range(crops, keys, memory), keys, skipped)
+
+    def cut(self, image: Pixels, *, seed: int, key: str, visit: int) -> Pixels:
+        """Cut the crop that (seed, key, visit) draws out of RGB [H, W, 3]; a view.
+
+        Raises:
+            UserError: the image is smaller than the crop.
+        """
+        height, width, _ = image.shape
+        crop_height, crop_width = (self.crop, self.crop) if self.crop else (height, width)
+        rows, columns = height - crop_height + 1, width - crop_width + 1
+        if min(rows, columns) < 1:
+            raise UserError(
+                f"{key}: an image of {width} x {height} pixels has no crop of {self.crop}; "
+                "give a smaller crop, or curate with a larger size"
+            )
+        y, x, mirrored = keyed_integers(seed, key, visit, rows, columns, 2)
+        cut = image[y : y + crop_height, x : x + crop_width]
+        return cut[:, ::-1] if self.flip and mirrored else cut
+
+
+class OnlinePairs(Mixture):
+    """Whole images with a fresh degradation at each visit: as many draws as there are epochs.
+
+    Args:
+        sets: what to mix.
+        degradation: from where the parameters are drawn.
+        weights: how often an epoch holds each sample of each set; None: once.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[ImageSet],
+        degradation: DegradationConfig,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(sets, weights)
+        self.degradation = degradation
+
+    def load(self, draw: Draw, memory: Memory) -> DegradedBatch:
+        """Load pairs; see `datasets.reading.loader.Samples`."""
+        from datasets.degradation.reference import degrade, draw_parameters
+
+        keys, images, skipped = self.read(draw)
+        pairs = []
+        for key, image, visit in zip(keys, images, draw.visit.tolist(), strict=True):
+            drawn = draw_parameters(self.degradation, seed=draw.seed, key=key, draw=visit)
+            pairs.append(degrade(image, drawn))
+        return DegradedBatch(
+            hq=to_model_range([pair.hq for pair in pairs], keys, memory),
+            lq=to_model_range([pair.lq for pair in pairs], keys, memory),
+            keys=keys,
+            skipped=skipped,
+        )
+
+
+def to_model_range(
+    images: Sequence[npt.NDArray[np.uint8] | npt.NDArray[np.float32]],
+    keys: Sequence[str],
+    memory: Memory,
+) -> Tensor:
+    """RGB [H, W, 3], uint8 or float32 in [0, 1] => float32 [B, 3, H, W] in [-1, 1].
+
+    Raises:
+        UserError: the images differ in size.
+    """
+    shape = images[0].shape
+    for key, image in zip(keys, images, strict=True):
+        if image.shape != shape:
+            raise UserError(
+                f"{key} has shape {list(image.shape)}, {keys[0]} has {list(shape)}: images of one "
+                "batch have one size; give a crop"
+            )
+    height, width, channels = shape
+    batch = memory.take((len(images), channels, height, width), torch.float32)
+    pixels = batch.numpy().transpose(0, 2, 3, 1)
+    for row, image in enumerate(images):
+        scale = np.float32(2 / 255 if image.dtype == np.uint8 else 2)
+        np.multiply(image, scale, out=pixels[row], casting="unsafe")
+    return batch.sub_(1)

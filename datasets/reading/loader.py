@@ -1,0 +1,271 @@
+"""Loaders: batches in the order's sequence, read ahead by threads or processes.
+
+    loader = Loader(LatentPairs(folder), Layout(ranks=8, rank=3, micro_batch=8), LoaderConfig())
+    for batch, state in loader:             # endless; the trainer counts its steps
+        ...                                 # state: resume here to go on after this batch
+    Loader(pairs, Layout(ranks=2, ...), config, state)      # the rest, on another layout
+
+What a batch holds is settled before any worker sees it, so workers change when it is there and
+nothing else, and the state counts what was handed out, not what was read ahead. Reading latents is
+a system call that lets other threads run: threads, and no copy between processes. Decoding images
+is computation: processes, through PyTorch's DataLoader.
+"""
+
+import hashlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.reading.memory import Memory
+from datasets.reading.order import Draw, Layout, Order, Part, sweep
+from datasets.shards import MANIFEST, read_manifest
+from infra.errors import UsageError, UserError
+
+logger = logging.getLogger(__name__)
+LOOKED_UP = 16  # steps at once: every batch sweeps NumPy out of the processor's cache
+
+
+class Batch(Protocol):
+    """What every kind of batch has."""
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """One message for each sample that could not be read; another of the batch stands in."""
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory."""
+
+
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
+
+
+class Samples(Protocol[B_co]):
+    """Samples that can be loaded by number; goes to worker processes by pickle."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The data sets it mixes, and how often."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of the data."""
+
+    def load(self, draw: Draw, memory: Memory) -> B_co:
+        """Load the samples drawn into memory taken from ``memory``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderConfig:
+    """How batches are brought; none of it but the seed changes what they hold."""
+
+    seed: int = 0
+    """Of the shuffle, the crops, the flips and the draws."""
+    workers: int = 2
+    """Threads or processes that read ahead; 0: each batch is read when it is asked for."""
+    processes: bool = False
+    """Processes, as decoding and degrading need; threads are enough for latents."""
+    start_method: str = "forkserver"
+    """Of processes: `fork` starts faster, but not safely beside threads or CUDA; workers of `spawn`
+    may abort with a message as they end (PyTorch 2.13)."""
+    ahead: int = 2
+    """Batches that each worker reads ahead."""
+    pin_memory: bool = False
+    """Page-locked batches, from which copies to a GPU run beside the computation."""
+    skip_budget: int = 0
+    """Unreadable samples that each rank may skip, from its start, before it stops."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.skip_budget < 0:
+            raise UsageError(
+                f"workers {self.workers}, skip_budget {self.skip_budget}: expected 0 or more"
+            )
+        if self.ahead < 1:
+            raise UsageError(f"ahead {self.ahead}: expected at least 1 batch per worker")
+        if self.start_method not in ("fork", "spawn", "forkserver"):
+            raise UsageError(
+                f"start_method {self.start_method!r}: expected fork, spawn or forkserver"
+            )
+
+
+class Loader(Generic[B_co]):
+    """Batches of one rank.
+
+    Args:
+        samples: what to load.
+        layout: this rank's place.
+        config: how.
+        state: where to go on, from the checkpoint of any layout; None starts at the beginning.
+
+    Attributes:
+        order: the sequence.
+        skipped: samples skipped so far by this rank.
+
+    Raises:
+        UsageError: the layout cannot be served, or the state belongs to other data.
+    """
+
+    def __init__(
+        self,
+        samples: Samples[B_co],
+        layout: Layout,
+        config: LoaderConfig,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.samples = samples
+        self.layout = layout
+        self.config = config
+        self.order = Order(samples.parts, digest=samples.digest, seed=config.seed)
+        self.order.check(layout)
+        self.skipped = 0
+        self._position = 0 if state is None else self.order.position(state)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where to go on after the last batch that was handed out."""
+        return self.order.state(self._position)
+
+    def __iter__(self) -> Iterator[tuple[B_co, dict[str, Any]]]:
+        """Yield batches without end, each with the state after it; again: from there on."""
+        for batch in self._loaded(self._draws()):
+            self._position += self.layout.stride
+            yield batch, self.state
+            del batch  # else its memory stays taken while the next one is read
+
+    def _draws(self) -> Iterator[Draw]:
+        """Yield the draws from here on without end, looked up for many steps at once."""
+        size = self.layout.micro_batch
+        ahead = self.layout.stride * np.arange(LOOKED_UP)[:, None]
+        for start in itertools.count(self._position, self.layout.stride * LOOKED_UP):
+            drawn = self.order.at((ahead + self.layout.share(start)).reshape(-1))
+            for step in range(0, LOOKED_UP * size, size):
+                yield drawn[step : step + size]
+
+    def sweep(self) -> Iterator[tuple[B_co, int]]:
+        """Yield one plain pass for validation, with how many samples of each batch count.
+
+        See `datasets.reading.order.sweep`; the position of the endless sequence stays where it is.
+
+        Raises:
+            UsageError: a mixture, which has no plain pass.
+        """
+        if len(self.samples.parts) > 1:
+            raise UsageError("validation runs over one data set; give a loader to each")
+        shares = list(sweep(self.samples.parts[0].size, self.layout, self.config.seed))
+        batches = self._loaded(draw for draw, _ in shares)
+        yield from zip(batches, (count for _, count in shares), strict=True)
+
+    def _loaded(self, draws: Iterable[Draw]) -> Iterator[B_co]:
+        if self.config.workers == 0:
+            load = self._when_asked
+        else:
+            load = self._by_processes if self.config.processes else self._by_threads
+        for batch in load(draws):
+            self._count(batch.skipped)
+            yield batch
+            del batch
+
+    def _memory(self) -> Memory:
+        return Memory("pinned" if self.config.pin_memory else "reused")
+
+    def _when_asked(self, draws: Iterable[Draw]) -> Iterator[B_co]:
+        memory = self._memory()
+        return (self.samples.load(draw, memory) for draw in draws)
+
+    def _by_threads(self, draws: Iterable[Draw]) -> Iterator[B_co]:
+        memory, draws = self._memory(), iter(draws)
+        pending: deque[Future[B_co]] = deque()
+        with ThreadPoolExecutor(self.config.workers, thread_name_prefix="loader") as pool:
+            try:
+                for draw in itertools.islice(draws, self.config.workers * self.config.ahead):
+                    pending.append(pool.submit(self.samples.load, draw, memory))
+                while pending:
+                    batch = pending.popleft().result()
+                    pending.extend(
+                        pool.submit(self.samples.load, draw, memory)
+                        for draw in itertools.islice(draws, 1)
+                    )
+                    yield batch
+                    del batch
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _by_processes(self, draws: Iterable[Draw]) -> Iterator[B_co]:
+        return iter(
+            DataLoader(
+                _Served(self.samples),
+                batch_size=None,  # what the sampler yields is a whole batch already
+                sampler=draws,
+                num_workers=self.config.workers,
+                prefetch_factor=self.config.ahead,
+                multiprocessing_context=self.config.start_method,
+                collate_fn=_as_it_is,
+                pin_memory=self.config.pin_memory,
+                generator=torch.Generator(),  # else it takes a number from the global one
+            )
+        )
+
+    def _count(self, skipped: Sequence[str]) -> None:
+        for message in skipped:
+            self.skipped += 1
+            if self.skipped > self.config.skip_budget:
+                raise UserError(
+                    f"{message} ({self.skipped} unreadable samples on rank {self.layout.rank}; "
+                    f"skip_budget is {self.config.skip_budget})"
+                )
+            logger.warning("skipped %d: %s", self.skipped, message)
+
+
+class _Served(torch.utils.data.Dataset[Any]):
+    """Samples behind the interface of PyTorch's DataLoader: a draw is an index."""
+
+    def __init__(self, samples: Samples[Any]) -> None:
+        self.samples = samples
+        self.memory = Memory("shared")
+
+    def __getitem__(self, draw: Draw) -> Any:
+        return self.samples.load(draw, self.memory)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def stand_ins(unreadable: Mapping[int, str], count: int) -> dict[int, int]:
+    """Choose for every unreadable row of a batch the next readable one, so that its size stays.
+
+    Raises:
+        UserError: no row could be read.
+    """
+    if len(unreadable) == count > 0:
+        raise UserError(f"no sample of a batch of {count} could be read: {unreadable[0]}")
+    return {
+        row: next(
+            other % count for other in itertools.count(row + 1) if other % count not in unreadable
+        )
+        for row in unreadable
+    }
+
+
+def published(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the manifest of a set and its digest.
+
+    Raises:
+        UserError: there is no complete set.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(
+            f"{folder}: no {MANIFEST}, hence no complete set of shards; give the folder that "
+            "pipelines.curate or pipelines.encode wrote, or run it again to finish"
+        )
+    return manifest, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()

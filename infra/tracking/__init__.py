@@ -1,0 +1,1 @@
+"""MLflow: what a run records, kept on disk first, sent in the background."""

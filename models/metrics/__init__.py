@@ -1,0 +1,1 @@
+"""Numbers about pictures, and the networks that they need."""

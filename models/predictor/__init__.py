@@ -1,0 +1,1 @@
+"""Posterior-mean predictors: SwinIR."""

@@ -1,0 +1,1 @@
+"""Q-Align, the quality scorer of the paper, on current transformers."""

@@ -1,0 +1,1 @@
+"""Autoencoders: Sim-VAE, its ablations, and the public ones."""

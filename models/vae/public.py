@@ -1,0 +1,196 @@
+"""The public autoencoders of paper Table 1, behind the contract of Sim-VAE.
+
+Their networks are diffusers' ``AutoencoderKL``. Diffusion models train on their latents moved and
+scaled to about unit variance, (z - shift) * scale, and so does the flow: `PublicVAE` applies both
+in ``encode`` and undoes them in ``decode``. The source noise of the flow is then relative to the
+scaled latents.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.checkpoint import CheckpointError, CheckpointNotFoundError, load_strict, read_state_dict
+from models.vae.autoencoder import Posterior, check_images, check_latent
+from models.vae.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublicVAESource:
+    """Where an autoencoder is published, and what its latents need."""
+
+    repository: str
+    """Hugging Face repository."""
+    subfolder: str
+    """Folder in it with both files; empty for the top."""
+    latent_channels: int
+    """Channels C of the latent."""
+    scale: float
+    """Factor on the latents."""
+    shift: float
+    """Taken from the latents before scaling."""
+    licence: str
+    """Under which the weights may be used."""
+
+
+PUBLIC_VAES: dict[str, PublicVAESource] = {  # reconstruction in Table 1: PSNR / LPIPS / FID
+    "sd15-f8c4": PublicVAESource(  # 30.463 / 0.044 / 6.937
+        repository="stable-diffusion-v1-5/stable-diffusion-v1-5",  # runwayml's own is gone
+        subfolder="vae",
+        latent_channels=4,
+        scale=0.18215,
+        shift=0.0,
+        licence="CreativeML OpenRAIL-M",
+    ),
+    "sdxl-f8c4": PublicVAESource(  # 32.396 / 0.039 / 5.136
+        repository="madebyollin/sdxl-vae-fp16-fix",
+        subfolder="",
+        latent_channels=4,
+        scale=0.13025,
+        shift=0.0,
+        licence="MIT",
+    ),
+    "flux-f8c16": PublicVAESource(  # 38.763 / 0.008 / 0.611
+        repository="black-forest-labs/FLUX.1-dev",
+        subfolder="vae",
+        latent_channels=16,
+        scale=0.3611,
+        shift=0.1159,
+        licence="FLUX.1 [dev] Non-Commercial License; log in and accept it on the hub first",
+    ),
+}
+
+# SD 1.5's file has the names that attention layers had before diffusers 0.16.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+class PublicVAE(nn.Module):
+    """A frozen ``AutoencoderKL`` whose latents are scaled for a flow.
+
+    Args:
+        vae: diffusers' network.
+        scale: factor on the latents.
+        shift: taken from them before.
+    """
+
+    def __init__(self, vae: Any, *, scale: float, shift: float) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(False).eval()
+        self.scale = scale
+        self.shift = shift
+
+    @property
+    def downsample_factor(self) -> int:
+        """Pixels per latent cell along one axis."""
+        return 1 << (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels C of the latent."""
+        return int(self.vae.config.latent_channels)
+
+    def encode(self, images: Tensor) -> Posterior:
+        """Turn images [B, 3, H, W] in [-1, 1] into a posterior over scaled latents [B, C, h, w].
+
+        Raises:
+            TypeError: images are not floats.
+            ValueError: not three channels, or a side that the factor does not divide.
+        """
+        check_images(images, self.downsample_factor)
+        raw = self.vae.encode(images).latent_dist
+        return Posterior(
+            (raw.mean - self.shift) * self.scale, raw.logvar + 2 * math.log(self.scale)
+        )
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Turn scaled latents [B, C, h, w] into images [B, 3, H, W], about [-1, 1], not clamped.
+
+        Raises:
+            ValueError: not C channels.
+        """
+        check_latent(latent, self.latent_channels)
+        images: Tensor = self.vae.decode(latent / self.scale + self.shift).sample
+        return images
+
+
+def load_public_vae(name: str, source: str | Path | None = None) -> PublicVAE:
+    """Load a public autoencoder in float32, frozen.
+
+    Args:
+        name: a key of `PUBLIC_VAES`.
+        source: a local folder with both files, or a hub repository (a mirror, say) with them in
+            the published subfolder; None for the published repository.
+
+    Raises:
+        ValueError: an unknown name.
+        CheckpointError: the files are not to be had, damaged, or of another autoencoder.
+    """
+    if name not in PUBLIC_VAES:
+        raise ValueError(f"unknown public VAE {name!r}; choose one of {', '.join(PUBLIC_VAES)}")
+    expected = PUBLIC_VAES[name]
+    if source is not None and Path(source).is_dir():
+        folder = Path(source)
+    else:
+        folder = _download(expected, str(source or expected.repository))
+    return PublicVAE(_build(folder, expected), scale=expected.scale, shift=expected.shift)
+
+
+def _download(expected: PublicVAESource, repository: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    subfolder = expected.subfolder or None
+    try:
+        paths = [
+            hf_hub_download(repository, file, subfolder=subfolder)
+            for file in (CONFIG_FILE, WEIGHTS_FILE)
+        ]
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
+        where = "/".join(filter(None, (expected.repository, expected.subfolder)))
+        raise CheckpointNotFoundError(
+            f"{repository}: neither a local folder nor had from the hub ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]}). Put {CONFIG_FILE} and {WEIGHTS_FILE} of "
+            f"{where} into a folder and give its path. Licence: {expected.licence}"
+        ) from error
+    return Path(paths[0]).parent
+
+
+def _build(folder: Path, expected: PublicVAESource) -> Any:
+    from diffusers import AutoencoderKL
+
+    values = read_config(folder)
+    weights = folder / WEIGHTS_FILE
+    if values.get("_class_name") != "AutoencoderKL":
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} describes a {values.get('_class_name')!r}; expected an "
+            f"'AutoencoderKL', as in {expected.repository}"
+        )
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(values)
+    came = (vae.config.latent_channels, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+    if came != (expected.latent_channels, expected.scale, expected.shift):
+        raise CheckpointError(
+            f"{folder}: latent channels, scale and shift are {came}; those of "
+            f"{expected.repository} are "
+            f"{(expected.latent_channels, expected.scale, expected.shift)}: choose the name that "
+            f"fits the folder, of {', '.join(PUBLIC_VAES)}"
+        )
+    load_strict(vae, _modern(read_state_dict(weights)), weights)
+    return vae.float()
+
+
+def _modern(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the attention layers of old files; their 1x1 convolutions become linear layers."""
+    renamed = {}
+    for key, tensor in state.items():
+        parts = key.split(".")
+        if "attentions" in parts and parts[-2] in _OLD_ATTENTION:
+            parts[-2] = _OLD_ATTENTION[parts[-2]]
+            renamed[".".join(parts)] = tensor.flatten(1) if tensor.ndim == 4 else tensor
+        else:
+            renamed[key] = tensor
+    return renamed

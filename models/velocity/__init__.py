@@ -1,0 +1,1 @@
+"""Velocity networks: of latents (LooUFormer) and of pixels (HDiT)."""

@@ -1,0 +1,1 @@
+"""Photographs -> image shards: `python -m pipelines.curate`."""

@@ -1,0 +1,70 @@
+"""Turn raw photographs into verified WebDataset shards: `python -m pipelines.curate`.
+
+    python -m pipelines.curate                                          # the demo, under a minute
+    python -m pipelines.curate --preset lsdir --input LSDIR/*.tar.gz --output sets/lsdir
+    python -m pipelines.curate --preset ffhq --input FFHQ --first 10000 --output sets/ffhq
+    python -m pipelines.curate verify sets/lsdir
+    python -m pipelines.curate export-scores sets/lsdir HR_sub_c512_s384_quality_score.json
+
+The recipe of the paper (section 6.1): images -> patches of 512 pixels -> scores -> kept or dropped
+-> shards. To resume, run the same command again. To cut again at another threshold, run it with
+another --threshold: no score is computed twice.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from infra import cli
+from infra.errors import UsageError
+from infra.storage import local_path
+from pipelines.curate.config import PRESETS, CurateConfig
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    commands = {"verify": verify, "export-scores": export_scores}
+    if arguments and arguments[0] in commands:
+        return commands[arguments[0]](list(arguments[1:]))
+    config = cli.parse(CurateConfig, PRESETS, arguments, "pipelines.curate", __doc__ or "")
+    if not config.output:
+        raise UsageError("no --output; give the folder of the set")
+    if config.dry_run:
+        from pipelines.curate.estimate import estimate
+
+        sys.stdout.write(estimate(config))
+        return 0
+    from pipelines.curate.job import Curation
+
+    Curation(config).run()
+    return 0
+
+
+def verify(arguments: list[str]) -> int:
+    """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is."""
+    if len(arguments) != 1:
+        raise UsageError("usage: python -m pipelines.curate verify PATH")
+    from datasets.verify import problems
+
+    folder = local_path(arguments[0])
+    found = 0
+    for problem in problems(folder):
+        sys.stdout.write(f"{problem}\n")
+        found += 1
+    sys.stdout.write(f"{folder}: {f'problems: {found}' if found else 'everything agrees'}\n")
+    return 1 if found else 0
+
+
+def export_scores(arguments: list[str]) -> int:
+    """Write the authors' ``quality_score.json`` of a set: {key: score} of all candidates."""
+    if len(arguments) != 2:
+        raise UsageError("usage: python -m pipelines.curate export-scores PATH FILE.json")
+    from pipelines.curate.scoring import export
+
+    folder, target = (local_path(argument) for argument in arguments)
+    count = export(folder, target)
+    sys.stdout.write(f"{target}: {count} scores\n")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

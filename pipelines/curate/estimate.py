@@ -1,0 +1,101 @@
+"""The dry run: what a curation will cost and give, from a probe of a few images."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from datasets.decoding import encode_png, single_threaded
+from datasets.shards import BLOCK
+from datasets.sources import ImageRef, list_images
+from infra.storage import local_path
+from pipelines.curate.config import CurateConfig
+from pipelines.curate.filters import drop_reason
+from pipelines.curate.job import Curation
+from pipelines.curate.scoring import ScoreImages
+
+PROBES = 8  # images, evenly spaced in key order
+PROBED_PATCHES = 4  # of an image, evenly spaced; scored and encoded on behalf of all its patches
+PROBE_SECONDS = 20.0
+SAMPLE_OVERHEAD = 4 * BLOCK  # two headers, the JSON and padding
+
+
+def estimate(config: CurateConfig) -> str:
+    """Do to a few images what the job does to all, and scale by their share of the input's bytes.
+
+    Returns:
+        Lines for the user. Nothing is written to the output folder.
+
+    Raises:
+        UsageError: as the run itself would.
+    """
+    curation = Curation(config)
+    cached = local_path(config.output) / ".curate" / "sources"
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = cached if cached.is_dir() else Path(temporary)
+        listing = list_images(config.input, cache).first(config.first).first(config.limit)
+        images = listing.images
+        choice = config.scorer_choice()
+        probe = _Probe(curation, ScoreImages(config.crop_rule(), choice, config.max_pixels))
+        start = time.perf_counter()
+        for ref in images[:: max(1, len(images) // PROBES)][:PROBES]:
+            probe.add(ref)
+            if time.perf_counter() - start > PROBE_SECONDS:
+                break
+    total_bytes = sum(ref.size for ref in images)
+    scale = total_bytes / max(1, probe.source_bytes)
+    workers = config.workers or os.cpu_count() or 1
+    scorers = (config.scorer_gpus or 1) if choice.device == "cuda" else workers
+    hours = (probe.score_seconds / scorers + probe.pack_seconds / workers) * scale / 3600
+    kept = probe.kept * scale
+    rate = probe.candidates / probe.score_seconds if probe.score_seconds else 0.0
+    return (
+        f"{len(images):,} images ({total_bytes / 1e9:.2f} GB), {listing.ignored:,} other files\n"
+        f"probed {probe.images} of them, scaled by bytes:\n"
+        f"  patches   about {probe.candidates * scale:,.0f}\n"
+        f"  kept      about {kept:,.0f} with {curation.scorer.name} at {curation.threshold}\n"
+        f"  shards    about {probe.shard_bytes * scale / 1e9:.2f} GB in "
+        f"{max(1, round(kept / config.samples_per_shard)):,} files\n"
+        f"  scoring   {rate:.3g} patches a second on one worker ({choice.device}), reading and "
+        "decoding included\n"
+        f"  time      about {hours * 60:,.1f} minutes ({hours:,.1f} hours): {scorers} scoring, "
+        f"{workers} packing\n"
+        "nothing was written\n"
+    )
+
+
+class _Probe:
+    """Adds up what a few images cost and give."""
+
+    def __init__(self, curation: Curation, worker: ScoreImages) -> None:
+        single_threaded()
+        self.worker = worker
+        self.filters = curation.filters()
+        self.images = self.candidates = self.source_bytes = 0
+        self.kept = self.shard_bytes = self.score_seconds = self.pack_seconds = 0.0
+
+    def add(self, ref: ImageRef) -> None:
+        """Open one image; score and encode some of its patches for all of them."""
+        start = time.perf_counter()
+        rows, patches = self.worker.open(ref)
+        opening = time.perf_counter() - start
+        self.images += 1
+        self.source_bytes += ref.size
+        self.candidates += len(patches)
+        self.score_seconds += opening
+        if not patches:
+            return
+        chosen = range(0, len(patches), -(-len(patches) // PROBED_PATCHES))
+        share = len(patches) / len(chosen)
+        start = time.perf_counter()
+        scored = self.worker.scored([(rows[i], patches[i]) for i in chosen])
+        self.score_seconds += (time.perf_counter() - start) * share
+        kept = [i for i, row in zip(chosen, scored, strict=True) if not self._dropped(row)]
+        self.kept += len(kept) * share
+        start = time.perf_counter()
+        sizes = [len(encode_png(patches[i])) + SAMPLE_OVERHEAD for i in kept]
+        self.pack_seconds += opening + (time.perf_counter() - start) * share
+        self.shard_bytes += sum(sizes) * share
+
+    def _dropped(self, row: dict[str, object]) -> bool:
+        return drop_reason(row, self.filters) is not None

@@ -1,0 +1,95 @@
+"""Kept candidates -> shards: decode, crop, encode as PNG, write the tar of one shard."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.decoding import Pixels, decode, encode_png, single_threaded
+from datasets.sample import SCORES, sample_json
+from datasets.shards import save_record, write_shard
+from datasets.sources import ImageRef, read
+from infra.errors import UserError
+from pipelines.curate.config import CropRule
+from pipelines.curate.crop import Box, cut
+from pipelines.jobs.plan import record_path
+from pipelines.jobs.stage import Stopwatch
+
+PLAN = pa.schema(
+    [
+        *SCORES,
+        ("path", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("stamp", pa.int64()),
+        ("seek_index", pa.string()),
+    ]
+)
+"""A kept candidate, its place, where its image is read; a row group of the plan is a shard."""
+
+
+class PackShard:
+    """The actor: one shard of the plan in, one durable tar out.
+
+    A shard is done when its record exists and its tar has the recorded length; a repeated unit
+    writes the same bytes.
+    """
+
+    def __init__(self, plan: str, rule: CropRule, scorer: str, max_pixels: int) -> None:
+        single_threaded()
+        self.plan = Path(plan)
+        self.rule = rule
+        self.scorer = scorer
+        self.max_pixels = max_pixels
+        self.watch = Stopwatch()
+        self._image: tuple[str, Pixels] | None = None
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
+        rows = pq.ParquetFile(self.plan).read_row_group(unit["row_group"]).to_pylist()
+        path = self.plan.with_name(unit["name"])
+        samples = self._timed(self.samples(rows))
+        shard = write_shard(path, samples)
+        save_record(record_path(path), shard)
+        return {"done": shard.samples, "seconds": self.watch.take()}
+
+    def samples(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Encode the rows' patches; neighbours from one image share one decoding."""
+        for row in rows:
+            image = self._decoded(row)
+            with self.watch("encode"):
+                box = Box(row["x"], row["y"], row["w"], row["h"])
+                png = encode_png(cut(image, box, self.rule))
+                label = sample_json(
+                    row,
+                    size=self.rule.size,
+                    scorer=self.scorer,
+                    png_sha256=hashlib.sha256(png).hexdigest(),
+                )
+            yield row["key"], {"png": png, "json": label}
+
+    def _decoded(self, row: dict[str, Any]) -> Pixels:
+        if self._image is None or self._image[0] != row["source"]:
+            fields = ("origin", "path", "member", "offset", "size", "stamp", "seek_index")
+            ref = ImageRef(key=row["source"], **{name: row[name] for name in fields})
+            with self.watch("read"):
+                data = read(ref)
+                changed = hashlib.sha256(data).hexdigest() != row["source_sha256"]
+            if changed:
+                raise UserError(
+                    f"{ref.path}: image {ref.key} has changed since it was scored; run the same "
+                    "command again to score it anew"
+                )
+            with self.watch("decode"):
+                self._image = (ref.key, decode(data, self.max_pixels))
+        return self._image[1]
+
+    def _timed(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Count the consumer's time between two samples as writing."""
+        for sample in samples:
+            with self.watch("write"):
+                yield sample

@@ -1,0 +1,213 @@
+"""What a person sees of a curation: the closing lines, the times, the page."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets.decoding import Pixels, decode
+from datasets.shards import INDEX
+from datasets.sources import ImageRef, Listing, read
+from pipelines.curate.config import CropRule
+from pipelines.curate.crop import Box, cut
+from pipelines.jobs import page as report
+from pipelines.jobs.stage import StageTime
+from pipelines.jobs.times import bottleneck, time_section
+
+SHOWN = 6  # thumbnails a row
+
+
+def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) -> str:
+    """Return the lines that a run ends with."""
+    totals, given, scorer = manifest["totals"], manifest["input"], manifest["scorer"]
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
+    seconds = ", ".join(f"{stage.name} {stage.wall:.1f} s" for stage in times)
+    return (
+        f"{given['images']:,} images, {totals['candidates']:,} candidates: "
+        f"kept {totals['samples']:,}; dropped {dropped or 'none'}\n"
+        f"scorer {scorer['name']}, {_rule(scorer)}\n"
+        f"time: {seconds or 'none'}; bottleneck: {bottleneck(times)}\n"
+        f"shards: {folder.resolve()} ({totals['shards']:,} files, {totals['bytes'] / 1e6:.1f} MB)\n"
+        f"report: {(folder / 'report.html').resolve()}\n"
+    )
+
+
+def metrics(manifest: dict[str, Any], times: Sequence[StageTime]) -> dict[str, float]:
+    """Return the run's numbers for MLflow."""
+    totals = manifest["totals"]
+    return {
+        "images": manifest["input"]["images"],
+        "images/broken": manifest["input"]["broken"],
+        "candidates": totals["candidates"],
+        "samples": totals["samples"],
+        "shards": totals["shards"],
+        "bytes": totals["bytes"],
+        **{f"dropped/{reason}": count for reason, count in manifest["dropped"].items()},
+        **{f"seconds/{stage.name.replace(' ', '_')}": stage.wall for stage in times},
+    }
+
+
+def build(
+    manifest: dict[str, Any],
+    scores: pa.Table,
+    pictures: "Pictures",
+    times: Sequence[StageTime],
+) -> str:
+    """Make the page of a set.
+
+    Args:
+        manifest: of the set.
+        scores: rows of `SCORES`.
+        pictures: where thumbnails are read.
+        times: of this run's stages.
+    """
+    totals, scorer = manifest["totals"], manifest["scorer"]
+    sections = [("", report.facts(_headline(manifest)))]
+    if scorer["threshold"] is not None:
+        sections += _score_sections(scores, scorer, pictures)
+    else:
+        sections.append(("Some of the samples", pictures.some_kept(scores)))
+    sections += [
+        ("Dropped, by reason", report.bars(manifest["dropped"])),
+        ("Yield by input", _yield_table(scores)),
+        (
+            "Shards",
+            report.table(["split", "shards", "samples", "MB"], _split_rows(manifest["shards"])),
+        ),
+        ("Time", time_section(times)),
+        ("Configuration", report.table(["field", "value"], _settings(manifest["config"]))),
+    ]
+    lead = f"{totals['candidates']:,} candidates from {manifest['input']['images']:,} images"
+    return report.page("Curation report", lead, sections)
+
+
+def _headline(manifest: dict[str, Any]) -> dict[str, str]:
+    totals = manifest["totals"]
+    share = totals["samples"] / max(1, totals["candidates"])
+    return {
+        "kept samples": f"{totals['samples']:,}",
+        "of the candidates": f"{share:.1%}",
+        "shards": f"{totals['shards']:,}",
+        "size": f"{totals['bytes'] / 1e6:,.1f} MB",
+    }
+
+
+def _rule(scorer: dict[str, Any]) -> str:
+    if scorer["threshold"] is None:
+        return "everything kept"
+    return f"kept {'≥' if scorer['higher_is_better'] else '≤'} {scorer['threshold']:g}"
+
+
+def _score_sections(
+    scores: pa.Table, scorer: dict[str, Any], pictures: "Pictures"
+) -> list[tuple[str, str]]:
+    """Show the distribution and what lies at its ends and on both sides of the threshold."""
+    scored = scores.filter(pc.is_valid(scores["quality"]))
+    values = scored["quality"].to_numpy()
+    threshold, higher = scorer["threshold"], scorer["higher_is_better"]
+    name = f"{scorer['name']} ({'higher' if higher else 'lower'} is better, {_rule(scorer)})"
+    goodness = values if higher else -values
+    order = np.argsort(goodness, kind="stable")
+    kept = goodness[order] >= (threshold if higher else -threshold)
+    first_kept = int(np.argmax(kept)) if kept.any() else len(order)
+    rows = {
+        "Just kept": order[first_kept : first_kept + SHOWN],
+        "Just dropped": order[max(0, first_kept - SHOWN) : first_kept][::-1],
+        "Best": order[::-1][:SHOWN],
+        "Worst": order[:SHOWN],
+    }
+    chart = report.histogram(values, threshold, higher_is_better=higher, axis=name)
+    galleries = [
+        (title, report.gallery(pictures.thumbnails(scored.take(chosen))))
+        for title, chosen in rows.items()
+    ]
+    return [("Scores", chart), *galleries]
+
+
+def _yield_table(scores: pa.Table) -> str:
+    groups = scores.append_column("kept", pc.is_valid(scores["shard"]).cast(pa.int64()))
+    rows = groups.group_by("origin").aggregate(
+        [("source", "count_distinct"), ("key", "count"), ("kept", "sum")]
+    )
+    body = [
+        (
+            r["origin"],
+            r["source_count_distinct"],
+            r["key_count"],
+            r["kept_sum"],
+            100 * r["kept_sum"] / r["key_count"],
+        )
+        for r in rows.sort_by("origin").to_pylist()
+    ]
+    return report.table(["input", "images", "candidates", "kept", "% kept"], body)
+
+
+def _split_rows(entries: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+    splits = dict.fromkeys(entry["split"] for entry in entries)
+    groups = {split: [e for e in entries if e["split"] == split] for split in splits}
+    return [
+        (split, len(group), sum(e["samples"] for e in group), sum(e["bytes"] for e in group) / 1e6)
+        for split, group in groups.items()
+    ]
+
+
+def _settings(config: dict[str, Any]) -> list[tuple[str, object]]:
+    """List a configuration's fields, nested ones under dotted names."""
+    rows: list[tuple[str, object]] = []
+    for name, value in config.items():
+        nested = value.items() if isinstance(value, dict) else ()
+        rows += [(f"{name}.{inner}", text) for inner, text in nested] or [(name, value)]
+    return rows
+
+
+class Pictures:
+    """Reads candidates' pixels for thumbnails: samples from their shards, others from the sources.
+
+    Args:
+        folder: of the published set.
+        listing: where the source images are.
+        rule: how they are cut.
+        max_pixels: as in the run.
+    """
+
+    def __init__(self, folder: Path, listing: Listing, rule: CropRule, max_pixels: int) -> None:
+        self.folder = folder
+        self.rule = rule
+        index = pq.read_table(folder / INDEX, filters=[("extension", "=", "png")])
+        self._keys = index["key"]
+        self._index = index
+        refs: dict[str, ImageRef] = {ref.key: ref for ref in listing.images}
+        # Neighbours in score are often of one photograph; a few decoded ones are kept at hand.
+        self._source = lru_cache(maxsize=4)(lambda key: decode(read(refs[key]), max_pixels))
+
+    def some_kept(self, scores: pa.Table) -> str:
+        """Show two rows of samples, evenly spaced in the order of the set."""
+        kept = scores.filter(pc.is_valid(scores["shard"]))
+        count = min(2 * SHOWN, kept.num_rows)
+        chosen = np.linspace(0, kept.num_rows - 1, count).astype(int)
+        return report.gallery(self.thumbnails(kept.take(chosen)))
+
+    def thumbnails(self, rows: pa.Table) -> list[report.Thumbnail]:
+        """Return the rows' patches with their scores."""
+        return [
+            report.Thumbnail(
+                self._patch(row),
+                "" if row["quality"] is None else f"{row['quality']:.2f}",
+                row["key"],
+            )
+            for row in rows.to_pylist()
+        ]
+
+    def _patch(self, row: dict[str, Any]) -> Pixels:
+        if row["shard"] is None:
+            box = Box(row["x"], row["y"], row["w"], row["h"])
+            return cut(self._source(row["source"]), box, self.rule)
+        place = self._index.slice(pc.index(self._keys, row["key"]).as_py(), 1).to_pylist()[0]
+        with (self.folder / place["shard"]).open("rb") as shard:
+            shard.seek(place["offset"])
+            return decode(shard.read(place["size"]))

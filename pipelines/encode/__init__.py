@@ -1,0 +1,1 @@
+"""Image shards -> latent shards: `python -m pipelines.encode`."""

@@ -1,0 +1,69 @@
+"""Encode image shards into latent shards for the flow: `python -m pipelines.encode`.
+
+    python -m pipelines.encode --input sets/ffhq --output latents/ffhq --vae sim-vae-c32/
+        --predictor swinir_restoration512_L1.pth --draws 8
+    python -m pipelines.encode ... --dry-run                     # hours and GB, nothing written
+    python -m pipelines.encode ... --draws 16                    # later: adds 8, keeps the first 8
+    python -m pipelines.encode ... --reuse latents/ffhq --output latents/ffhq-more  # copy the same
+    python -m pipelines.encode verify latents/ffhq               # recompute every claim
+    python -m pipelines.encode verify latents/ffhq --recompute 8 # and eight latents from pixels
+
+Of every image: x_1 = E(HQ), as it is and flipped; and of each of K seeded degradations, LQ ->
+SwinIR -> x_0 = E(posterior mean), with every parameter of the draw. To resume, run the same command
+again.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from infra import cli
+from infra.errors import UsageError
+from infra.storage import local_path
+from pipelines.encode.config import PRESETS, EncodeConfig, VerifyConfig
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    if arguments and arguments[0] == "verify":
+        return verify(list(arguments[1:]))
+    config = cli.parse(EncodeConfig, PRESETS, arguments, "pipelines.encode", __doc__ or "")
+    needed = ["input", "output", "vae", *(["predictor"] * (config.source != "lq"))]
+    needed += ["regressor"] * (config.source == "regressed")
+    missing = [f"--{name}" for name in needed if not getattr(config, name)]
+    if missing:
+        raise UsageError(f"no {', '.join(missing)}; python -m pipelines.encode --help says what")
+    if config.dry_run:
+        from pipelines.encode.estimate import estimate
+
+        sys.stdout.write(estimate(config))
+        return 0
+    from pipelines.encode.job import Encoding
+
+    Encoding(config).run()
+    return 0
+
+
+def verify(arguments: list[str]) -> int:
+    """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError("usage: python -m pipelines.encode verify PATH [--recompute N ...]")
+    folder = local_path(arguments[0])
+    presets = {"default": VerifyConfig()}
+    description = "Verify a latent set."
+    config = cli.parse(VerifyConfig, presets, arguments[1:], "verify PATH", description)
+    from pipelines.encode.verify import problems, recomputed
+
+    found = 0
+    for problem in problems(folder):
+        sys.stdout.write(f"{problem}\n")
+        found += 1
+    if config.recompute and not found:
+        for problem in recomputed(folder, config):
+            sys.stdout.write(f"{problem}\n")
+            found += 1
+    sys.stdout.write(f"{folder}: {f'{found} problems' if found else 'everything agrees'}\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

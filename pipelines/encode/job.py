@@ -1,0 +1,273 @@
+"""The encoding job: probe, plan, encode what is not encoded, publish; later, add draws.
+
+Everything the job knows is in the output folder; a killed job loses at most what its workers held.
+
+    OUTPUT/                   the set: shards, manifest.json; index, pairs and statistics.parquet
+    OUTPUT/config.json        the resolved configuration, for --config
+    OUTPUT/report.html        what a person reads
+    OUTPUT/.encode/           the job's memory
+        identity.json         what the latents are a function of: another value is another set
+        probe/                the distortion bound and its pictures
+        draws-FIRST-LAST/     a generation in the making: plan, shards, their records and sums
+
+A set grows by generations: the first run encodes targets and draws 0 to K - 1, a later one with
+more --draws adds shards with the further draws and rewrites the manifest and the tables. No shard
+that is published changes. With --reuse, latents that nothing has changed come from an earlier set.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from datasets import shards
+from datasets.latent_format import LatentFormat
+from infra import storage
+from infra.config import from_dict, pretty_json, to_dict
+from infra.errors import UsageError
+from models.checkpoint import CheckpointError
+from models.frozen import check_takes
+from pipelines.encode import report as encoding_report
+from pipelines.encode.bound import IMAGES, RESULT, Probe, bound
+from pipelines.encode.config import EncodeConfig
+from pipelines.encode.images import ImageSet
+from pipelines.encode.manifest import Generation, stage_manifest
+from pipelines.encode.members import Work
+from pipelines.encode.networks import identity, load_models
+from pipelines.encode.reuse import Reuse, earlier_manifest, reusable
+from pipelines.encode.sums import ChannelSums
+from pipelines.encode.worker import EncodeShard
+from pipelines.jobs.folder import SetFolder, plain
+from pipelines.jobs.plan import record_path, write_plan
+from pipelines.jobs.stage import Engine, RayEngine, Resources
+from pipelines.jobs.times import save_times
+
+LEAST_STD = 1e-3  # a channel that hardly varies still needs a step in 8 bits
+
+
+class Encoding:
+    """One job in one output folder.
+
+    Args:
+        config: the resolved configuration.
+
+    Raises:
+        UsageError: images or weights that are not at hand, or do not fit together.
+    """
+
+    def __init__(self, config: EncodeConfig) -> None:
+        self.config = config
+        self.rule = config.rule()
+        self.set = SetFolder(storage.local_path(config.output), ".encode", "a latent set")
+        self.folder, self.state = self.set.path, self.set.state
+        self.images = ImageSet(storage.local_path(config.input), config.limit)
+        models = load_models(self.rule)
+        factor = models.vae.downsample_factor
+        if self.images.size % factor:
+            raise UsageError(
+                f"--input {config.input}: images of {self.images.size} pixels; --vae {config.vae} "
+                f"takes multiples of {factor}: curate them at another --size"
+            )
+        self.shape = (models.vae.latent_channels, *[self.images.size // factor] * 2)
+        if models.regressor is not None:
+            try:
+                check_takes(models.regressor, self.shape)
+            except CheckpointError as error:
+                raise UsageError(f"--regressor {config.regressor}: {error}") from error
+        self.identity = plain(
+            {
+                "images": self.images.digest,
+                "limit": config.limit,
+                "size": self.images.size,
+                **identity(self.rule, models),
+                "dtype": config.dtype,
+                "keep_images": config.keep_images,
+                "samples_per_shard": config.samples_per_shard,
+            }
+        )
+
+    def run(self, engine: Engine | None = None) -> None:
+        """Do what is left to do.
+
+        Args:
+            engine: carries out the units; by default Ray.
+
+        Raises:
+            UsageError: an output or a device that cannot be used; nothing was encoded.
+            UserError: the work could not be finished for a reason the user can mend.
+        """
+        with self.set.held():
+            self.set.claim("identity.json", self.identity, overwrite=self.config.overwrite)
+            if self._finished():
+                sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
+                return
+            self.earlier()  # what cannot be used is said before Ray starts
+            if engine is not None:
+                self._work(engine)
+            else:
+                with RayEngine(self.config.workers) as ray_engine:
+                    self._work(ray_engine)
+
+    def earlier(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return folder and manifest of the set of --reuse.
+
+        Raises:
+            UsageError: it cannot be used.
+        """
+        if not self.config.reuse:
+            return None
+        folder = storage.local_path(self.config.reuse)
+        return folder, earlier_manifest(folder, self.folder)
+
+    def reuse(self, latent: LatentFormat) -> tuple[Reuse | None, str]:
+        """Tell what of the set of --reuse may be copied, also in a sentence; "" without --reuse."""
+        earlier = self.earlier()
+        return (None, "") if earlier is None else reusable(*earlier, self.identity, latent)
+
+    def published(self) -> dict[str, Any] | None:
+        """Return the manifest of the set in the folder, if it is this one.
+
+        Raises:
+            UsageError: it has more draws than asked for, or lacks shards.
+        """
+        manifest = shards.read_manifest(self.folder)
+        if manifest is None or manifest.get("identity") != self.identity:
+            return None
+        lost = self.set.lacks(manifest)
+        if lost:
+            wrong = f"lacks {lost[0]}, or has another length of it: bring it back"
+        elif manifest["draws"] > self.config.draws:
+            wrong = (
+                f"holds {manifest['draws']} draws, --draws is {self.config.draws}: ask for at "
+                "least as many, give another folder"
+            )
+        else:
+            return manifest
+        if self.config.overwrite:
+            return None
+        raise UsageError(f"--output {self.folder} {wrong}, or --overwrite to encode anew")
+
+    def _finished(self) -> bool:
+        manifest = self.published()
+        return manifest is not None and manifest["draws"] == self.config.draws
+
+    def _work(self, engine: Engine) -> None:
+        resources = self._resources(engine)
+        if not self.config.track:
+            self._make(engine, resources)
+            return
+        where = self.set.tracked(
+            "latent-pmrf/encode",
+            {**self.identity, "draws": self.config.draws},
+            lambda: self._make(engine, resources),
+            lambda manifest: encoding_report.metrics(manifest, engine.times),
+        )
+        sys.stdout.write(where)
+
+    def _resources(self, engine: Engine) -> Resources:
+        """Give a worker a GPU, or one CPU; never the one for the other."""
+        if self.config.device == "cpu":
+            return Resources()
+        there = engine.gpus()
+        wanted = there if self.config.gpus is None else self.config.gpus
+        if not 0 < wanted <= there:
+            raise UsageError(
+                f"--device cuda: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; give "
+                "--device cpu to encode on CPUs (--dry-run says how slowly)"
+            )
+        return Resources(cpus=1, gpus=1, workers=wanted)
+
+    def _make(self, engine: Engine, resources: Resources) -> dict[str, Any]:
+        storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
+        storage.write_bytes(self.state / "identity.json", pretty_json(self.identity))
+        probe = self._probe(engine, resources)
+        for staging in self.state.glob("draws-*"):  # killed while publishing
+            if shards.read_manifest(staging) is not None:
+                shards.publish(staging, self.folder)
+        manifest = self.published()
+        while manifest is None or manifest["draws"] < self.config.draws:
+            self._generation(manifest, probe, engine, resources)
+            manifest = self.published()
+        page = encoding_report.build(manifest, probe, self.state / "probe", engine.times)
+        storage.write_bytes(self.folder / "report.html", page.encode())
+        save_times(self.state / "times.json", engine.times)
+        sys.stdout.write(encoding_report.summary(manifest, engine.times, self.folder))
+        return manifest
+
+    def _probe(self, engine: Engine, resources: Resources) -> dict[str, Any]:
+        """Measure the distortion bound on a fixed part of the images, unless it is known."""
+        folder = self.state / "probe"
+        if not (folder / RESULT).exists():
+            rows = self.images.spread(IMAGES)
+            arguments = (self.rule, str(self.images.folder), self.images.size, str(folder))
+            units = [{"rows": rows}]
+            for _ in engine.run("probe", units, Probe, arguments, len(rows), resources):
+                pass
+        result: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
+        return result
+
+    def _generation(
+        self,
+        manifest: dict[str, Any] | None,
+        probe: dict[str, Any],
+        engine: Engine,
+        resources: Resources,
+    ) -> None:
+        """Encode and publish one generation of draws: the one begun before, or all that lack."""
+        first = 0 if manifest is None else manifest["draws"]
+        staging = self._staging(first)
+        last = int(staging.name.rpartition("-")[2])
+        latent = self.latent_format(probe)
+        if manifest is not None:  # 8-bit levels stay where the first generation laid them
+            latent = from_dict(LatentFormat, manifest["latent"])
+        taken: dict[str, int] = {}
+        for entry in manifest["shards"] if manifest else ():
+            taken[entry["split"]] = taken.get(entry["split"], 0) + 1
+        tables = self.images.shards(self.config.samples_per_shard, taken)
+        write_plan(staging / "plan.parquet", list(tables.values()))
+        units = [
+            {"name": name, "row_group": number}
+            for number, name in enumerate(tables)
+            if shards.load_record(record_path(staging / name)) is None
+        ]
+        reuse, said = self.reuse(latent)
+        sys.stdout.write(said)
+        work = Work(
+            plan=str(staging / "plan.parquet"),
+            images=str(self.images.folder),
+            size=self.images.size,
+            first=first,
+            last=last,
+            latent=to_dict(latent),
+            keep_images=self.config.keep_images,
+            reuse=reuse,
+        )
+        total = sum(len(tables[str(unit["name"])]) for unit in units)
+        for _ in engine.run("encode", units, EncodeShard, (work, self.rule), total, resources):
+            pass
+        new = Generation(staging, tuple(tables), work, latent)
+        entries = {"identity": self.identity, "distortion": bound(probe)}
+        stage_manifest(self.folder, manifest, new, entries)
+        shards.publish(staging, self.folder)
+
+    def _staging(self, first: int) -> Path:
+        """Return the folder of the next generation; what no longer fits is removed."""
+        begun = []
+        for folder in self.state.glob("draws-*"):
+            start, end = (int(number) for number in folder.name.split("-")[1:])
+            if start == first and end <= self.config.draws:
+                begun.append((end, folder))
+            else:
+                storage.remove_tree(folder)
+        return max(begun)[1] if begun else self.state / f"draws-{first}-{self.config.draws}"
+
+    def latent_format(self, probe: dict[str, Any]) -> LatentFormat:
+        """Return how a latent is stored; 8-bit levels are laid by the probe's latents."""
+        channels, height, width = self.shape
+        if self.config.dtype != "uint8":
+            return LatentFormat(
+                channels=channels, height=height, width=width, dtype=self.config.dtype
+            )
+        sums = ChannelSums.joined([probe["sums"]], channels)
+        spread = [max(LEAST_STD, std) for std in sums.std.tolist()]
+        return LatentFormat.eight_bit(self.shape, sums.mean.tolist(), spread)

@@ -1,0 +1,161 @@
+"""The manifest and the tables of a latent set, as each generation of draws leaves them."""
+
+import json
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets import shards
+from datasets.latent_format import LatentFormat
+from datasets.latent_pairs import PAIRS, pair_table
+from datasets.shards import Member, Shard
+from infra import storage
+from infra.config import pretty_json, to_dict
+from pipelines.encode.members import Work, statistics_path, table_path
+from pipelines.encode.sums import STATISTICS, ChannelSums, read_tables, write_tables
+from pipelines.jobs.plan import record_path
+
+FORMAT = "latent-pmrf/latents/1"
+LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyarrow")
+SIDES = ("target", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Draws that were encoded together, in a staging folder."""
+
+    staging: Path
+    """Holds the shards, their records and their sums."""
+    names: tuple[str, ...]
+    """Of the shards."""
+    work: Work
+    """What the shards have in common."""
+    latent: LatentFormat
+    """How a latent is stored."""
+
+    def shards(self) -> list[Shard]:
+        """Return the finished shards, in order."""
+        found = [shards.load_record(record_path(self.staging / name)) for name in self.names]
+        return [shard for shard in found if shard is not None]
+
+    def entry(self) -> dict[str, Any]:
+        """Return the generation's entry in the manifest."""
+        sums = [
+            json.loads(statistics_path(self.staging / name).read_bytes()) for name in self.names
+        ]
+        channels = self.latent.channels
+        reused = [part["reused"] for part in sums if "reused" in part]
+        return {
+            "draws": [self.work.first, self.work.last],
+            "shards": list(self.names),
+            "devices": sorted({part["device"] for part in sums}),
+            "batches": sorted({part["batch"] for part in sums}),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in LIBRARIES},
+            },
+            "sums": {
+                side: ChannelSums.joined([part[side] for part in sums], channels).to_json()
+                for side in SIDES
+            },
+            **({"reused": _reused(reused)} if reused else {}),
+        }
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the sums of every latent, shard by shard."""
+        for name in self.names:
+            yield from read_tables(table_path(self.staging / name))
+
+
+def _reused(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what the shards of a generation copied, and name the sets by their manifests."""
+    return {
+        **{side: sum(part[side] for part in parts) for side in ("targets", "sources")},
+        "manifests": sorted({part["manifest"] for part in parts}),
+    }
+
+
+def stage_manifest(
+    folder: Path,
+    before: Mapping[str, Any] | None,
+    new: Generation,
+    entries: Mapping[str, Any],
+) -> None:
+    """Write the tables and, last, the manifest of a set with one generation more, to be published.
+
+    Args:
+        folder: of the set, with the earlier generations.
+        before: its manifest; None if there is none.
+        new: what comes to it.
+        entries: further entries of the manifest.
+    """
+    written = [*(_published(folder, before) if before else ()), *new.shards()]
+    with _side_by_side(folder, new.staging, written) as together:
+        pairs = pair_table(together, written)
+    storage.write_bytes(new.staging / PAIRS, shards.parquet_bytes(pairs))
+    index = shards.parquet_bytes(shards.index_table(written))
+    storage.write_bytes(new.staging / shards.INDEX, index)
+    old = read_tables(folder / STATISTICS) if before and STATISTICS in before["files"] else ()
+    write_tables(new.staging / STATISTICS, chain(old, new.tables()))
+    generations = [*(before["generations"] if before else []), new.entry()]
+    statistics = {
+        side: ChannelSums.joined(
+            [generation["sums"][side] for generation in generations], new.latent.channels
+        ).summary()
+        for side in SIDES
+    }
+    target = statistics["target"]
+    latent = replace(new.latent, mean=tuple(target["mean"]), std=tuple(target["std"]))
+    manifest = {
+        "format": FORMAT,
+        **entries,
+        "latent": to_dict(latent),
+        "draws": new.work.last,
+        "statistics": statistics,
+        "totals": {
+            "samples": pc.count_distinct(pairs["key"]).as_py(),
+            "pairs": len(pairs),
+            "gray": pc.sum(pairs["gray"]).as_py(),
+            "shards": len(written),
+            "bytes": sum(shard.bytes for shard in written),
+        },
+        "shards": [shard.entry() for shard in written],
+        "files": {name: _file(new.staging / name) for name in (shards.INDEX, PAIRS, STATISTICS)},
+        "generations": generations,
+    }
+    storage.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """Return a table's entry in the manifest."""
+    return {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
+
+
+def _published(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Shard]:
+    """Yield the shards of a published set with their members, from its index."""
+    members: dict[str, list[Member]] = {}
+    for row in pq.read_table(folder / shards.INDEX).to_pylist():
+        members.setdefault(row.pop("shard"), []).append(Member(**row))
+    for entry in manifest["shards"]:
+        name = entry["name"]
+        yield Shard(name, entry["samples"], entry["bytes"], entry["sha256"], tuple(members[name]))
+
+
+@contextmanager
+def _side_by_side(folder: Path, staging: Path, written: Sequence[Shard]) -> Iterator[Path]:
+    """Yield a folder in which published and staged shards appear together."""
+    with tempfile.TemporaryDirectory(dir=staging) as together:
+        for shard in written:
+            there = staging if (staging / shard.name).exists() else folder
+            (Path(together) / shard.name).symlink_to((there / shard.name).absolute())
+        yield Path(together)

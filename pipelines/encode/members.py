@@ -1,0 +1,186 @@
+"""One shard's samples, computed or copied -> tar members, and the sums of every latent."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from datasets.decoding import encode_png
+from datasets.degradation.parameters import DegradationParameters
+from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, members
+from infra.config import pretty_json, to_dict
+from infra.errors import UserError
+from infra.storage import write_bytes
+from pipelines.encode.images import read_label
+from pipelines.encode.networks import Encoded
+from pipelines.encode.reuse import KEPT_IMAGES, TARGETS, Copies, EarlierSet, Reuse
+from pipelines.encode.sums import ChannelSums, latent_sums, latent_values, shard_table, write_tables
+
+Row = Mapping[str, Any]
+"""As in `image_plan.PLAN`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What every shard of a generation has in common."""
+
+    plan: str
+    """The plan's path; tars are written beside it."""
+    images: str
+    """Folder of the image set."""
+    size: int
+    """Side of every image in pixels."""
+    first: int
+    """First draw; 0: the targets too."""
+    last: int
+    """One after the last draw."""
+    latent: Mapping[str, Any]
+    """The `LatentFormat` as JSON values."""
+    keep_images: bool
+    """Whether LQ and posterior mean are stored too, as PNG."""
+    reuse: Reuse | None = None
+    """The set whose latents are copied where nothing has changed them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What was computed of one group."""
+
+    labels: Mapping[str, Mapping[str, Any]]
+    """JSON of the new samples, by key."""
+    latents: dict[str, Encoded] = field(default_factory=dict)
+    """By key and name, such as `00042.source_1`."""
+    images: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """By key and extension, RGB uint8 [H, W, 3]; where images are kept."""
+
+
+class Packer:
+    """Makes the members of one shard's samples.
+
+    Args:
+        work: what the shards have in common.
+        latent: how a latent is stored.
+        parameters: draws (key, number).
+        earlier: the set that latents are copied from, if any.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        latent: LatentFormat,
+        parameters: Callable[[str, int], DegradationParameters],
+        earlier: EarlierSet | None,
+    ) -> None:
+        self.work = work
+        self.latent = latent
+        self.parameters = parameters
+        self.earlier = earlier
+        self.draws = range(work.first, work.last)
+        targets = TARGETS if work.first == 0 else ()
+        self.names = [*targets, *(f"source_{number}" for number in self.draws)]
+        self.images = KEPT_IMAGES if work.keep_images else ()
+        self.copies: Copies = {}
+        self.copied = {"targets": 0, "sources": 0}
+        self.counted: dict[tuple[str, str], Mapping[str, Any]] = {}
+
+    def find_copies(self, rows: Sequence[Row]) -> None:
+        """Look up what of the shard's rows the earlier set has."""
+        if self.earlier is not None:
+            images = Path(self.work.images)
+            hashes = {row["key"]: read_label(images, row)["sha256"] for row in rows}
+            self.copies = self.earlier.find(hashes, self.draws, self.parameters)
+
+    def lacks(self, key: str, name: str) -> bool:
+        """Tell whether a latent must be computed."""
+        return f"{name}.npy" not in self.copies.get(key, {})
+
+    def is_new(self, row: Row) -> bool:
+        """Tell whether a network must see anything of this row's image."""
+        return any(self.lacks(row["key"], name) for name in self.names)
+
+    def pack(self, row: Row, made: Made) -> dict[str, bytes]:
+        """Turn a sample's latents into tar members, and count them."""
+        key = row["key"]
+        label = made.labels.get(key) or read_label(Path(self.work.images), row)
+        targets = None
+        if self.work.first == 0:
+            targets = self._latent(key, TARGETS[0], made), self._latent(key, TARGETS[1], made)
+        latents = LatentSample(
+            key=key,
+            draws=[self._stored(key, number, made) for number in self.draws],
+            targets=targets,
+            record={name: label[name] for name in ("source", "origin", "sha256")},
+        )
+        try:
+            packed = members(latents, self.latent)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}; choose another --dtype") from error
+        for name in self.names:
+            self._count(key, name, packed[f"{name}.npy"], made)
+        for extension in [f"{name}_{n}.png" for n in self.draws for name in self.images]:
+            pixels = made.images.get(f"{key}.{extension}")
+            if pixels is None:
+                packed[extension] = self._copy(key, extension)
+            else:
+                packed[extension] = encode_png(pixels)
+        return packed
+
+    def _stored(self, key: str, number: int, made: Made) -> LatentDraw:
+        parameters = self.parameters(key, number)
+        gray_target = None
+        if parameters.gray_target:
+            gray_target = self._latent(key, f"target_g{number}", made)
+        return LatentDraw(
+            number=number,
+            flip=parameters.flip,
+            source=self._latent(key, f"source_{number}", made),
+            parameters=to_dict(parameters),
+            gray_target=gray_target,
+        )
+
+    def _latent(self, key: str, name: str, made: Made) -> npt.NDArray[np.float32] | bytes:
+        """Return a latent that was computed, or its member in the earlier set."""
+        encoded = made.latents.get(f"{key}.{name}")
+        if encoded is not None:
+            return encoded.latent
+        self.copied["targets" if name.startswith("target") else "sources"] += 1
+        return self._copy(key, f"{name}.npy")
+
+    def _copy(self, key: str, extension: str) -> bytes:
+        assert self.earlier is not None
+        return self.earlier.read(key, extension, self.copies[key][extension])
+
+    def _count(self, key: str, name: str, content: bytes, made: Made) -> None:
+        encoded = made.latents.get(f"{key}.{name}")
+        if encoded is not None:
+            stored = latent_values(content, self.latent)
+            part: Mapping[str, Any] = latent_sums(encoded.latent, encoded.variance, stored)
+        else:
+            assert self.earlier is not None
+            part = self.earlier.sums(key, f"{name}.npy")
+        self.counted[key, f"{name}.npy"] = part
+
+    def save_statistics(self, path: Path, computed: Mapping[str, Any]) -> None:
+        """Write the sums of every latent, their totals, and what is said of the computation."""
+        sides = {name: ChannelSums(self.latent.channels) for name in ("target", "source")}
+        for (_, extension), part in self.counted.items():
+            sides[extension.partition("_")[0]].add(part)
+        made: dict[str, Any] = {side: sums.to_json() for side, sums in sides.items()}
+        made |= computed
+        if self.work.reuse is not None:
+            made["reused"] = {"manifest": self.work.reuse.manifest, **self.copied}
+        write_tables(table_path(path), [shard_table(path.name, self.counted)])
+        write_bytes(statistics_path(path), pretty_json(made))
+
+
+def statistics_path(shard: Path) -> Path:
+    """Return where a staged shard's channel sums lie."""
+    return shard.with_name(f"{shard.name}.sums.json")
+
+
+def table_path(shard: Path) -> Path:
+    """Return where a staged shard's table of sums lies."""
+    return shard.with_name(f"{shard.name}.sums.parquet")

@@ -1,0 +1,255 @@
+"""Verify a latent set: by its own records, and by computing some of its latents again."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets import latent_pairs
+from datasets.decoding import UndecodableImage, decode
+from datasets.degradation.batched import degrade_batch
+from datasets.degradation.parameters import DegradationConfig, DegradationParameters
+from datasets.degradation.reference import draw_parameters
+from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
+from datasets.latent_pairs import PAIRS
+from datasets.shards import INDEX, read_manifest
+from datasets.verify import Seen, set_problems
+from infra.config import differences, flat, from_dict, to_dict
+from infra.errors import UsageError
+from infra.storage import local_path
+from pipelines.encode import sums as latent_table
+from pipelines.encode.config import EncodeConfig
+from pipelines.encode.images import ImageSample, ImageSet
+from pipelines.encode.networks import Encoder
+from pipelines.encode.sums import latent_values
+from pipelines.jobs.folder import plain
+
+EXACT = 1e-3  # of a standard deviation: another batch or PyTorch rounds sums otherwise
+LOOSE = 0.05  # at low precision; on another device, where JPEG makes levels of the blur's rounding
+
+
+class Options(Protocol):
+    """What is computed again, and with what: `pipelines.encode.VerifyConfig`."""
+
+    @property
+    def recompute(self) -> int:
+        """How many image samples."""
+
+    def over(self, config: EncodeConfig) -> EncodeConfig:
+        """Return the set's configuration with what the user gave in its place."""
+
+
+def problems(folder: Path) -> Iterator[str]:
+    """Yield one sentence for everything that is not as the set's own records say.
+
+    Checked, besides `datasets.verify.set_problems`: every sample has a target of both flips
+    somewhere, and a source for each draw its JSON describes, of the set's shape and dtype and
+    finite; every draw's parameters are those of (configuration, seed, key, number); the pair table
+    is right and has every draw of every sample.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or "identity" not in manifest:
+        yield f"{folder}: not a complete latent set; run python -m pipelines.encode again"
+        return
+    inspector = _Inspector(manifest)
+    yield from set_problems(folder, inspector.sample, Seen())
+    if (folder / PAIRS).exists():
+        yield from latent_pairs.problems(folder)
+        table = pq.read_table(folder / PAIRS, columns=["key", "draw"])
+        pairs = set(zip(table["key"].to_pylist(), table["draw"].to_pylist(), strict=True))
+        for key, number in sorted(inspector.draws ^ pairs):
+            yield f"{key}: draw {number} is in only one of the shards and {PAIRS}"
+    yield from latent_table.problems(folder, manifest)
+    expected = range(manifest["draws"])
+    for key in sorted({key for key, _ in inspector.draws}):
+        if missing := [n for n in expected if (key, n) not in inspector.draws]:
+            yield f"{key}: draws {missing} are missing"
+
+
+class _Inspector:
+    """Inspects the samples of a latent set, one tar's part of a sample at a time."""
+
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self.latent = from_dict(LatentFormat, manifest["latent"])
+        self.header = self.latent.header()
+        self.seed = manifest["identity"]["seed"]
+        self.images = ("lq", "posterior_mean") if manifest["identity"]["keep_images"] else ()
+        self.degradation = from_dict(DegradationConfig, manifest["identity"]["degradation"])
+        self.draws: set[tuple[str, int]] = set()
+
+    def sample(self, path: Path, key: str, members: dict[str, bytes], seen: Seen) -> Iterator[str]:
+        """Inspect what one tar holds of a sample; see `datasets.verify.Inspect`."""
+        where = f"{path.name}: {key}"
+        seen.shard_of.setdefault(key, path.name)
+        try:
+            label = json.loads(members["json"])
+            draws = {int(number): draw for number, draw in label["draws"].items()}
+            expected = self._expected(draws)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            yield f"{where}: no JSON of a latent sample ({error!r})"
+            return
+        if label["key"] != key:
+            yield f"{where}: its JSON says key {label['key']}"
+        if 0 in draws:
+            expected |= {"target_0.npy", "target_1.npy"}
+        if members.keys() != expected:
+            yield f"{where} differs from its JSON in members {sorted(members.keys() ^ expected)}"
+        for extension, content in members.items():
+            yield from self._member(f"{where}.{extension}", extension, content)
+        for number, draw in draws.items():
+            yield from self._draw(f"{where}: draw {number}", key, number, draw)
+            self.draws.add((key, number))
+
+    def _expected(self, draws: Mapping[int, Any]) -> set[str]:
+        names = {"json"}
+        for number, draw in draws.items():
+            names |= {f"source_{number}.npy", *(f"{name}_{number}.png" for name in self.images)}
+            if draw["gray_target"]:
+                names.add(target_extension(number, draw["flip"], gray=True))
+        return names
+
+    def _member(self, where: str, extension: str, content: bytes) -> Iterator[str]:
+        if extension.endswith(".npy"):
+            if content[:NPY_HEADER] != self.header or len(content) != self.latent.member_bytes:
+                yield f"{where}: not a latent {list(self.latent.shape)} of {self.latent.dtype}"
+            elif not np.isfinite(latent_values(content, self.latent)).all():
+                yield f"{where}: not finite"
+        elif extension.endswith(".png"):
+            try:
+                decode(content)
+            except UndecodableImage as error:
+                yield f"{where}: {error}"
+
+    def _draw(self, where: str, key: str, number: int, draw: Mapping[str, Any]) -> Iterator[str]:
+        drawn = draw_parameters(self.degradation, seed=self.seed, key=key, draw=number)
+        for change in differences(draw["parameters"], plain(to_dict(drawn))):
+            yield f"{where}: its parameters are not those of its seed, key and number: {change}"
+        if (draw["flip"], draw["gray_target"]) != (drawn.flip, drawn.gray_target):
+            yield f"{where}: flip or gray differs from its parameters"
+
+
+def recomputed(folder: Path, options: Options) -> Iterator[str]:
+    """Compute some latents again, from pixels and stored draws; yield what differs.
+
+    Allowed is half a step of the dtype, and a thousandth of a standard deviation for the rounding
+    of another batch or library; a twentieth at low precision or on another kind of device.
+
+    Raises:
+        UsageError: the images or weights are not at hand, or not those of the set.
+    """
+    manifest = read_manifest(folder)
+    assert manifest is not None, "problems() found none"
+    saved = json.loads((folder / "config.json").read_bytes())
+    config = options.over(from_dict(EncodeConfig, saved))
+    images = ImageSet(local_path(config.input), config.limit)
+    encoder = Encoder(config.rule())
+    wanted = {**encoder.identity, "images": images.digest}
+    made = {name: manifest["identity"][name] for name in wanted}
+    if changed := differences(flat(plain(wanted)), flat(made)):
+        raise UsageError(
+            f"{folder} was not made with what is given ({'; '.join(changed)}); give what made it "
+            "by --input, --vae, --predictor and --regressor"
+        )
+    reader = _Reader(folder, manifest)
+    same = all(
+        (name == "cpu") == (config.device == "cpu")
+        for generation in manifest["generations"]
+        for name in generation["devices"]
+    )
+    slack = EXACT if same and config.precision == "float32" else LOOSE
+    for row in images.spread(options.recompute):
+        sample = images.sample(row)
+        for pair in reader.pairs(sample.key):
+            source, target = _encode_again(encoder, sample, pair, reader.parameters(pair))
+            for side, latent in {"source": source, "target": target}.items():
+                stored = reader.latent(pair, side)
+                error = np.abs(_in_range(latent, reader.format) - stored)
+                excess = error - reader.half_step(stored) - slack * reader.std
+                if excess.max() > 0:
+                    yield (
+                        f"{sample.key}: the {side} of draw {pair['draw']} is not what its pixels "
+                        f"give: off by up to {error.max():.3g}, {excess.max():.3g} too much"
+                    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads single latents of a set."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def format(self) -> LatentFormat:
+        return from_dict(LatentFormat, self.manifest["latent"])
+
+    @property
+    def std(self) -> npt.NDArray[np.float64]:
+        """Standard deviation of the targets, [C, 1, 1]."""
+        return np.array(self.manifest["statistics"]["target"]["std"])[:, None, None]
+
+    def pairs(self, key: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = pq.read_table(
+            self.folder / PAIRS, filters=[("key", "=", key)]
+        ).to_pylist()
+        return rows
+
+    def parameters(self, pair: Mapping[str, Any]) -> DegradationParameters:
+        """Read the stored draw of a pair from the JSON beside its source."""
+        index = pq.read_table(self.folder / INDEX, filters=[("key", "=", pair["key"])])
+        place = index.filter(
+            pc.and_(
+                pc.equal(index["extension"].cast("string"), "json"),
+                pc.equal(index["shard"].cast("string"), pair["source_shard"]),
+            )
+        ).to_pylist()[0]
+        label = json.loads(self._read(pair["source_shard"], place["offset"], place["size"]))
+        return from_dict(DegradationParameters, label["draws"][str(pair["draw"])]["parameters"])
+
+    def latent(self, pair: Mapping[str, Any], side: str) -> npt.NDArray[np.float32]:
+        content = self._read(*(pair[f"{side}_{name}"] for name in ("shard", "offset", "size")))
+        return latent_values(content, self.format)
+
+    def half_step(self, stored: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """Return how far rounding to the set's dtype can move a value."""
+        latent = self.format
+        if latent.scale is not None:
+            return np.array(latent.scale)[:, None, None] / 2
+        if latent.dtype == "float16":
+            return np.spacing(np.abs(stored).astype(np.float16)).astype(np.float64) / 2
+        return np.zeros(1)
+
+    def _read(self, shard: str, offset: int, size: int) -> bytes:
+        with (self.folder / shard).open("rb") as tar:
+            tar.seek(offset)
+            return tar.read(size)
+
+
+def _in_range(latent: npt.NDArray[np.float32], form: LatentFormat) -> npt.NDArray[np.float32]:
+    """Clip to what 8 bits can hold."""
+    if form.scale is None or form.offset is None:
+        return latent
+    low = np.array(form.offset)[:, None, None]
+    return np.clip(latent, low, low + 255 * np.array(form.scale)[:, None, None])
+
+
+def _encode_again(
+    encoder: Encoder,
+    sample: ImageSample,
+    pair: Mapping[str, Any],
+    parameters: DegradationParameters,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return source and target latent of a stored draw, from the image's pixels."""
+    (degraded,) = degrade_batch([sample.image], [parameters], encoder.device)
+    restored = encoder.restored(encoder.tensor([degraded.lq]))
+    target = target_extension(pair["draw"], pair["flip"], pair["gray"]).removesuffix(".npy")
+    names = [f"{sample.key}.source_{pair['draw']}"]
+    (source_latent,) = encoder.encode(restored, names, regressed=True)
+    (target_latent,) = encoder.encode(encoder.tensor([degraded.hq]), [f"{sample.key}.{target}"])
+    return source_latent.latent, target_latent.latent

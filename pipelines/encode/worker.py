@@ -1,0 +1,193 @@
+"""Image samples -> latent shards: degrade, predict, encode, write the tar of one shard.
+
+Every call of a network sees images that the plan alone chooses: of one shard, ``batch`` neighbours
+at a time, one draw at a time. So neither workers nor a resumed run change what a call sees, nor
+does the number of draws: the latents of draw k are the same bits whether it came alone or with
+others. Of an image whose latents are copied from an earlier set the networks see nothing, and its
+neighbours fill the batch: where a batch is one image, as on a CPU, that too changes no bit.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+
+from datasets.degradation.batched import degrade_batch
+from datasets.degradation.reference import Degraded
+from datasets.latent_format import LatentFormat
+from datasets.shards import save_record, write_shard
+from infra.config import from_dict
+from infra.errors import UserError
+from pipelines.encode.config import EncodeRule
+from pipelines.encode.images import ImageSample, read_sample
+from pipelines.encode.members import Made, Packer, Row, Work
+from pipelines.encode.networks import Encoder, Image, batch_size, levels
+from pipelines.encode.reuse import TARGETS, EarlierSet
+from pipelines.jobs.ahead import in_order
+from pipelines.jobs.plan import record_path
+from pipelines.jobs.stage import Stopwatch
+
+PREPARERS_PER_GPU = 6  # threads that decode and degrade: JPEG and noise stay on the CPU
+
+
+class EncodeShard:
+    """The actor: one shard of the plan in, one durable tar out.
+
+    A shard is done when its record exists and its tar has the recorded length; a repeated unit
+    writes the same bytes.
+    """
+
+    def __init__(self, work: Work, rule: EncodeRule) -> None:
+        self.work = work
+        self.encoder = Encoder(rule)
+        self.latent = from_dict(LatentFormat, work.latent)
+        self.batch = batch_size(rule, self.encoder.vae, work.size)
+        self.threads = PREPARERS_PER_GPU if rule.device == "cuda" else 0
+        self.draws = range(work.first, work.last)
+        self.watch = Stopwatch()
+
+    @functools.cached_property
+    def earlier(self) -> EarlierSet | None:
+        """Return the set that latents are copied from, opened by the first unit: it can refuse."""
+        if self.work.reuse is None:
+            return None
+        return EarlierSet(self.work.reuse, self.latent, keep_images=self.work.keep_images)
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
+        rows = pq.ParquetFile(self.work.plan).read_row_group(unit["row_group"]).to_pylist()
+        path = Path(self.work.plan).with_name(unit["name"])
+        self.parameters = functools.cache(self.encoder.parameters)
+        self.packer = Packer(self.work, self.latent, self.parameters, self.earlier)
+        try:
+            shard = write_shard(path, self._timed(self.samples(rows)))
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{unit['name']}: the GPU's memory does not hold a batch of {self.batch} images; "
+                "give a smaller --batch"
+            ) from error
+        computed = {"batch": self.batch, "device": device_name(self.encoder.device)}
+        self.packer.save_statistics(path, computed)
+        save_record(record_path(path), shard)
+        return {"done": shard.samples, "seconds": self.watch.take()}
+
+    def samples(self, rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Encode the rows' images and draws, ``batch`` at a time; yields tar members."""
+        with self.watch("compare"):
+            self.packer.find_copies(rows)
+        groups = list(self._groups(rows))
+        prepared = in_order(self._preparations(groups), self.threads)
+        for group in groups:
+            samples = next(prepared)[0]
+            made = Made(labels={sample.key: sample.label for sample in samples})
+            if self.work.first == 0:
+                self._targets(samples, made)
+            for number in self.draws:
+                self._draw(number, next(prepared), made)
+            for row in group:
+                with self.watch("pack"):
+                    packed = self.packer.pack(row, made)
+                yield row["key"], packed
+
+    def _groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Cut the rows into neighbours of which at most ``batch`` are new."""
+        group: list[Row] = []
+        new = 0
+        for row in rows:
+            if new == self.batch and self.packer.is_new(row):
+                yield group
+                group, new = [], 0
+            group.append(row)
+            new += self.packer.is_new(row)
+        yield group
+
+    def _preparations(self, groups: Sequence[Sequence[Row]]) -> "Iterator[Callable[[], _Prepared]]":
+        """List what the CPU does, in order: for each group its images, then each of its draws."""
+        for group in groups:
+            load = functools.cache(functools.partial(self._load, group))
+            yield lambda load=load: (load(), [])  # type: ignore[misc]  # mypy cannot infer it
+            for number in self.draws:
+                yield functools.partial(self._degrade, load, number)
+
+    def _load(self, rows: Sequence[Row]) -> list[ImageSample]:
+        with self.watch("read"):
+            images, size = Path(self.work.images), self.work.size
+            return [read_sample(images, row, size) for row in rows if self.packer.is_new(row)]
+
+    def _degrade(self, load: Callable[[], list[ImageSample]], number: int) -> "_Prepared":
+        samples = [s for s in load() if self.packer.lacks(s.key, f"source_{number}")]
+        if not samples:
+            return [], []
+        with self.watch("degrade"):
+            parameters = [self.parameters(sample.key, number) for sample in samples]
+            images = [sample.image for sample in samples]
+            return samples, degrade_batch(images, parameters, self.encoder.device)
+
+    def _targets(self, samples: Sequence[ImageSample], made: Made) -> None:
+        """Encode HQ as it is and flipped."""
+        for flip, name in enumerate(TARGETS):
+            lacking = [sample for sample in samples if self.packer.lacks(sample.key, name)]
+            images = [sample.image.astype(np.float32) / np.float32(255) for sample in lacking]
+            turned = [np.ascontiguousarray(image[:, ::-1]) if flip else image for image in images]
+            self._encode(turned, [f"{sample.key}.{name}" for sample in lacking], made)
+
+    def _draw(self, number: int, prepared: "_Prepared", made: Made) -> None:
+        """Encode one draw of every sample of a group that lacks it."""
+        samples, degraded = prepared
+        if not samples:
+            return
+        lq = self.encoder.tensor([pair.lq for pair in degraded])
+        with self.watch("predict"):
+            restored = self.encoder.restored(lq)
+        names = [f"{sample.key}.source_{number}" for sample in samples]
+        self._encode(restored, names, made, regressed=True)
+        gray = {
+            f"{sample.key}.target_g{number}": pair.hq
+            for sample, pair in zip(samples, degraded, strict=True)
+            if pair.parameters.gray_target and self.packer.lacks(sample.key, f"target_g{number}")
+        }
+        self._encode(list(gray.values()), list(gray), made)
+        if self.work.keep_images:
+            for name, images in {"lq": lq, "posterior_mean": restored}.items():
+                for sample, pixels in zip(samples, _pixels(images), strict=True):
+                    made.images[f"{sample.key}.{name}_{number}.png"] = pixels
+
+    def _encode(
+        self,
+        images: torch.Tensor | Sequence[Image],
+        names: Sequence[str],
+        made: Made,
+        *,
+        regressed: bool = False,
+    ) -> None:
+        """Encode images, if there are any, under the names of their latents."""
+        if not names:
+            return
+        batch = images if isinstance(images, torch.Tensor) else self.encoder.tensor(images)
+        with self.watch("encode"):
+            encoded = self.encoder.encode(batch, names, regressed=regressed)
+        made.latents.update(zip(names, encoded, strict=True))
+
+    def _timed(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """Count the consumer's time between two samples as writing."""
+        for sample in samples:
+            with self.watch("write"):
+                yield sample
+
+
+_Prepared = tuple[list[ImageSample], list[Degraded]]
+
+
+def _pixels(images: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """[B, 3, H, W] in [0, 1] => RGB uint8 [B, H, W, 3]."""
+    return levels(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def device_name(device: torch.device) -> str:
+    """Name what computed, for the manifest."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)

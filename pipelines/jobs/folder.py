@@ -1,0 +1,116 @@
+"""What every job does with the folder of its set: take it, refuse another's, track the run."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets.shards import MANIFEST
+from infra import storage
+from infra.config import differences, flat
+from infra.errors import UsageError
+from infra.tracking.run import start_run
+
+
+class SetFolder:
+    """The output folder of a job, with the job's memory in one dot-folder of it.
+
+    Args:
+        path: the folder; made when it is held.
+        state: name of the dot-folder.
+        noun: what the folder holds, for the messages: "a curated set".
+    """
+
+    def __init__(self, path: Path, state: str, noun: str) -> None:
+        self.path = path
+        self.state = path / state
+        self.noun = noun
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for this process alone.
+
+        Raises:
+            UsageError: it holds something else; nothing was written.
+            UserError: another process holds it, or it cannot be written.
+        """
+        if self.path.is_dir() and not self.state.exists() and any(self.path.iterdir()):
+            raise UsageError(
+                f"--output {self.path}: not empty and not {self.noun}; give a new folder"
+            )
+        with storage.exclusive(self.state):
+            storage.remove_partial(self.path)
+            yield
+
+    def claim(self, record: str, identity: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Refuse a folder that another configuration made; told to overwrite, forget its memory.
+
+        The published files stay until the new set takes their place.
+
+        Args:
+            record: name of the JSON file in the job's memory that says what the set is.
+            identity: what must not change under a set.
+            overwrite: whether a set of another identity may go.
+
+        Raises:
+            UsageError: names the fields that differ.
+        """
+        path = self.state / record
+        if not path.exists():
+            return
+        changed = differences(flat(plain(identity)), flat(json.loads(path.read_bytes())))
+        if not changed:
+            return
+        if not overwrite:
+            raise UsageError(
+                f"--output {self.path} holds a set of another configuration ("
+                f"{'; '.join(changed)}); give another folder, or --overwrite to replace it"
+            )
+        for entry in self.state.iterdir():
+            if entry.name != "lock":
+                storage.remove_tree(entry) if entry.is_dir() else entry.unlink()
+
+    def lacks(self, manifest: Mapping[str, Any]) -> list[str]:
+        """List the files of a manifest that are absent or of another length."""
+        sizes = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
+        sizes |= {name: entry["bytes"] for name, entry in manifest["files"].items()}
+        return [name for name, size in sizes.items() if not _has_size(self.path / name, size)]
+
+    def tracked(
+        self,
+        experiment: str,
+        settings: Mapping[str, Any],
+        make: Callable[[], dict[str, Any]],
+        metrics: Callable[[dict[str, Any]], dict[str, float]],
+    ) -> str:
+        """Do the work inside an MLflow run; returns a line that says where to look.
+
+        Args:
+            experiment: such as ``latent-pmrf/curate``.
+            settings: the run's parameters.
+            make: does the work and returns the set's manifest.
+            metrics: the run's numbers, from the manifest.
+        """
+        name = self.path.name
+        with start_run(
+            experiment, folder=self.state / "tracking", name=name, params=settings
+        ) as run:
+            manifest = make()
+            context = experiment.rpartition("/")[2]
+            run.log_dataset(name, storage.sha256(self.path / MANIFEST), str(self.path), context)
+            run.log_metrics(metrics(manifest))
+            run.log_artifact(self.path / "report.html")
+            run.log_artifact(self.path / MANIFEST)
+            run.close()
+            return f"MLflow: {run.where()}\n"
+
+
+def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields as JSON gives them back."""
+    values: dict[str, Any] = json.loads(json.dumps(fields))
+    return values
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size

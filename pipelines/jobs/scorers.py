@@ -1,0 +1,189 @@
+"""The quality scorers behind one small contract: patches in, scores out, in order.
+
+A scorer is described without loading it (the driver needs its identity and threshold, not its
+weights) and loaded once per worker. None ever takes another's place.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from datasets.decoding import Pixels
+from infra.errors import UsageError, UserError
+from infra.storage import explained, local_path
+from pipelines.jobs.scorer_choice import ScorerChoice
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScorerInfo:
+    """What is known of a scorer without running it."""
+
+    name: str
+    """The metric's own name, as reports print it."""
+    digest: str
+    """Identity of its weights."""
+    scale: tuple[float, float]
+    """Typical lowest and highest value."""
+    higher_is_better: bool
+    """Direction of the scale."""
+    default_threshold: float | None
+    """What is kept when the user names no threshold; None keeps everything."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Whatever else a score depends on: model, prompt, dtype."""
+
+    def identity(self) -> dict[str, str]:
+        """Return what two scores must share to be comparable."""
+        return {"name": self.name, "digest": self.digest, **self.settings}
+
+
+class Quality(NamedTuple):
+    """One score: NaN where the metric is undefined; what else the scorer says, if anything."""
+
+    value: float
+    detail: Mapping[str, Any] | None = None
+
+
+class QualityScorer(Protocol):
+    """A loaded scorer, one per worker."""
+
+    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+        """Score RGB uint8 [H, W, 3] patches as they come; results in the same order."""
+        ...
+
+
+class _Brisque:
+    def __init__(self) -> None:
+        from models.metrics.brisque import Brisque
+
+        self._model = Brisque()
+
+    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+        for patch in patches:
+            yield Quality(self._model.score([patch])[0])
+
+
+class _Unscored:
+    """Everything decodable is kept, as the paper does with FFHQ; the score is undefined."""
+
+    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+        for _ in patches:
+            yield Quality(math.nan)
+
+
+class _QAlign:
+    def __init__(self, choice: ScorerChoice) -> None:
+        from models.qalign.scorer import QAlign
+
+        self._model = QAlign.load(
+            choice.weights, choice.device, choice.dtype, choice.prompt, choice.batch
+        )
+
+    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+        for (score,) in self._model.stream(patches, (self._model.prompt,)):
+            yield Quality(score.value, {"logits": list(score.logits)})
+
+
+class ImportedScores:
+    """Scores of the authors' ``<dir>_quality_score.json``: {path without extension: score}.
+
+    They are Q-Align's (1 to 5, 3.5 keeps): that is what the file holds.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            data = local_path(path).read_bytes()
+            self.scores = {str(key): float(value) for key, value in json.loads(data).items()}
+        except OSError as error:
+            raise UsageError(str(explained(error, path))) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"--scorer {path}: not a quality_score.json ({error}); expected one JSON object "
+                "{relative path without extension: score}"
+            ) from error
+        self.digest = hashlib.sha256(data).hexdigest()
+
+    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+        """Refuse: imported scores belong to keys, not to pixels."""
+        raise TypeError("imported scores are looked up by key")
+
+
+def describe(choice: ScorerChoice) -> ScorerInfo:
+    """Say what a scorer is; weights are looked at, not loaded.
+
+    Raises:
+        UsageError: an unknown name; weights that are absent, damaged or of another model.
+    """
+    if choice.name == "brisque":
+        from models.metrics.brisque import Brisque
+
+        model = Brisque()
+        return ScorerInfo(
+            name=model.name,
+            digest=model.digest,
+            scale=model.scale,
+            higher_is_better=model.higher_is_better,
+            default_threshold=model.default_threshold,
+        )
+    if choice.name == "qalign":
+        return _describe_qalign(choice)
+    if choice.name == "none" or choice.name.endswith(".json"):
+        imported = choice.name != "none"
+        return ScorerInfo(
+            name="imported" if imported else "none",
+            digest=ImportedScores(choice.name).digest if imported else "none",
+            scale=(1.0, 5.0) if imported else (0.0, 0.0),
+            higher_is_better=True,
+            default_threshold=3.5 if imported else None,
+        )
+    raise UsageError(f"--scorer {choice.name}: choose brisque, qalign, none or FILE.json")
+
+
+def _describe_qalign(choice: ScorerChoice) -> ScorerInfo:
+    from models.qalign.checkpoint import Checkpoint
+    from models.qalign.prompts import find_prompt
+    from models.qalign.scorer import DTYPES, QAlign
+
+    dtype = choice.dtype or ("float16" if choice.device == "cuda" else "float32")
+    try:
+        find_prompt(choice.prompt)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+        digest = Checkpoint.open(choice.weights).digest
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--scorer qalign: {error}") from error
+    return ScorerInfo(
+        name=QAlign.name,
+        digest=digest,
+        scale=QAlign.scale,
+        higher_is_better=QAlign.higher_is_better,
+        default_threshold=QAlign.default_threshold,
+        settings={"model": choice.weights, "prompt": choice.prompt, "dtype": dtype},
+    )
+
+
+def load(choice: ScorerChoice) -> QualityScorer:
+    """Load a scorer in this process.
+
+    Raises:
+        UserError: it cannot run here; no other scorer and no other device takes its place.
+    """
+    if choice.name == "brisque":
+        return _Brisque()
+    if choice.name == "none":
+        return _Unscored()
+    if choice.name == "qalign":
+        import torch
+
+        if choice.device == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "--scorer qalign: no CUDA device here; give --device cpu (pipelines.score) or "
+                "--scorer-gpus 0 (pipelines.curate) to score on the CPU, which is slow"
+            )
+        try:
+            return _QAlign(choice)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            raise UserError(f"--scorer qalign: {error}") from error
+    return ImportedScores(choice.name)

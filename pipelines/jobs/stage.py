@@ -1,0 +1,292 @@
+"""One stage of work through Ray Data: units in, results out, in any order, with progress and times.
+
+A unit is a small JSON value that says what to read and where to write; its worker is idempotent.
+Ray schedules and retries; what is finished is decided by files, never by Ray. Workers return what
+went wrong on the user's side as a value, so that it reaches the user as one sentence.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from infra.errors import UserError
+from infra.storage import explained
+
+ROOT = Path(__file__).resolve().parents[2]
+OBJECT_STORE_BYTES = 256 << 20  # units and results are kilobytes; pixels never enter the store
+
+Worker = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Stopwatch:
+    """Adds up the time of a worker's steps, so that a stage can name its bottleneck."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        """Time a block as part of ``step``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(step, time.perf_counter() - start)
+
+    def add(self, step: str, seconds: float) -> None:
+        """Count seconds measured elsewhere; any thread may."""
+        with self._lock:
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
+    def total(self) -> float:
+        """Return the seconds of all steps so far."""
+        return sum(self.seconds.values())
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds per step so far and start from zero."""
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+
+@dataclass(slots=True)
+class StageTime:
+    """What a stage took: wall-clock seconds, and the workers' seconds per step."""
+
+    name: str
+    wall: float = 0.0
+    startup: float = 0.0
+    """Seconds until the first worker began: processes started, modules imported, weights loaded."""
+    done: int = 0
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def add(self, result: dict[str, Any], began: float) -> None:
+        """Count one unit's result; ``began`` is when the stage did."""
+        first = result["began"] - began
+        self.startup = min(self.startup, first) if self.done else max(0.0, first)
+        self.done += result["done"]
+        for step, seconds in result["seconds"].items():
+            self.steps[step] = self.steps.get(step, 0.0) + seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one worker of a stage holds, and how many there are."""
+
+    cpus: float = 1.0
+    """CPUs of one worker."""
+    gpus: float = 0.0
+    """GPUs of one worker."""
+    workers: int | None = None
+    """Workers; None takes as many as the cluster has CPUs for."""
+
+
+class Engine(Protocol):
+    """What carries out units of work: Ray, or a loop in this process."""
+
+    times: list[StageTime]
+
+    def run(
+        self,
+        name: str,
+        units: Sequence[dict[str, Any]],
+        worker: Callable[..., Worker],
+        arguments: Sequence[Any],
+        total: int,
+        resources: Resources = Resources(),
+    ) -> Iterator[dict[str, Any]]:
+        """Do every unit; yield the results in any order."""
+        ...
+
+    def gpus(self) -> int:
+        """Return how many GPUs there are to compute on."""
+        ...
+
+
+class RayEngine:
+    """Runs stages on a local Ray, or on the one that RAY_ADDRESS names, inside a `with` block.
+
+    Enter it before anything that handles signals: Ray installs its own handler of SIGTERM.
+
+    Args:
+        workers: parallel workers; None takes every CPU of the cluster.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers
+        self.times: list[StageTime] = []
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        import ray
+
+        ray.shutdown()
+
+    def run(
+        self,
+        name: str,
+        units: Sequence[dict[str, Any]],
+        worker: Callable[..., Worker],
+        arguments: Sequence[Any],
+        total: int,
+        resources: Resources = Resources(),
+    ) -> Iterator[dict[str, Any]]:
+        """Do every unit with ``worker(*arguments)``, one instance per process; yield their results.
+
+        Args:
+            name: what the progress bar and the report call the stage.
+            units: JSON values.
+            worker: an importable class whose instances map a unit to
+                ``{"done": items, "seconds": {step: s}}``.
+            arguments: of the worker's constructor.
+            total: items in all units, for the progress bar.
+            resources: of a worker.
+
+        Raises:
+            UserError: what a worker could not do for a reason the user can mend.
+        """
+        if not units:
+            return
+        import ray
+
+        stage = StageTime(name)
+        self.times.append(stage)
+        start, began = time.perf_counter(), time.time()
+        rows = [{"unit": json.dumps(unit)} for unit in units]
+        cpus = int(ray.cluster_resources()["CPU"])
+        size = min(len(units), resources.workers or self.workers or cpus)
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Actor,
+            fn_constructor_args=(worker, tuple(arguments)),
+            compute=ray.data.ActorPoolStrategy(size=size),
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+        )
+        with progress(name, total) as advance:
+            for row in results.iter_rows():
+                result: dict[str, Any] = json.loads(row["result"])
+                if "failure" in result:
+                    raise UserError(result["failure"])
+                stage.add(result, began)
+                advance(result["done"])
+                yield result
+        stage.wall = time.perf_counter() - start
+
+    def gpus(self) -> int:
+        """Return the GPUs of the Ray cluster."""
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def _start(self) -> None:
+        import logging
+
+        start = time.perf_counter()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        import ray
+        import ray.data
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
+        if os.environ.get("RAY_ADDRESS"):
+            options = {"log_to_driver": False, "runtime_env": {"working_dir": str(ROOT)}}
+        else:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            options["num_cpus"] = self.workers
+            options["object_store_memory"] = OBJECT_STORE_BYTES
+        local = "num_cpus" in options
+        try:
+            with _quiet() if local else nullcontext():
+                ray.init(logging_level="ERROR", **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = os.environ.get("RAY_ADDRESS", "on this machine")
+            raise UserError(f"cannot start or reach Ray {where}: {error}") from error
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's C++ from announcing its log level on the terminal; exceptions still come."""
+    saved, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(silent)
+
+
+class _Actor:
+    """What Ray Data runs: one worker instance, fed rows."""
+
+    def __init__(self, worker: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
+        self._work = worker(*arguments)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"result": json.dumps(attempt(self._work, json.loads(row["unit"])))}
+
+
+def attempt(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
+    """Do one unit; a full disk and the like become ``{"failure": sentence}``."""
+    began = time.time()
+    try:
+        return {**work(unit), "began": began}
+    except UserError as error:
+        return {"failure": str(error)}
+    except OSError as error:
+        return {"failure": str(explained(error, error.filename or "input or output"))}
+
+
+@contextmanager
+def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and time left on a terminal; be silent elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,42 @@
+"""Where a job's time went: in one line, as a file, as a section of its page."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from infra.config import pretty_json
+from infra.storage import write_bytes
+from pipelines.jobs import page as report
+from pipelines.jobs.stage import StageTime
+
+
+def bottleneck(times: Sequence[StageTime]) -> str:
+    """Name the step in which the workers spent most of their time."""
+    steps = {(stage.name, step): t for stage in times for step, t in stage.steps.items()}
+    if not steps:
+        return "nothing to do"
+    stage, step = max(steps, key=lambda key: steps[key])
+    share = steps[stage, step] / sum(steps.values())
+    return f"step {step!r} of stage {stage!r}, {share:.0%} of the workers' time"
+
+
+def save_times(path: Path, times: Sequence[StageTime]) -> None:
+    """Keep the stages' times beside the job's other memory."""
+    write_bytes(path, pretty_json([asdict(stage) for stage in times]))
+
+
+def time_section(times: Sequence[StageTime]) -> str:
+    """Return the page's section on time."""
+    if not times:
+        return report.note("Nothing was left to compute.")
+    started = sum(stage.startup if stage.steps else stage.wall for stage in times)
+    stages = [(s.name, s.wall, s.done, s.done / s.wall) for s in times if s.steps]
+    steps = {f"{s.name}: {step}": t for s in times for step, t in s.steps.items()}
+    return (
+        report.table(["stage", "seconds", "items", "items/s"], stages)
+        + report.note(
+            f"Starting Ray and its workers took {started:.1f} s in all. Bottleneck: "
+            f"{bottleneck(times)}. Below, the workers' seconds by step."
+        )
+        + report.bars(steps, unit=" s", colour=report.KEPT)
+    )

@@ -1,0 +1,1 @@
+"""Images -> quality scores: `python -m pipelines.score`."""

@@ -1,0 +1,1 @@
+"""What several tests share: small sets, small networks, reference implementations."""

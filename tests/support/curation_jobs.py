@@ -1,0 +1,79 @@
+"""Curation without Ray: the same workers in this process, and small jobs for them."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import shards
+from infra.errors import UserError
+from pipelines.curate.config import CurateConfig
+from pipelines.curate.job import Curation
+from pipelines.jobs.stage import Resources, StageTime, Worker, attempt
+
+
+class InProcess:
+    """An engine without Ray: the same workers, one after the other, in this process."""
+
+    def __init__(self) -> None:
+        self.times: list[StageTime] = []
+        self.units: list[tuple[str, dict[str, Any]]] = []
+
+    def run(
+        self,
+        name: str,
+        units: Sequence[dict[str, Any]],
+        worker: Callable[..., Worker],
+        arguments: Sequence[Any],
+        total: int,
+        resources: Resources | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Do every unit, backwards: no result may depend on the order."""
+        self.times.append(StageTime(name))
+        work = worker(*arguments) if units else None
+        for unit in reversed(units):
+            assert work is not None
+            self.units.append((name, unit))
+            result = attempt(work, json.loads(json.dumps(unit)))
+            if "failure" in result:
+                raise UserError(result["failure"])
+            yield result
+
+    def gpus(self) -> int:
+        """Return none."""
+        return 0
+
+    def count(self, name: str) -> int:
+        """Return how many units of a stage were done."""
+        return sum(stage == name for stage, _ in self.units)
+
+
+def config(source: Path, output: Path, **fields: Any) -> CurateConfig:
+    """Return a small job: 64-pixel patches, four samples a shard."""
+    defaults: dict[str, Any] = {
+        "input": (str(source),),
+        "output": str(output),
+        "size": 64,
+        "stride": 48,
+        "scorer": "brisque",
+        "threshold": 60.0,
+        "samples_per_shard": 4,
+        "val_fraction": 0.3,
+        "track": False,
+    }
+    return CurateConfig(**defaults | fields)
+
+
+def run(source: Path, output: Path, **fields: Any) -> InProcess:
+    """Curate in this process."""
+    engine = InProcess()
+    Curation(config(source, output, **fields)).run(engine)
+    return engine
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of everything that makes the set: shards, tables, manifest."""
+    manifest = shards.read_manifest(folder)
+    assert manifest is not None
+    names = [entry["name"] for entry in manifest["shards"]] + list(manifest["files"])
+    return {name: (folder / name).read_bytes() for name in [*names, shards.MANIFEST]}

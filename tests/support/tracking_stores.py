@@ -1,0 +1,117 @@
+"""Fixtures of the tests of tracking: an sqlite store per test, reachable or not, or a server."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from infra.tracking.run import Run, start_run
+from tests.support.stored_runs import EXPERIMENT
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create MLflow's tables once; every test copies the file."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """Point the process at a store of its own."""
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture
+def begin(store: MlflowClient, tmp_path: Path) -> Callable[..., Run]:
+    """Start runs in one folder, without system metrics."""
+
+    def begin(**options: Any) -> Run:
+        defaults = {"folder": tmp_path / "journal", "system_metrics": False}
+        return start_run(EXPERIMENT, **{**defaults, **options})
+
+    return begin
+
+
+@pytest.fixture
+def come_back(
+    store: MlflowClient, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], MlflowClient]:
+    """Point the process at a store that cannot be reached until this is called."""
+    (tmp_path / "away").touch()  # a file where the store's folder should be
+    uri = f"sqlite:///{tmp_path}/away/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+    def come_back() -> MlflowClient:
+        (tmp_path / "away").unlink()
+        (tmp_path / "away").mkdir()
+        shutil.copy(empty_store, tmp_path / "away" / "mlflow.db")
+        return MlflowClient(tracking_uri=uri)
+
+    return come_back
+
+
+@pytest.fixture
+def server(store: MlflowClient, tmp_path: Path) -> "Iterator[Server]":
+    """A real tracking server on the test's store."""
+    server = Server(tmp_path)
+    yield server
+    server.kill()
+
+
+class Server:
+    """``mlflow server`` on a free port, started and killed at will."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        store = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
+        artifacts = ["--artifacts-destination", str(self._folder / "artifacts")]
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--port", str(self.port), *store, *artifacts],
+                cwd=self._folder,
+                env={**os.environ, **quiet},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise AssertionError((self._folder / "server.log").read_text())
+
+    def kill(self) -> None:
+        """Kill the server and its workers, as a lost machine would."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None

@@ -1,0 +1,203 @@
+"""Small sets to train on, and trainers run on them as a user runs them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import shards
+from datasets.decoding import encode_png
+from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, write_latent_shard
+from datasets.latent_pairs import PAIRS, pair_table
+from infra.config import pretty_json, to_dict
+from infra.storage import write_bytes
+from models.checkpoint import save_checkpoint
+from models.frozen import load_posterior_mean, load_vae
+from models.metrics.lpips import LPIPS, VARIANTS, Net
+from models.predictor import swinir
+from models.predictor.swinir import SwinIR
+from models.vae.folder import save_sim_vae
+from models.velocity import looformer
+from models.velocity.looformer import LooUFormer
+from tests.conftest import ROOT, environment, picture
+from tests.support import tiny_vae
+
+SMOKE = ("--preset", "tiny", "--model", "tiny", "--global-batch-size", "4")  # the smallest run
+GOLDEN = ROOT / "tests" / "fixtures" / "golden_losses.json"
+
+
+def write_image_set(folder: Path, *, size: int, train: int = 7, held_out: int = 3) -> Path:
+    """Write an image set of two splits; returns its folder."""
+    written = []
+    for split, first, count in (("train", 0, train), ("val", train, held_out)):
+        if not count:
+            continue
+        images = (
+            (f"p{number:02d}", {"png": encode_png(np.asarray(picture(number, size, size)))})
+            for number in range(first, first + count)
+        )
+        written.append(shards.write_shard(folder / shards.shard_name(split, 0), images))
+    write_bytes(folder / shards.INDEX, shards.parquet_bytes(shards.index_table(written)))
+    manifest = {"shards": [shard.entry() for shard in written], "files": {}}
+    write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
+    return folder
+
+
+def write_latent_set(
+    folder: Path,
+    *,
+    channels: int = 4,
+    side: int = 4,
+    train: int = 8,
+    identity: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write pairs whose target is a function of the source, and three more, held out."""
+    latent = LatentFormat(channels=channels, height=side, width=side, dtype="float32")
+    rng = np.random.default_rng(0)
+    written = []
+    for split, count in (("train", train), ("val", 3)):
+        samples = []
+        for number in range(count):
+            source = rng.normal(size=latent.shape).astype(np.float32)
+            target = np.tanh(2 * source) + 0.5
+            draw = LatentDraw(number=0, source=source, flip=False)
+            samples.append(
+                LatentSample(key=f"{split}{number}", targets=(target, target), draws=(draw,))
+            )
+        written.append(write_latent_shard(folder / shards.shard_name(split, 0), samples, latent))
+    write_bytes(folder / PAIRS, shards.parquet_bytes(pair_table(folder, written)))
+    manifest = {
+        "latent": to_dict(latent),
+        "identity": {"source": "posterior_mean", **(identity or {})},
+        "shards": [shard.entry() for shard in written],
+        "files": {},
+    }
+    write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
+    return folder
+
+
+@dataclass
+class Files:
+    """What there is to train a tiny flow on."""
+
+    latents: str
+    images: str
+    vae: str
+    predictor: str
+    regressor: str
+
+
+def write_files(folder: Path, *, size: int) -> Files:
+    """Write small sets, and tiny networks with weights of their own.
+
+    Args:
+        folder: where.
+        size: side of the images; that of the latents is an eighth.
+    """
+    vae = tiny_vae.build()
+    save_sim_vae(vae, folder / "vae")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        predictor = SwinIR(swinir.PRESETS["tiny"])
+        regressor = LooUFormer(looformer.PRESETS["tiny"])
+    save_checkpoint(folder / "swinir", predictor.state_dict(), asdict(predictor.config))
+    save_checkpoint(folder / "regressor", regressor.state_dict(), asdict(regressor.config))
+    identity = {
+        "vae": load_vae(str(folder / "vae"))[1].weights,
+        "predictor": load_posterior_mean(str(folder / "swinir"))[1].weights,
+    }
+    return Files(
+        latents=str(write_latent_set(folder / "latents", side=size // 8, identity=identity)),
+        images=str(write_image_set(folder / "images", size=size)),
+        vae=str(folder / "vae"),
+        predictor=str(folder / "swinir"),
+        regressor=str(folder / "regressor"),
+    )
+
+
+def write_lpips(folder: Path, net: Net = "alex") -> Path:
+    """Write LPIPS's two files as they are published, with random weights; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, generator = LPIPS(net), torch.Generator().manual_seed(0)
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            value.data.normal_(0, 0.05, generator=generator)
+        elif name.startswith("trunk"):  # features keep the variance of the image
+            value.data.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
+        else:
+            value.data.uniform_(0, 1, generator=generator)
+    classifier = {"classifier.1.weight": torch.ones(2, 2), "classifier.1.bias": torch.ones(2)}
+    torch.save({**model.trunk.state_dict(), **classifier}, folder / model.trunk.CHECKPOINT)
+    torch.save(dict(model.weights.state_dict()), folder / VARIANTS[net].file)
+    return folder
+
+
+def launch(
+    command: Sequence[str | Path], output: Path, *, code: int = 0, track: bool = False
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command, or the module it begins with, to its end; from the root, as the README says.
+
+    Modules that are launchers start outside the project, as nothing obliges them to be inside.
+    """
+    tracked = "--track" if track else "--no-track"
+    is_module = not Path(command[0]).is_absolute()
+    is_launcher = is_module and not str(command[0]).startswith("trainers.")
+    done = subprocess.run(
+        [
+            *([sys.executable, "-m"] * is_module),
+            *map(str, command),
+            *("--output", str(output), tracked),
+        ],
+        cwd=output.parent if is_launcher else ROOT,
+        env={**environment(output.parent), "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout[-1000:] + done.stderr[-3000:]
+    return done
+
+
+def free_port() -> int:
+    """Find a port below those that the kernel hands out by itself."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise RuntimeError("no free port")
+
+
+def log(output: Path) -> list[dict[str, Any]]:
+    """Read a run's log, without the speeds."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if not name.startswith("speed/")}
+        for line in lines
+    ]
+
+
+def assert_golden(name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Compare training losses with those kept in fixtures/golden_losses.json.
+
+    Other processors sum in another order, and fifty updates let that grow: 1e-3 is what they get.
+    """
+    golden = json.loads(GOLDEN.read_text())[name]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert losses == pytest.approx(golden, rel=1e-3)
+
+
+def same_curve(mine: list[dict[str, Any]], expected: list[dict[str, Any]], rel: float) -> None:
+    """Assert that two logs agree, at every step and in every number."""
+    assert len(mine) == len(expected)
+    for one, other in zip(mine, expected, strict=True):
+        assert one == pytest.approx(other, rel=rel, abs=1e-5)

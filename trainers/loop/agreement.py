@@ -1,0 +1,56 @@
+"""What must agree before a step is taken: a run with its checkpoint, every rank with the others."""
+
+import contextlib
+from typing import Any
+
+from infra.config import differences, flat, to_dict
+from infra.distributed import barrier, gathered
+from infra.errors import UsageError, UserError
+from trainers.loop.checkpoints import Checkpoint
+from trainers.loop.config import TrainerConfig
+
+
+def refuse_other_run(config: TrainerConfig, before: Checkpoint) -> None:
+    """Refuse to go on with a run of another configuration.
+
+    Raises:
+        UsageError: names the settings that differ, with both values.
+    """
+    theirs = _fixed(config, before.record["config"])
+    changed = differences(_fixed(config, to_dict(config)), theirs)
+    if changed:
+        raise UsageError(
+            f"{before.folder} is of another configuration ({'; '.join(changed)}): give another "
+            "--output, or that configuration (--config OUTPUT/config.json)"
+        )
+
+
+def refuse_unequal_ranks(config: TrainerConfig, data: str) -> None:
+    """Refuse ranks that would train on different data, or for something else; all ranks call it.
+
+    A machine whose copy of a set is older would otherwise read other samples at the same positions,
+    and nobody would notice.
+
+    Args:
+        config: this rank's.
+        data: digest of this rank's data in their order.
+
+    Raises:
+        UserError: names the rank and what differs from rank 0, on every rank alike.
+    """
+    first, *others = gathered({"data": data, **_fixed(config, to_dict(config))})
+    for number, theirs in enumerate(others, start=1):
+        changed = differences(theirs, first)
+        if changed:
+            # Whoever left at once would break the connection of a rank that has yet to hear it.
+            with contextlib.suppress(RuntimeError):
+                barrier()
+            raise UserError(
+                f"rank {number} differs from rank 0 ({'; '.join(changed)}): bring the same sets, "
+                "by manifest, and the same options to every machine"
+            )
+
+
+def _fixed(config: TrainerConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, by dotted name, that change what is learnt."""
+    return {name: value for name, value in flat(values).items() if not config.may_change(name)}

@@ -1,0 +1,238 @@
+"""DeepSpeed behind the few calls a training loop needs: the only file that imports it.
+
+    device = join()                               # every rank; alone where nobody launched it
+    engine = Engine(model, optimizer, EngineConfig(zero_stage=2), plan)
+    loss = criterion(engine(inputs), ...)         # through the engine, or nothing is averaged
+    engine.backward(loss)                         # once per micro-batch
+    grad_norm = engine.step(learning_rate)        # after the last of them
+
+Master weights are float32 in every mode: bf16 is PyTorch's autocast around the forward pass, at
+each ZeRO stage alike, with gradients reduced in float32. So the model is its own full-precision
+copy, averages follow what the optimiser moves, and one file of weights fits every layout.
+(DeepSpeed's own `bf16` would keep the weights in bf16, and at stage 0 take a step too many.)
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infra.distributed import local_rank, rank
+from infra.errors import UserError
+from trainers.loop.batches import BatchPlan, deepspeed_json
+from trainers.loop.config import EngineConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam remembers of each parameter
+TAG = "state"  # DeepSpeed's name for the one folder it saves here
+
+
+def join(timeout_minutes: float = 30.0) -> torch.device:
+    """Join the processes of this job and return this one's device; alone if nobody launched it.
+
+    Args:
+        timeout_minutes: a rank that waits longer than this for the others fails, and with it the
+            job: the watchdog for a rank that hangs.
+    """
+    has_cuda = torch.cuda.is_available()
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not has_cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.utils.logger.setLevel("ERROR")  # it narrates every step of its start on every rank
+    # Else it compiles a shared-memory all-reduce on the CPU at every first start; gloo does.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    device = torch.device("cuda", local_rank()) if has_cuda else torch.device("cpu")
+    if has_cuda:
+        torch.cuda.set_device(device)
+    backend, timeout = "nccl" if has_cuda else "gloo", timedelta(minutes=timeout_minutes)
+    if not torch.distributed.is_initialized() and "RANK" not in os.environ:
+        # alone: no port that another job might hold
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # public, unlisted
+        torch.distributed.init_process_group(
+            backend, store=store, rank=0, world_size=1, timeout=timeout
+        )
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+    return device
+
+
+def leave() -> None:
+    """Leave the job; without it PyTorch warns at exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def leave_refused(kind: type[BaseException] | None, *_: object) -> None:
+    """Leave at the end of a context that a user's error ends; for `ExitStack.push`.
+
+    gloo's threads, still there when the interpreter ends, now and then abort the process instead
+    of letting it say its exit code. NCCL has none, and may wait for ranks that are elsewhere.
+    """
+    refused = kind is not None and issubclass(kind, UserError)
+    joined = torch.distributed.is_initialized()
+    if refused and joined and torch.distributed.get_backend() == "gloo":
+        leave()
+
+
+class Engine:
+    """A model that all ranks train together.
+
+    Args:
+        model: already on its device, and equal on all ranks; its weights are moved in place.
+        optimizer: a torch Adam over its trainable parameters.
+        config: how.
+        plan: the batch arithmetic.
+
+    Attributes:
+        module: the model itself.
+        device: where it is.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Adam, config: EngineConfig, plan: BatchPlan
+    ) -> None:
+        import deepspeed
+
+        self.config = config
+        self.plan = plan
+        self.device = next(model.parameters()).device
+        self.module = model
+        if config.compile:
+            model.compile()
+        self._engine, self._optimizer, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_json(config, plan)
+        )
+        self._parameters = {
+            name: value for name, value in model.named_parameters() if value.requires_grad
+        }
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the model's forward pass."""
+        return self._engine(*inputs)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the forward pass's precision, for what is computed beside it, such as VGG."""
+        is_bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradients; with the last one, average them over the ranks."""
+        is_last = self._engine.is_gradient_accumulation_boundary()
+        self._engine.backward(loss)
+        if not is_last:
+            self._engine.step()  # counts the micro-batch, and moves nothing
+
+    def step(self, learning_rate: float) -> float:
+        """Update the weights after the last micro-batch.
+
+        Returns:
+            The gradients' global norm before clipping. If it is not finite, ZeRO left the weights
+            as they were, and so does this at stage 0.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.config.zero_stage:
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
+        gradients = [value.grad for value in self._parameters.values() if value.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            self._engine.zero_grad()
+        self._engine.step()
+        return norm
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Let every rank see whole weights; all ranks enter. Below ZeRO 3 they always do."""
+        if self.config.zero_stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+            yield
+
+    def save(self, folder: Path) -> None:
+        """Write every rank's part of the state; all ranks call it."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Go on from `save` of the same layout, bit for bit; all ranks call it."""
+        self._engine.load_checkpoint(str(folder), tag=TAG)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Return Adam's state by parameter, whole, on the CPU, for any layout to continue from.
+
+        All ranks call it, and all get it. Empty before the first step.
+        """
+        states = [self._base.state[flat] for flat in self._flat_parameters()]
+        if not all(states):
+            return {}
+        state = {"step": torch.as_tensor(states[0]["step"]).detach().cpu().clone()}
+        for name, parameter in self._parameters.items():
+            for moment in MOMENTS:
+                whole = self._moment(parameter, moment).detach()
+                state[f"{moment}/{name}"] = whole.to("cpu", torch.float32, copy=True)
+        return state
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `optimizer_state` of another layout; all ranks call it."""
+        if not state:
+            return
+        for flat in self._flat_parameters():
+            moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+            self._base.state[flat] = {"step": state["step"].clone(), **moments}
+        if self.config.zero_stage in (1, 2):  # DeepSpeed links parameters to moments at a step
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self._parameters.items():
+            for moment in MOMENTS:
+                self._set_moment(parameter, moment, state[f"{moment}/{name}"].to(self.device))
+
+    @property
+    def _base(self) -> torch.optim.Optimizer:
+        """The torch optimiser that does the steps."""
+        base: torch.optim.Optimizer = (
+            self._optimizer.optimizer if self.config.zero_stage else self._optimizer
+        )
+        return base
+
+    def _flat_parameters(self) -> list[Tensor]:
+        """Return what the torch optimiser moves: parameters, or this rank's part of them all."""
+        match self.config.zero_stage:
+            case 0:
+                return list(self._parameters.values())
+            case 3:
+                return list(self._optimizer.fp32_partitioned_groups_flat)
+            case _:
+                return list(self._optimizer.single_partition_of_fp32_groups)
+
+    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if not self.config.zero_stage:
+            return torch.as_tensor(self._base.state[parameter][moment])
+        return torch.as_tensor(safe_get_full_optimizer_state(parameter, moment))
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
+        from deepspeed.utils import (
+            safe_get_local_optimizer_state,
+            safe_set_full_optimizer_state,
+            safe_set_local_optimizer_state,
+        )
+
+        if not self.config.zero_stage:
+            self._base.state[parameter][moment].copy_(whole)
+        elif self.config.zero_stage < 3:
+            safe_set_full_optimizer_state(parameter, whole, moment)
+        else:  # the function for whole tensors fails where the ranks' parts are padded
+            part = torch.zeros_like(safe_get_local_optimizer_state(parameter, moment))
+            mine = whole.flatten()[part.numel() * rank() :][: part.numel()]
+            part[: mine.numel()] = mine
+            safe_set_local_optimizer_state(parameter, part, moment)

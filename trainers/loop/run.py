@@ -1,0 +1,302 @@
+"""The loop of every trainer: validate, save, one step, log; what is trained comes as a task.
+
+It makes one more pass than there are steps, so that the end needs no special case. What happens at
+a step is a function of the step, so a run that was killed and resumed is the run that was not.
+"""
+
+import copy
+import faulthandler
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.reading.order import Layout
+from infra.config import digest, pretty_json, to_dict
+from infra.distributed import barrier, gathered, rank, sums, world_size
+from infra.errors import UsageError, UserError
+from infra.storage import exclusive, local_path, write_bytes
+from infra.tracking.run import Run, start_run
+from models.ema import EMA
+from models.schedules import learning_rate
+from trainers.loop.agreement import refuse_other_run, refuse_unequal_ranks
+from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
+from trainers.loop.checkpoints import Checkpoints
+from trainers.loop.config import TrainerConfig
+from trainers.loop.cost import gigabytes
+from trainers.loop.engine import Engine, join, leave, leave_refused
+from trainers.loop.log import Window, clock
+from trainers.loop.noise import Draws
+from trainers.loop.stop import STOPPED, Stop
+from trainers.loop.task import Task
+
+LOG = "log.jsonl"
+# Seconds to wait at most for MLflow at the end: a model takes a while; SIGTERM is soon a SIGKILL.
+PATIENCE = {"FINISHED": 300.0, "KILLED": 10.0}
+
+
+def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
+    """Train, from where the output folder's checkpoints end; returns the exit code.
+
+    Args:
+        config: all of it.
+        build: makes the task, once the processes have joined.
+    """
+    loop, plan = config.loop, plan_batches(config.engine, world_size())
+    if not loop.output:
+        raise UsageError("no --output; give the folder of the run")
+    folder = local_path(loop.output)
+    say(f"{plan}\n")
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        device = join(loop.timeout_minutes)
+        stack.push(leave_refused)
+        if rank() == 0:
+            stack.enter_context(exclusive(folder / ".state"))
+        task = build(device)
+        training = Training(task, config, plan)
+        track = (
+            start_run(
+                task.experiment,
+                folder=folder / ".state" / "tracking",
+                name=folder.name,
+                params=to_dict(config),
+                token=training.token,
+            )
+            if loop.track
+            else Run()
+        )
+        with track as tracked:
+            finished = training.train(tracked, stop)
+            status = "FINISHED" if finished else "KILLED"
+            tracked.close(status, PATIENCE[status])
+            if loop.track:
+                say(f"MLflow: {tracked.where()}\n")
+        barrier()  # the launcher ends all ranks when one has ended
+        leave()
+    return 0 if finished else STOPPED
+
+
+def say(text: str) -> None:
+    """Write to the terminal, once for all ranks."""
+    if rank() == 0:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+class Training:
+    """A run: what it is made of, and where it is.
+
+    Args:
+        task: what is trained.
+        config: how.
+        plan: the batch arithmetic.
+
+    Attributes:
+        step: updates done.
+        token: of the tracked run to continue, or None.
+    """
+
+    def __init__(self, task: Task, config: TrainerConfig, plan: BatchPlan) -> None:
+        loop = config.loop
+        self.task, self.config, self.plan = task, config, plan
+        self.folder = local_path(loop.output)
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            keep_last=loop.keep_last,
+            keep_best=loop.keep_best,
+            best=task.best,
+        )
+        self.layout = {
+            "ranks": plan.ranks,
+            "zero_stage": config.engine.zero_stage,
+            "device": next(task.network.parameters()).device.type,
+            "deepspeed": digest(deepspeed_json(config.engine, plan)),
+        }
+        self.averaged = copy.deepcopy(task.network).requires_grad_(False).eval()
+        self.ema = EMA(task.network, config.ema)
+        before = self.checkpoints.find(loop.resume)
+        if before is not None:
+            refuse_other_run(config, before)
+            before.load_weights(task.network, self.ema)
+        trained = [value for value in task.network.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(trained, **asdict(config.optimizer))
+        self.engine = Engine(task.trained, optimizer, config.engine, plan)
+        how = "" if before is None else before.load_engine(self.engine, self.layout)
+        self.first = self.step = 0 if before is None else before.step
+        self.token = None if before is None else before.record["token"]
+        layout = Layout(ranks=plan.ranks, rank=rank(), micro_batch=plan.micro_batch_size)
+        self.loader = task.loader(layout, None if before is None else before.record["data"])
+        refuse_unequal_ranks(config, self.loader.order.digest)
+        self.position = self.loader.state
+        if before is not None:
+            say(f"resumed from {before.folder} {how}\n")
+        self._start_log()
+
+    def train(self, tracked: Run, stop: Stop) -> bool:
+        """Train to the last step; returns False if a signal ended it before.
+
+        Raises:
+            UserError: a loss or gradient that is not finite, before it reaches any weight.
+        """
+        loop = self.config.loop
+        for name, sha, source, context in self.task.data():
+            tracked.log_dataset(name, sha, source, context)
+        say(self._describe())
+        batches, window, stopped = iter(self.loader), Window(self.step), False
+        while True:
+            # The watchdog: DeepSpeed's own groups of ranks do not know the time-out of `join`.
+            faulthandler.dump_traceback_later(60 * loop.timeout_minutes, exit=True)
+            done = self.step == loop.max_steps
+            is_new = self.step > self.first or self.step == 0
+            metrics: dict[str, float] = {}
+            if is_new and not stopped and (done or self.step % loop.validate_every == 0):
+                metrics = self.validate(tracked)
+                window = Window(self.step)
+            if self.step > self.first and (done or stopped or self.step % loop.save_every == 0):
+                self.save(metrics, tracked)
+                window = Window(self.step)
+            if done or stopped:
+                break
+            stopped = self.update(batches, window, stop)
+            if self.step % loop.log_every == 0 or self.step == loop.max_steps:
+                self.log(window, tracked)
+                window = Window(self.step)
+        faulthandler.cancel_dump_traceback_later()
+        if done and rank() == 0:
+            self.finish(tracked)
+        return done
+
+    def update(self, batches: Iterator[Any], window: Window, stop: Stop) -> bool:
+        """Take one step; returns whether some rank was told to stop after it."""
+        losses: dict[str, Tensor] = {}
+        keys: list[str] = []
+        for micro in range(self.plan.accumulation_steps):
+            began = time.perf_counter()
+            batch, self.position = next(batches)
+            window.waited += time.perf_counter() - began
+            begin = (micro * self.plan.ranks + rank()) * self.plan.micro_batch_size
+            draws = Draws(
+                seed=self.config.loop.seed,
+                step=self.step,
+                positions=range(begin, begin + self.plan.micro_batch_size),
+                total=self.plan.global_batch_size,
+                device=self.engine.device,
+            )
+            found = self.task.losses(self.engine, batch, draws)
+            self.engine.backward(found["loss"])
+            for name, value in found.items():
+                losses[name] = losses.get(name, 0) + value.detach().double()
+            keys += batch.keys
+        mine = (torch.stack(list(losses.values())) / self.plan.accumulation_steps).tolist()
+        is_bad = not all(map(math.isfinite, mine))
+        bad, told, *totals = sums([is_bad, stop.asked, *mine], str(self.engine.device))
+        if bad:
+            self._fail("the loss", keys if is_bad else [])
+        rate = learning_rate(self.step, self.config.schedule)
+        norm = self.engine.step(rate)
+        if not math.isfinite(norm):
+            self._fail("a gradient", keys)
+        with self.engine.gathered():
+            self.ema.update(self.task.network)
+        self.step += 1
+        values = dict(zip(losses, (total / self.plan.ranks for total in totals), strict=True))
+        window.add({**values, "grad_norm": norm}, rate)
+        return bool(told)
+
+    def _fail(self, what: str, keys: list[str]) -> None:
+        named = {number: found for number, found in enumerate(gathered(keys)) if found}
+        raise UserError(
+            f"{what} of step {self.step} is not finite; nothing was updated. The batch, by rank: "
+            f"{named}. Look at these samples, or lower --peak or --gradient-clipping"
+        )
+
+    def validate(self, tracked: Run) -> dict[str, float]:
+        """Judge the averaged weights."""
+        self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
+        result = self.task.validate(self.averaged)
+        metrics = {f"val/{name}": value for name, value in result.metrics.items()}
+        self._record(metrics, tracked)
+        if result.grid is not None:
+            tracked.log_image("val/pictures", result.grid, self.step)
+            path = self.folder / "samples" / f"step-{self.step:08d}.png"
+            if rank() == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                result.grid.save(path)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        say(f"step {self.step}: {shown}\n")
+        return result.metrics
+
+    def save(self, metrics: dict[str, float], tracked: Run) -> None:
+        """Save a checkpoint; all ranks together."""
+        record = {
+            "step": self.step,
+            "config": to_dict(self.config),
+            "layout": self.layout,
+            "data": self.position,
+            "metrics": metrics,
+            "ema_updates": self.ema.updates,
+            "token": tracked.token or None,
+        }
+        saved = self.checkpoints.save(record, self.engine, self.task.network, self.ema)
+        say(f"step {self.step}: saved {saved.folder}\n")
+
+    def finish(self, tracked: Run) -> None:
+        """Write and register the averaged weights; on rank 0."""
+        self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
+        model = self.task.export(self.averaged)
+        sets = self.task.data()
+        names = [name for name, *_ in sets]  # of folders: two sets may share one
+        data = {n if names.count(n) == 1 else source: sha256 for n, sha256, source, _ in sets}
+        facts = {"step": self.step, "data": data, **model.facts}
+        tracked.log_model(replace(model, facts=facts))
+
+    def log(self, window: Window, tracked: Run) -> None:
+        """Record the averages of the steps since the last time."""
+        metrics = window.metrics(self.plan.global_batch_size)
+        if self.config.loop.skip_budget:
+            (metrics["data/skipped"],) = sums([self.loader.skipped], str(self.engine.device))
+        self._record(metrics, tracked)
+        left = (self.config.loop.max_steps - self.step) * metrics["speed/step_seconds"]
+        say(
+            f"step {self.step}/{self.config.loop.max_steps}  loss {metrics['train/loss']:.5f}  "
+            f"gradient {metrics['train/grad_norm']:.3f}  "
+            f"{metrics['speed/samples_per_second']:.1f} samples/s  "
+            f"data {metrics['speed/data_share']:.1%}  left {clock(left)}\n"
+        )
+
+    def _record(self, metrics: dict[str, float], tracked: Run) -> None:
+        tracked.log_metrics(metrics, self.step)
+        if rank() == 0:
+            with (self.folder / LOG).open("a") as file:
+                file.write(json.dumps({"step": self.step, **metrics}) + "\n")
+
+    def _start_log(self) -> None:
+        """Save the configuration, and cut what a killed run logged behind its last checkpoint."""
+        if rank():
+            return
+        write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
+        path = self.folder / LOG
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= self.step and self.first]
+        write_bytes(path, "".join(kept).encode())
+
+    def _describe(self) -> str:
+        """Say what a step costs, and what a rank has to hold."""
+        flops = self.task.flops_per_sample() * self.plan.global_batch_size
+        count = sum(value.numel() for value in self.task.network.parameters())
+        stage, averages = self.config.engine.zero_stage, len(self.ema.config.decays)
+        held = gigabytes(count, self.plan.ranks, stage, averages)
+        return (
+            f"{count:,} parameters; {flops / 1e12:.4g} TFLOP per step; {held:.3g} GB on each rank "
+            "for weights, gradients, moments, averages and validation, without activations; "
+            f"steps {self.step} to {self.config.loop.max_steps}\n"
+        )

@@ -1,0 +1,64 @@
+"""What a recipe is to the loop: a network, its data, its losses, its validation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from datasets.reading.loader import Loader
+from datasets.reading.order import Layout
+from infra.tracking.models import FinishedModel
+from trainers.loop.engine import Engine
+from trainers.loop.noise import Draws
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What a validation found; the same on every rank."""
+
+    metrics: dict[str, float]
+    grid: "Image | None" = None
+    """Pictures to look at; on rank 0."""
+
+
+class Task(Protocol):
+    """What is trained, on what, and how it is judged."""
+
+    experiment: str
+    """Where its runs are in MLflow."""
+    best: str
+    """The metric that checkpoints are kept by; prefixed by "-", less is better."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is saved and averaged."""
+
+    @property
+    def trained(self) -> nn.Module:
+        """What the engine runs: the network, or a module around it; on its device."""
+
+    def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
+        """Open the training data where ``state`` says."""
+
+    def losses(self, engine: Engine, batch: Any, draws: Draws) -> dict[str, Tensor]:
+        """Compute a micro-batch's losses: scalars, of which "loss" is minimised."""
+
+    def validate(self, network: nn.Module) -> Validation:
+        """Judge weights on the held-out split; all ranks call it, and share the work."""
+
+    def flops_per_sample(self) -> int:
+        """Count the floating-point operations of a sample's training, forward and backward."""
+
+    def data(self) -> list[tuple[str, str, str, str]]:
+        """Name the data: name, digest, source and use of each set."""
+
+    def export(self, network: nn.Module) -> FinishedModel:
+        """Write the finished, averaged model for those who use it; on rank 0.
+
+        Returns:
+            What to register; its facts are what the network belongs to, such as its autoencoder.
+        """

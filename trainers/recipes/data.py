@@ -1,0 +1,106 @@
+"""How data are opened and read, the same way by every recipe: for training, and for validation."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from datasets.reading.images import ImageSet
+from datasets.reading.latents import LatentPairs
+from datasets.reading.loader import Loader, LoaderConfig
+from datasets.reading.order import Layout
+from datasets.reading.ranges import Cache
+from infra.distributed import rank, world_size
+from infra.errors import UserError
+from infra.storage import local_path
+from trainers.loop.config import LoopConfig
+from trainers.loop.noise import Draws
+
+
+def open_images(path: str, loop: LoopConfig, split: str = "train") -> ImageSet:
+    """Open an image set, through the cache if there is one."""
+    return ImageSet(local_path(path), split=split, cache=_cache(loop))
+
+
+def open_latents(path: str, loop: LoopConfig, split: str) -> LatentPairs:
+    """Open a latent set, through the cache if there is one."""
+    return LatentPairs(local_path(path), split=split, cache=_cache(loop))
+
+
+def named(path: str, samples: ImageSet | LatentPairs) -> tuple[str, str, str, str]:
+    """Name a set that is trained on: its folder's name, the set's digest, where it is, its use."""
+    return local_path(path).name, samples.digest.partition("/")[0], path, "training"
+
+
+def _cache(loop: LoopConfig) -> Cache | None:
+    return Cache(local_path(loop.cache), int(1e9 * loop.cache_gb)) if loop.cache else None
+
+
+def training_loader(
+    samples: Any,
+    layout: Layout,
+    state: Mapping[str, Any] | None,
+    loop: LoopConfig,
+    device: torch.device,
+    *,
+    processes: bool,
+) -> Loader[Any]:
+    """Open training samples where ``state`` says.
+
+    Args:
+        samples: as in `datasets.reading.loader.Samples`.
+        layout: this rank's place.
+        state: from a checkpoint; None starts at the beginning.
+        loop: seed, workers and skip budget.
+        device: where the batches go; to a GPU they go from page-locked memory.
+        processes: whether loading is computation, such as decoding and degrading.
+    """
+    settings = LoaderConfig(
+        seed=loop.seed,
+        workers=loop.workers,
+        processes=processes,
+        pin_memory=device.type == "cuda",
+        skip_budget=loop.skip_budget,
+    )
+    return Loader(samples, layout, settings, state)
+
+
+BATCH = 4  # samples of a rank
+SEED = 0  # of degradations and noise, the same for every run, so that runs compare
+
+
+def held_out(path: str, loop: LoopConfig) -> ImageSet:
+    """Open the held-out images of a set.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        return open_images(path, loop, split="val")
+    except UserError as error:
+        raise UserError(
+            f"{error}; validation needs held-out images: curate with --val-fraction 0.05"
+        ) from error
+
+
+def sweep(samples: Any, workers: int, device: torch.device) -> Iterator[tuple[Any, int, Draws]]:
+    """Yield this rank's batches, how many samples of each count, and their fixed numbers.
+
+    Args:
+        samples: one data set.
+        workers: threads that read ahead.
+        device: where the numbers are drawn.
+
+    Raises:
+        UserError: there are fewer samples than ranks.
+    """
+    size, ranks = samples.parts[0].size, world_size()
+    if size < ranks:
+        raise UserError(f"{size} held-out samples for {ranks} ranks: hold more out")
+    layout = Layout(ranks=ranks, rank=rank(), micro_batch=min(BATCH, size // ranks))
+    loader = Loader(samples, layout, LoaderConfig(seed=SEED, workers=workers))
+    for number, (batch, count) in enumerate(loader.sweep()):
+        positions = layout.share(number * layout.stride).tolist()
+        if count:
+            draws = Draws(seed=SEED, step=0, positions=positions, total=size, device=device)
+            yield batch, count, draws

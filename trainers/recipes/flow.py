@@ -1,0 +1,249 @@
+"""The flow as a task of the loop: its network, its loss, its validation."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.degradation.parameters import degradation_preset
+from datasets.reading.images import OnlinePairs
+from datasets.reading.latents import LatentPairs
+from datasets.reading.loader import Loader
+from datasets.reading.order import Layout
+from infra.errors import UserError
+from infra.storage import local_path
+from infra.tracking.models import FinishedModel
+from models.checkpoint import CheckpointError, save_checkpoint
+from models.frozen import check_takes
+from models.rectified_flow import flow_matching_loss, interpolate, regress
+from models.velocity import hdit, looformer
+from trainers.loop.cost import encoder_flops, forward_flops
+from trainers.loop.engine import Engine
+from trainers.loop.noise import Draws
+from trainers.loop.task import Validation
+from trainers.recipes.data import held_out, named, open_images, open_latents, sweep, training_loader
+from trainers.recipes.flow_config import FlowConfig
+from trainers.recipes.flow_pairs import Ends, Frozen
+from trainers.recipes.flow_pictures import Restorations
+from trainers.recipes.judging import Averages
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+EXPORT = "network"
+Network = looformer.LooUFormer | hdit.HDiT
+
+
+class FlowTask:
+    """See `trainers.loop.task.Task`."""
+
+    def __init__(self, config: FlowConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.experiment = f"latent-pmrf/{config.stage}"
+        self.best = "psnr" if config.restores else "-loss"
+        self.frozen = Frozen(config, device)
+        self.samples: LatentPairs | OnlinePairs
+        self.held_out: LatentPairs | OnlinePairs
+        if config.draws == "cached":
+            self.samples, self.held_out = self._latents("train"), self._latents("val")
+            self.shape = self.samples.latent.shape
+        else:
+            sets = [open_images(path, config.loop) for path in config.images]
+            self.samples = OnlinePairs(sets, degradation_preset(config.degradation))
+            self.held_out = self._pictures()
+            height, width, _ = sets[0].pixels(0).shape
+            self.shape = (3, height, width)
+            if self.frozen.vae is not None:
+                factor = self.frozen.vae.downsample_factor
+                channels = self.frozen.vae.latent_channels
+                self.shape = (channels, height // factor, width // factor)
+        self.restorations: Restorations | None = None
+        if config.restores:
+            self.restorations = Restorations(config, self.frozen, self._pictures(), device)
+        self._config = self._network_config()
+        self._check_shape()
+        with torch.random.fork_rng():
+            torch.manual_seed(config.loop.seed)
+            self.network = _build(self._config).to(device)
+        self.network.activation_checkpointing = config.engine.activation_checkpointing
+        self.trained = self.network
+
+    def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
+        """Open the training pairs where ``state`` says."""
+        is_online = self.config.draws == "online"
+        return training_loader(
+            self.samples, layout, state, self.config.loop, self.device, processes=is_online
+        )
+
+    def losses(self, engine: Engine, batch: Any, draws: Draws) -> dict[str, Tensor]:
+        """Compute the loss of Eq. 5, or the regressor's squared error."""
+        ends = self._ends(batch, draws)
+        if self.config.stage == "regressor":
+            return {"loss": F.mse_loss(regress(engine, ends.source).float(), ends.target)}
+        x_0, t = self.frozen.noisy(ends.source, draws), draws.times(self.config.times)
+        condition = () if ends.condition is None else (ends.condition,)
+        velocity = engine(interpolate(x_0, ends.target, t), t, *condition)
+        return {"loss": flow_matching_loss(velocity, x_0, ends.target)}
+
+    @torch.no_grad()
+    def validate(self, network: nn.Module) -> Validation:
+        """Compute the loss by t on held-out pairs; restore held-out pictures, if there are any."""
+        averages, is_flow = Averages(), self.config.stage == "flow"
+        for batch, count, draws in sweep(self.held_out, self.config.loop.workers, self.device):
+            ends = self._ends(batch, draws)
+            losses = (
+                self._losses_by_time(network, ends, draws)
+                if is_flow
+                else {  # how far the source is by itself
+                    "loss": _per_sample(regress(network, ends.source), ends.target),
+                    "reference": _per_sample(ends.source, ends.target),
+                }
+            )
+            averages.add({name: loss[:count] for name, loss in losses.items()})
+        metrics = averages.over_ranks(self.device)
+        if is_flow:
+            metrics = {"loss": sum(metrics.values()) / len(TIMES), **metrics}
+        if self.restorations is None:
+            return Validation(metrics)
+        found, gallery = self.restorations.judge(network)
+        return Validation({**metrics, **found}, gallery.grid())
+
+    def _losses_by_time(self, network: nn.Module, ends: Ends, draws: Draws) -> dict[str, Tensor]:
+        x_0 = self.frozen.noisy(ends.source, draws)
+        condition = () if ends.condition is None else (ends.condition,)
+        losses = {}
+        for time in TIMES:
+            t = torch.full((len(x_0),), time, device=self.device)
+            velocity = network(interpolate(x_0, ends.target, t), t, *condition)
+            losses[f"loss_t{time}"] = _per_sample(velocity, ends.target - x_0)
+        return losses
+
+    def _ends(self, batch: Any, draws: Draws) -> Ends:
+        if self.config.draws == "cached":
+            return self.frozen.from_latents(batch, draws)
+        return self.frozen.from_images(batch, draws)
+
+    def _latents(self, split: str) -> LatentPairs:
+        try:
+            pairs = open_latents(self.config.latents, self.config.loop, split)
+        except UserError as error:
+            raise UserError(f"--latents: {error}; both splits are needed") from error
+        self.frozen.accept(pairs.manifest)
+        return pairs
+
+    def _pictures(self) -> OnlinePairs:
+        images = held_out(self.config.images[0], self.config.loop)
+        return OnlinePairs([images], degradation_preset(self.config.degradation))
+
+    def _network_config(self) -> looformer.LooUFormerConfig | hdit.HDiTConfig:
+        table: Mapping[str, Any] = (
+            looformer.PRESETS if self.config.space == "latent" else hdit.PRESETS
+        )
+        if self.config.model not in table:
+            raise UserError(
+                f"--model {self.config.model}: unknown for --space {self.config.space}; choose one "
+                f"of {', '.join(table)}"
+            )
+        chosen: looformer.LooUFormerConfig | hdit.HDiTConfig = table[self.config.model]
+        channels = self.shape[0] if self.config.conditional else 0
+        return dataclasses.replace(chosen, condition_channels=channels)
+
+    def _check_shape(self) -> None:
+        """Refuse data that the network cannot take, before anything is built."""
+        if self._config.in_channels != self.shape[0]:
+            raise UserError(
+                f"--model {self.config.model} has {self._config.in_channels} channels, the data "
+                f"have {self.shape[0]}: choose the model for this autoencoder"
+            )
+        if self.frozen.regressor is not None:
+            try:
+                check_takes(self.frozen.regressor, self.shape)
+            except CheckpointError as error:
+                raise UserError(f"--regressor {self.config.regressor}: {error}") from error
+        try:
+            self.flops_per_sample()
+        except ValueError as error:
+            raise UserError(f"--model {self.config.model}: {error}") from error
+
+    def flops_per_sample(self) -> int:
+        """Count forward and backward of the network, and online the frozen networks' forward."""
+        inputs = [(1, *self.shape), (1,)]
+        if self.config.conditional:
+            inputs.append((1, *self.shape))
+        flops = 3 * forward_flops(lambda: _build(self._config), *inputs)
+        if self.config.draws == "online":
+            factor = 1 if self.frozen.vae is None else self.frozen.vae.downsample_factor
+            side = (1, 3, self.shape[1] * factor, self.shape[2] * factor)
+            if self.frozen.predictor is not None and self.config.source != "lq":
+                predictor = type(self.frozen.predictor)
+                flops += forward_flops(lambda: predictor(self.frozen.predictor.config), side)
+            if self.frozen.vae is not None:
+                flops += 2 * encoder_flops(self.frozen.vae, side)
+        return flops
+
+    def data(self) -> list[tuple[str, str, str, str]]:
+        """Name the sets."""
+        if isinstance(self.samples, LatentPairs):
+            return [named(self.config.latents, self.samples)]
+        sets = zip(self.config.images, self.samples.sets, strict=True)
+        return [named(path, images) for path, images in sets]
+
+    def export(self, network: nn.Module) -> FinishedModel:
+        """Write the network as `models.checkpoint.load_checkpoint` reads it."""
+        folder = local_path(self.config.loop.output) / EXPORT
+        digest = save_checkpoint(folder, network.state_dict(), asdict(self._config))
+        identity = dict(self.frozen.identity)
+        if isinstance(self.samples, LatentPairs):
+            identity |= self.samples.manifest.get("identity", {})
+        if self.frozen.regressor_weights is not None:
+            identity["regressor"] = self.frozen.regressor_weights
+        return finished_flow(self.config, self.shape, folder, digest, identity)
+
+
+def _build(config: looformer.LooUFormerConfig | hdit.HDiTConfig) -> Network:
+    if isinstance(config, looformer.LooUFormerConfig):
+        return looformer.LooUFormer(config)
+    return hdit.HDiT(config)
+
+
+def _per_sample(value: Tensor, expected: Tensor) -> Tensor:
+    """Return the mean squared error of each sample, [B]."""
+    return (value.float() - expected.float()).square().flatten(1).mean(dim=1)
+
+
+NETWORKS = ("vae", "predictor", "regressor")  # of an identity, their weights' digests
+
+
+def finished_flow(
+    config: FlowConfig,
+    shape: tuple[int, ...],
+    folder: Path,
+    digest: str,
+    identity: Mapping[str, Any],
+) -> FinishedModel:
+    """Describe a network in ``folder``.
+
+    Args:
+        config: of its training.
+        shape: of a point of the flow, [C, H, W].
+        folder: as `models.checkpoint.save_checkpoint` wrote it.
+        digest: of its weights.
+        identity: of the frozen networks that its pairs came from, and more, as a latent set has it.
+    """
+    x, is_flow = (-1, *shape), config.stage == "flow"
+    condition = {"condition": x} if config.conditional else {}
+    belongs_to = {name: identity[name] for name in NETWORKS if identity.get(name)}
+    reads = "" if is_flow else ", or `trainers.flow --source regressed --regressor FOLDER`"
+    return FinishedModel(
+        name=f"latent-pmrf-{config.stage}" if config.space == "latent" else "pmrf-flow",
+        folder=folder,
+        digest=digest,
+        facts={"belongs_to": belongs_to},
+        inputs={"x_t": x, "t": (-1,), **condition},
+        outputs={"velocity" if is_flow else "residual": x},
+        use=f"{config.model}: `models.checkpoint.load_checkpoint(FOLDER)`{reads}.",
+    )

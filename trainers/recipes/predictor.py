@@ -1,0 +1,110 @@
+"""The posterior-mean predictor as a task of the loop: its data, its loss, its validation."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.degradation.parameters import degradation_preset
+from datasets.reading.images import DegradedBatch, OnlinePairs
+from datasets.reading.loader import Loader
+from datasets.reading.order import Layout
+from infra.storage import local_path
+from infra.tracking.models import FinishedModel
+from models.checkpoint import save_checkpoint
+from models.metrics.fidelity import to_uint8
+from models.predictor.swinir import SwinIR, preset
+from trainers.loop.cost import forward_flops
+from trainers.loop.engine import Engine
+from trainers.loop.noise import Draws
+from trainers.loop.task import Validation
+from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
+from trainers.recipes.judging import Averages, Fidelity
+from trainers.recipes.pictures import Gallery
+from trainers.recipes.predictor_config import PredictorConfig
+
+EXPORT = "predictor"
+
+
+class PredictorTask:
+    """See `trainers.loop.task.Task`."""
+
+    experiment = "latent-pmrf/predictor"
+    best = "psnr"
+
+    def __init__(self, config: PredictorConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.sets = [open_images(path, config.loop) for path in config.images]
+        degradation = degradation_preset(config.degradation)
+        self.samples = OnlinePairs(self.sets, degradation, config.images_weights or None)
+        self.held_out = OnlinePairs([held_out(config.images[0], config.loop)], degradation)
+        self.fidelity = Fidelity(config.lpips, device)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.loop.seed)
+            self.network = SwinIR(preset(config.model)).to(device)
+        self.network.activation_checkpointing = config.engine.activation_checkpointing
+        self.trained = self.network
+
+    def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[DegradedBatch]:
+        """Open the training pairs where ``state`` says."""
+        return training_loader(
+            self.samples, layout, state, self.config.loop, self.device, processes=True
+        )
+
+    def losses(self, engine: Engine, batch: DegradedBatch, draws: Draws) -> dict[str, Tensor]:
+        """Compute the error of the prediction, both images in [0, 1], not clamped."""
+        lq, hq = (unit_range(side.to(self.device)) for side in (batch.lq, batch.hq))
+        error = {"mse": F.mse_loss, "l1": F.l1_loss}[self.config.error]
+        return {"loss": error(engine(lq).float(), hq)}
+
+    @torch.no_grad()
+    def validate(self, network: nn.Module) -> Validation:
+        """Predict the held-out images under their fixed degradations; LQ is the reference."""
+        assert isinstance(network, SwinIR)
+        averages = Averages()
+        gallery = Gallery(self.config.grid_images, ("lq", "posterior_mean", "hq"))
+        for batch, count, _ in sweep(self.held_out, self.config.loop.workers, self.device):
+            lq = unit_range(batch.lq.to(self.device)).clamp(0, 1)
+            mean = network.posterior_mean(lq) * 2 - 1
+            images = {"lq": batch.lq, "posterior_mean": mean, "hq": batch.hq}
+            pictures = {
+                name: to_uint8(some[:count].to(self.device)) for name, some in images.items()
+            }
+            averages.add(self.fidelity(pictures["posterior_mean"], pictures["hq"]))
+            averages.add(self.fidelity(pictures["lq"], pictures["hq"]), "_lq")
+            gallery.add(pictures, batch.keys[:count])
+        return Validation(averages.over_ranks(self.device), gallery.grid())
+
+    def flops_per_sample(self) -> int:
+        """Count forward and backward of the predictor."""
+        height, width, _ = self.sets[0].pixels(0).shape
+        return 3 * forward_flops(lambda: SwinIR(self.network.config), (1, 3, height, width))
+
+    def data(self) -> list[tuple[str, str, str, str]]:
+        """Name the image sets."""
+        sets = zip(self.config.images, self.sets, strict=True)
+        return [named(path, images) for path, images in sets]
+
+    def export(self, network: nn.Module) -> FinishedModel:
+        """Write the folder that `models.frozen.load_posterior_mean` reads."""
+        assert isinstance(network, SwinIR)
+        folder, images = local_path(self.config.loop.output) / EXPORT, (-1, 3, -1, -1)
+        return FinishedModel(
+            name="posterior-mean",
+            folder=folder,
+            digest=save_checkpoint(folder, network.state_dict(), asdict(network.config)),
+            facts={},
+            inputs={"lq": images},
+            outputs={"posterior_mean": images},
+            use=f"{self.config.model}: `--predictor FOLDER` of `pipelines.encode` and "
+            "`trainers/flow.py`. Images are in [0, 1].",
+        )
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """[-1, 1] => [0, 1]."""
+    return (images + 1) / 2

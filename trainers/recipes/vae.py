@@ -1,0 +1,178 @@
+"""Sim-VAE as a task of the loop: its data, its loss, its validation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets.reading.images import Crops, ImageBatch
+from datasets.reading.loader import Loader
+from datasets.reading.order import Layout
+from infra.distributed import sums
+from infra.errors import UserError
+from infra.storage import local_path
+from infra.tracking.models import FinishedModel
+from models.checkpoint import CheckpointError, weights_digest
+from models.losses import PerceptualLoss, SimVAELoss
+from models.metrics.backbones import VGG19, load_vgg19
+from models.metrics.fidelity import to_uint8
+from models.vae.folder import save_sim_vae
+from models.vae.sim_vae import SimVAE, preset
+from trainers.loop.cost import forward_flops
+from trainers.loop.engine import Engine
+from trainers.loop.noise import Draws, Purpose
+from trainers.loop.task import Validation
+from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
+from trainers.recipes.judging import Averages, Fidelity
+from trainers.recipes.pictures import Gallery
+from trainers.recipes.vae_config import VAEConfig
+
+EXPORT = "vae"
+
+
+class Reconstruction(nn.Module):
+    """Both halves of the autoencoder in one forward pass, so that the engine sees all of it."""
+
+    def __init__(self, vae: SimVAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruct images [B, 3, H, W] from a sample of their posterior.
+
+        Args:
+            images: in [-1, 1].
+            noise: of the sample, [B, C, h, w].
+
+        Returns:
+            The reconstruction, and the posterior's mean and log-variance.
+        """
+        posterior = self.vae.encode(images)
+        return self.vae.decode(posterior.sample(noise=noise)), *posterior
+
+
+class VAETask:
+    """See `trainers.loop.task.Task`."""
+
+    experiment = "latent-pmrf/vae"
+    best = "psnr"
+
+    def __init__(self, config: VAEConfig, device: torch.device) -> None:
+        self.config = config
+        self.sets = [open_images(path, config.loop) for path in config.data]
+        self.held_out = [held_out(path, config.loop) for path in config.data]
+        perceptual = None
+        if config.loss.perceptual:
+            try:
+                perceptual = PerceptualLoss(load_vgg19(config.vgg)).to(device)
+            except CheckpointError as error:
+                raise UserError(f"--vgg: {error}; or train with --perceptual 0") from error
+        self.loss = SimVAELoss(config.loss, perceptual)
+        self.fidelity = Fidelity(config.lpips, device)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.loop.seed)
+            self.network = SimVAE(
+                preset(config.model),
+                gradient_checkpointing=config.engine.activation_checkpointing,
+            ).to(device)
+        self.trained = Reconstruction(self.network)
+        self.device = device
+
+    def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[ImageBatch]:
+        """Open the training crops where ``state`` says."""
+        config = self.config
+        crops = Crops(self.sets, config.data_weights or None, crop=config.crop, flip=config.flip)
+        return training_loader(crops, layout, state, config.loop, self.device, processes=True)
+
+    def losses(self, engine: Engine, batch: ImageBatch, draws: Draws) -> dict[str, Tensor]:
+        """Compute the loss of Sec. 4.2 and its terms, without their weights."""
+        images = batch.images.to(self.device, non_blocking=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+        sides = (side // self.network.downsample_factor for side in images.shape[2:])
+        noise = draws.noise((self.network.latent_channels, *sides), Purpose.TARGET_POSTERIOR)
+        reconstruction, mean, logvar = engine(images, noise)
+        with engine.autocast():
+            found = self.loss(reconstruction, images, mean, logvar)
+        terms = {"loss": found.total, "l1": found.l1, "kl": found.kl}
+        return terms | ({"perceptual": found.perceptual} if self.loss.perceptual else {})
+
+    @torch.no_grad()
+    def validate(self, network: nn.Module) -> Validation:
+        """Reconstruct the held-out images, whole, from the mode of their posterior."""
+        assert isinstance(network, SimVAE)
+        averages, gallery = Averages(), Gallery(self.config.grid_images, ("hq", "reconstruction"))
+        count = 0
+        channels = torch.zeros(3, network.latent_channels, dtype=torch.float64, device=self.device)
+        for number, images in enumerate(self.held_out):
+            whole = Crops([images], crop=None, flip=False)
+            for batch, some, _ in sweep(whole, self.config.loop.workers, self.device):
+                hq = batch.images[:some].to(self.device)
+                reconstruction, posterior = network(hq)
+                pictures = {"hq": to_uint8(hq), "reconstruction": to_uint8(reconstruction)}
+                averages.add(self.fidelity(pictures["reconstruction"], pictures["hq"]))
+                moments = posterior.mean, posterior.mean.square(), posterior.std
+                channels += torch.stack([m.double().mean((2, 3)).sum(0) for m in moments])
+                count += some
+                if number == 0:  # sets may differ in the size of their images
+                    gallery.add(pictures, batch.keys[:some])
+        metrics = averages.over_ranks(self.device)
+        return Validation({**metrics, **self._statistics(channels, count)}, gallery.grid())
+
+    def _statistics(self, channels: Tensor, count: int) -> dict[str, float]:
+        """Average over ranks; ``channels`` holds sums of mean, square of it, and sigma."""
+        total, *rest = sums([count, *channels.flatten().tolist()], str(self.device))
+        mean, square, sigma = torch.tensor(rest).div(total).view(3, -1)
+        std = (square - mean.square()).clamp(min=0).sqrt()
+        return {
+            "posterior_sigma": sigma.mean().item(),
+            "latent_mean": mean.mean().item(),
+            "latent_std": std.mean().item(),
+            "latent_std_least": std.min().item(),
+            "latent_std_most": std.max().item(),
+        }
+
+    def flops_per_sample(self) -> int:
+        """Count forward and backward of the autoencoder, and VGG on both images and back once."""
+        side = self.config.crop
+        vae = forward_flops(lambda: SimVAE(self.network.config), (1, 3, side, side))
+        vgg = 0
+        if self.loss.perceptual is not None:
+            layers = tuple(self.loss.perceptual.layers)
+            vgg = forward_flops(lambda: _Features(layers), (1, 3, side, side))
+        return 3 * (vae + vgg)
+
+    def data(self) -> list[tuple[str, str, str, str]]:
+        """Name the image sets."""
+        sets = zip(self.config.data, self.sets, strict=True)
+        return [named(path, images) for path, images in sets]
+
+    def export(self, network: nn.Module) -> FinishedModel:
+        """Write the folder that `models.vae.folder.load_sim_vae` and diffusers' users read."""
+        assert isinstance(network, SimVAE)
+        folder = local_path(self.config.loop.output) / EXPORT
+        save_sim_vae(network, folder)
+        images, latents = (-1, 3, -1, -1), (-1, network.latent_channels, -1, -1)
+        return FinishedModel(
+            name="sim-vae",
+            folder=folder,
+            digest=weights_digest(network.state_dict()),
+            facts={},
+            inputs={"images": images},
+            outputs={"reconstruction": images, "mean": latents, "logvar": latents},
+            use=f"{self.config.model}: `pipelines.encode --vae FOLDER`, or `load_sim_vae(FOLDER)` "
+            "of `models.vae.folder`. Images are in [-1, 1].",
+        )
+
+
+class _Features(nn.Module):
+    """VGG19 as a module of one argument."""
+
+    def __init__(self, layers: tuple[str, ...]) -> None:
+        super().__init__()
+        self.vgg, self.layers = VGG19(), layers
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the features."""
+        features: dict[str, Tensor] = self.vgg(images, self.layers)
+        return features
