@@ -22,13 +22,13 @@ def problems(folder: Path) -> Iterator[str]:
     JSON names; the samples are exactly the kept rows of scores.parquet; no source image is in two
     splits.
     """
-    seen = Seen()
-    yield from set_problems(folder, _sample, seen)
+    inspected = Inspected()
+    yield from set_problems(folder, _sample, inspected)
     if read_manifest(folder) is not None:
-        yield from _scores(folder, seen)
+        yield from _scores(folder, inspected)
 
 
-class Seen:
+class Inspected:
     """What was found in the shards.
 
     Attributes:
@@ -43,11 +43,11 @@ class Seen:
         self.split_of: dict[str, str] = {}
 
 
-Inspect = Callable[[Path, str, dict[str, bytes], Seen], Iterator[str]]
+Inspect = Callable[[Path, str, dict[str, bytes], Inspected], Iterator[str]]
 """(shard, key, {extension: content}, what was seen before) -> what is wrong with a sample."""
 
 
-def set_problems(folder: Path, inspect: Inspect, seen: Seen) -> Iterator[str]:
+def set_problems(folder: Path, inspect: Inspect, inspected: Inspected) -> Iterator[str]:
     """Yield one sentence for everything that is wrong with a set of any kind.
 
     Checked: the manifest exists; every file has its length and SHA-256, no shard is missing, extra
@@ -62,9 +62,9 @@ def set_problems(folder: Path, inspect: Inspect, seen: Seen) -> Iterator[str]:
     for entry in manifest["shards"]:
         path = folder / entry["name"]
         if path.exists():
-            yield from _shard(path, entry, inspect, seen)
-    yield from _index(folder, seen)
-    yield from _totals(manifest, seen)
+            yield from _shard(path, entry, inspect, inspected)
+    yield from _index(folder, inspected)
+    yield from _totals(manifest, inspected)
 
 
 def _files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
@@ -88,7 +88,9 @@ def _files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         counters[entry["split"]] = number + 1
 
 
-def _shard(path: Path, entry: dict[str, Any], inspect: Inspect, seen: Seen) -> Iterator[str]:
+def _shard(
+    path: Path, entry: dict[str, Any], inspect: Inspect, inspected: Inspected
+) -> Iterator[str]:
     """Walk a tar, one sample in memory at a time."""
     keys: set[str] = set()
     current, contents = "", dict[str, bytes]()
@@ -100,7 +102,7 @@ def _shard(path: Path, entry: dict[str, Any], inspect: Inspect, seen: Seen) -> I
                 file = tar.extractfile(info)
                 if key != current:
                     if current:
-                        yield from inspect(path, current, contents, seen)
+                        yield from inspect(path, current, contents, inspected)
                     if key in keys:
                         yield f"{path.name}: the members of {key} are not adjacent"
                     keys.add(key)
@@ -108,9 +110,9 @@ def _shard(path: Path, entry: dict[str, Any], inspect: Inspect, seen: Seen) -> I
                 if extension in contents:
                     yield f"{path.name}: {info.name} occurs twice"
                 contents[extension] = b"" if file is None else file.read()
-                seen.members.append((path.name, key, extension, info.offset_data, info.size))
+                inspected.members.append((path.name, key, extension, info.offset_data, info.size))
         if current:
-            yield from inspect(path, current, contents, seen)
+            yield from inspect(path, current, contents, inspected)
     except tarfile.TarError as error:
         yield f"{path.name}: not a readable tar ({error})"
     if len(keys) != entry["samples"]:
@@ -122,12 +124,12 @@ def _header(path: Path, info: tarfile.TarInfo) -> Iterator[str]:
         yield f"{path.name}: {info.name} is not plain USTAR with zero time and ids"
 
 
-def _sample(path: Path, key: str, members: dict[str, bytes], seen: Seen) -> Iterator[str]:
+def _sample(path: Path, key: str, members: dict[str, bytes], inspected: Inspected) -> Iterator[str]:
     """Inspect a sample of an image set."""
     where = f"{path.name}: {key}"
-    if key in seen.shard_of:
-        yield f"{path.name}: key {key} is also in {seen.shard_of[key]}"
-    seen.shard_of[key] = path.name
+    if key in inspected.shard_of:
+        yield f"{path.name}: key {key} is also in {inspected.shard_of[key]}"
+    inspected.shard_of[key] = path.name
     if members.keys() != {"png", "json"}:
         yield f"{where} has members {sorted(members)}, expected json, png"
         return
@@ -146,40 +148,40 @@ def _sample(path: Path, key: str, members: dict[str, bytes], seen: Seen) -> Iter
     if hashlib.sha256(members["png"]).hexdigest() != label["sha256"]:
         yield f"{where}: the PNG's SHA-256 differs from its JSON's"
     split = path.name.rpartition("-")[0]
-    other = seen.split_of.setdefault(label["source"], split)
+    other = inspected.split_of.setdefault(label["source"], split)
     if other != split:
         yield f"{where}: source image {label['source']} is in the splits {other} and {split}"
 
 
-def _index(folder: Path, seen: Seen) -> Iterator[str]:
+def _index(folder: Path, inspected: Inspected) -> Iterator[str]:
     index = folder / INDEX
     if index.exists():
         rows = pq.read_table(index).to_pylist()
         listed = [tuple(row.values()) for row in rows]
-        if listed != seen.members:
+        if listed != inspected.members:
             wrong = next(
-                (a for a, b in zip(listed, seen.members, strict=False) if a != b), "its length"
+                (a for a, b in zip(listed, inspected.members, strict=False) if a != b), "its length"
             )
             yield f"{INDEX}: differs from the shards, first at {wrong}"
 
 
-def _scores(folder: Path, seen: Seen) -> Iterator[str]:
+def _scores(folder: Path, inspected: Inspected) -> Iterator[str]:
     scores = folder / "scores.parquet"
     if scores.exists():
         rows = pq.read_table(scores, columns=["key", "shard"]).to_pylist()
         kept = {row["key"]: row["shard"] for row in rows if row["shard"] is not None}
-        for key in sorted(kept.keys() | seen.shard_of.keys()):
-            if kept.get(key) != seen.shard_of.get(key):
+        for key in sorted(kept.keys() | inspected.shard_of.keys()):
+            if kept.get(key) != inspected.shard_of.get(key):
                 yield (
                     f"{key}: scores.parquet places it in {kept.get(key)}, "
-                    f"it is in {seen.shard_of.get(key)}"
+                    f"it is in {inspected.shard_of.get(key)}"
                 )
 
 
-def _totals(manifest: dict[str, Any], seen: Seen) -> Iterator[str]:
+def _totals(manifest: dict[str, Any], inspected: Inspected) -> Iterator[str]:
     totals = manifest["totals"]
     found = {
-        "samples": len(seen.shard_of),
+        "samples": len(inspected.shard_of),
         "shards": len(manifest["shards"]),
         "bytes": sum(entry["bytes"] for entry in manifest["shards"]),
     }

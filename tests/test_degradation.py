@@ -143,8 +143,8 @@ def test_a_record_with_every_step_gives_the_same_bits_again() -> None:
 ELSEWHERE = """
 import hashlib, json, sys
 from skimage.data import astronaut
-from datasets.degradation import degrade, draw_parameters
-from datasets.degradation_parameters import PRESETS, DegradationParameters
+from datasets.degradation.reference import degrade, draw_parameters
+from datasets.degradation.parameters import PRESETS, DegradationParameters
 from infra.config import from_dict, to_dict
 record = from_dict(DegradationParameters, json.loads(sys.argv[1]))
 assert to_dict(draw_parameters(PRESETS["pmrf"], seed=4, key="k", draw=2)) == to_dict(record)

@@ -183,7 +183,7 @@ def test_a_full_disk_does_not_stop_the_job(
 JOB = """
 import sys
 from pathlib import Path
-from infra.tracking import start_run
+from infra.tracking.run import start_run
 
 folder, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 with start_run("latent-pmrf/test", folder=folder, params={"lr": 1}, system_metrics=False) as run:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datasets.reading.loader import Memory
-from datasets.reading.order import Order, Part
+from datasets.reading.order import Order, WeightedSet
 from infra.config import pretty_json
 from infra.errors import UsageError, UserError
 from models.checkpoint import CheckpointError, save_checkpoint
@@ -31,7 +31,7 @@ from tests.support.encoding_jobs import (
     write_regressor,
 )
 from trainers.loop.config import LoopConfig
-from trainers.loop.noise import Draws
+from trainers.loop.noise import Noise
 from trainers.recipes.flow import FlowTask
 from trainers.recipes.flow_config import PRESETS, FlowConfig
 
@@ -224,7 +224,7 @@ def test_a_trainer_takes_the_sources_it_can(world: Path, source: str, latents: s
     """No source is taken for another."""
     refusal = MATRIX[source, latents]
     if not refusal:
-        assert trained_on(world, latents, source=source).samples.parts[0].size > 0
+        assert trained_on(world, latents, source=source).samples.weighted_sets[0].size > 0
         return
     with pytest.raises(UserError, match=refusal):
         trained_on(world, latents, source=source)
@@ -240,9 +240,9 @@ def test_both_ways_to_regressed_sources_are_one(world: Path) -> None:
         ("regressed", regressor),
     ):
         task = trained_on(world, latents, source="regressed", regressor=given)
-        order = Order([Part(size=task.samples.parts[0].size)], digest="x", seed=0)
+        order = Order([WeightedSet(size=task.samples.weighted_sets[0].size)], digest="x", seed=0)
         batch = task.samples.load(order.at(torch.arange(2).numpy()), Memory("reused"))
-        draws = Draws(seed=0, step=0, positions=range(2), total=2, device=CPU)
+        draws = Noise(seed=0, step=0, positions=range(2), total=2, device=CPU)
         ends.append(task.frozen.from_latents(batch, draws))
 
     for other in ends[1:]:

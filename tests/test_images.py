@@ -13,7 +13,7 @@ from datasets.degradation.reference import degrade, draw_parameters
 from datasets.reading.images import Crops, ImageBatch, ImageSet, OnlinePairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.memory import Memory
-from datasets.reading.order import Draw, Layout
+from datasets.reading.order import Layout, Picks
 from infra.errors import UserError
 from tests.conftest import picture
 from tests.support.published_sets import write_images
@@ -22,7 +22,7 @@ SIDE = 48
 
 
 def pixels(number: int, side: int = SIDE) -> npt.NDArray[np.uint8]:
-    """Draw the picture of a number."""
+    """Picks the picture of a number."""
     return np.array(picture(number, side, side))
 
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def load(crops: Crops, indices: list[int], visit: int = 0, seed: int = 0) -> ImageBatch:
     """Load samples of the first set by number."""
     index = np.array(indices)
-    drawn = Draw(np.zeros_like(index), index, np.full_like(index, visit), seed)
+    drawn = Picks(np.zeros_like(index), index, np.full_like(index, visit), seed)
     return crops.load(drawn, Memory("reused"))
 
 
@@ -134,7 +134,7 @@ def test_online_pairs_are_the_degradation_of_this_epoch(folder: Path) -> None:
     pairs = OnlinePairs([ImageSet(folder)], config)
     index = np.array([2, 7])
     for visit in (0, 1):
-        drawn = Draw(np.zeros_like(index), index, np.full_like(index, visit), 9)
+        drawn = Picks(np.zeros_like(index), index, np.full_like(index, visit), 9)
         batch = pairs.load(drawn, Memory("reused"))
         for row, number in enumerate(index.tolist()):
             parameters = draw_parameters(config, seed=9, key=f"{number:02d}", draw=visit)

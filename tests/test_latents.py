@@ -18,7 +18,7 @@ from datasets.latent_format import LatentFormat, write_latent_shard
 from datasets.latent_pairs import PAIRS, pair_table, problems
 from datasets.reading.latents import LatentBatch, LatentPairs, check_belongs
 from datasets.reading.memory import Memory
-from datasets.reading.order import Draw
+from datasets.reading.order import Picks
 from datasets.shards import BLOCK, load_record, save_record
 from infra.errors import UserError
 from tests.support.published_sets import SMALL, latent, publish_latents, sample, write_latents
@@ -26,10 +26,10 @@ from tests.support.published_sets import SMALL, latent, publish_latents, sample,
 KEYS = [f"face/{number:03d}" for number in range(12)]
 
 
-def draw(indices: Sequence[int], visit: int = 0, seed: int = 0) -> Draw:
+def draw(indices: Sequence[int], visit: int = 0, seed: int = 0) -> Picks:
     """Ask for samples by number."""
     index = np.array(indices)
-    return Draw(np.zeros_like(index), index, np.full_like(index, visit), seed)
+    return Picks(np.zeros_like(index), index, np.full_like(index, visit), seed)
 
 
 def load(pairs: LatentPairs, indices: Sequence[int], visit: int = 0) -> LatentBatch:

@@ -130,9 +130,9 @@ def test_a_batch_may_reach_into_the_next_epoch(folder: Path) -> None:
 RANK = """
 import json, sys, time
 from pathlib import Path
-from datasets.latents import LatentPairs
-from datasets.loading import Loader, LoaderConfig
-from datasets.order import Layout
+from datasets.reading.latents import LatentPairs
+from datasets.reading.loader import Loader, LoaderConfig
+from datasets.reading.order import Layout
 
 folder, log, rank, ranks, processes = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 config = LoaderConfig(workers=2, processes=bool(processes), start_method="fork")

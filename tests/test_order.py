@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.reading.order import Layout, Order, Part, keyed_integers, scattered, sweep
+from datasets.reading.order import Layout, Order, WeightedSet, keyed_integers, scattered, sweep
 from infra.errors import UsageError
 
 GOLDEN = [6, 5, 0, 3, 4, 2, 7, 1, 9, 8, 8, 3, 0, 9, 4, 6, 2, 1, 5, 7]
@@ -17,7 +17,7 @@ Sample = tuple[int, int, int]  # part, index, visit
 
 parts = st.lists(
     st.builds(
-        Part,
+        WeightedSet,
         size=st.integers(1, 60),
         weight=st.sampled_from([1.0, 2.0, 0.5, 0.3, 2.5]),
     ),
@@ -28,13 +28,13 @@ parts = st.lists(
 
 def make(*sizes: int, seed: int = 0, digest: str = "d") -> Order:
     """Mix sets of these sizes, each once."""
-    return Order([Part(size=size) for size in sizes], digest=digest, seed=seed)
+    return Order([WeightedSet(size=size) for size in sizes], digest=digest, seed=seed)
 
 
 def at(order: Order, start: int, stop: int) -> list[Sample]:
     """List what stands from ``start`` to ``stop``."""
     draw = order.at(np.arange(start, stop))
-    return list(zip(draw.part.tolist(), draw.index.tolist(), draw.visit.tolist(), strict=True))
+    return list(zip(draw.set_index.tolist(), draw.index.tolist(), draw.visit.tolist(), strict=True))
 
 
 def consumed(order: Order, position: int, ranks: int, micro_batch: int, steps: int) -> list[Sample]:
@@ -45,7 +45,9 @@ def consumed(order: Order, position: int, ranks: int, micro_batch: int, steps: i
         for step in range(steps):
             draw = order.at(layout.share(position + step * layout.stride))
             assert len(draw.index) == micro_batch  # every rank, every step, a full batch
-            found += zip(draw.part.tolist(), draw.index.tolist(), draw.visit.tolist(), strict=True)
+            found += zip(
+                draw.set_index.tolist(), draw.index.tolist(), draw.visit.tolist(), strict=True
+            )
     return found
 
 
@@ -60,7 +62,7 @@ def test_an_epoch_holds_every_sample_once(size: int, epoch: int, seed: int) -> N
 
 @quick
 @given(parts=parts, epochs=st.integers(1, 7))
-def test_weights_are_kept_exactly(parts: list[Part], epochs: int) -> None:
+def test_weights_are_kept_exactly(parts: list[WeightedSet], epochs: int) -> None:
     """Every epoch takes the same number of each part, and no sample is ahead of another by two."""
     order = Order(parts, digest="d", seed=1)
     found = at(order, 0, epochs * order.epoch)
@@ -77,7 +79,7 @@ def test_weights_are_kept_exactly(parts: list[Part], epochs: int) -> None:
 
 @quick
 @given(parts=parts, epochs=st.integers(1, 5))
-def test_a_visit_of_a_sample_comes_once(parts: list[Part], epochs: int) -> None:
+def test_a_visit_of_a_sample_comes_once(parts: list[WeightedSet], epochs: int) -> None:
     """(part, index, visit), which seeds crops and draws, never recurs and leaves out no visit."""
     order = Order(parts, digest="d", seed=2)
     found = at(order, 0, epochs * order.epoch)
@@ -95,7 +97,7 @@ def test_a_visit_of_a_sample_comes_once(parts: list[Part], epochs: int) -> None:
     ),
 )
 def test_any_sequence_of_layouts_continues_exactly(
-    parts: list[Part], layouts: list[tuple[int, int, int]]
+    parts: list[WeightedSet], layouts: list[tuple[int, int, int]]
 ) -> None:
     """Stopped and resumed on other ranks and batch sizes, all take the one sequence, none twice."""
     order = Order(parts, digest="d", seed=3)
@@ -158,8 +160,8 @@ def test_neighbours_are_torn_apart() -> None:
 
 def test_a_mixture_is_mixed() -> None:
     """Sets of a mixture do not come one after the other: every tenth of an epoch has its share."""
-    order = Order([Part(size=900), Part(size=100, weight=3.0)], digest="d", seed=0)
-    shares = order.at(np.arange(order.epoch)).part.reshape(10, -1).mean(axis=1)
+    order = Order([WeightedSet(size=900), WeightedSet(size=100, weight=3.0)], digest="d", seed=0)
+    shares = order.at(np.arange(order.epoch)).set_index.reshape(10, -1).mean(axis=1)
 
     assert order.epoch == 1200
     assert 0.13 < shares.min() < shares.max() < 0.37
@@ -167,7 +169,7 @@ def test_a_mixture_is_mixed() -> None:
 
 def test_a_fraction_meets_other_samples_each_epoch() -> None:
     """At weight 0.5 two epochs share nothing, and which sample comes first varies by pass."""
-    order = Order([Part(size=100, weight=0.5)], digest="d", seed=0)
+    order = Order([WeightedSet(size=100, weight=0.5)], digest="d", seed=0)
     halves = [frozenset(order.at(np.arange(50) + 50 * e).index.tolist()) for e in range(4)]
 
     assert halves[0] | halves[1] == halves[2] | halves[3] == set(range(100))
@@ -223,7 +225,7 @@ def test_a_step_beyond_the_epoch_is_refused() -> None:
 def test_impossible_weights_are_refused(weight: float) -> None:
     """Nothing, less than nothing, and no number at all."""
     with pytest.raises(UsageError, match="weight"):
-        Part(size=3, weight=weight)
+        WeightedSet(size=3, weight=weight)
 
 
 @quick

@@ -171,8 +171,8 @@ def test_training_on_is_another_version(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from infra.mlflow_store import RunInStore
-from infra.tracking import start_run
+from infra.tracking.store import RunInStore
+from infra.tracking.run import start_run
 from tests.test_registry import finished
 
 add = RunInStore.add_model

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.reading.memory import Memory
-from datasets.reading.order import Order, Part
+from datasets.reading.order import Order, WeightedSet
 from infra.errors import UsageError, UserError
 from models.checkpoint import config_from_dict, load_checkpoint, read_digest
 from models.rectified_flow import regress
@@ -29,7 +29,7 @@ from tests.support.training_sets import (
 )
 from trainers import flow
 from trainers.loop.config import LoopConfig
-from trainers.loop.noise import Draws, Purpose
+from trainers.loop.noise import Noise, Purpose
 from trainers.recipes.flow import FlowTask
 from trainers.recipes.flow_config import PRESETS, FlowConfig
 
@@ -55,13 +55,13 @@ def configured(files: Files, **values: Any) -> FlowConfig:
     return dataclasses.replace(PRESETS["tiny"], loop=loop, **chosen)
 
 
-def drawn(config: FlowConfig, count: int = 2) -> tuple[FlowTask, Any, Draws]:
+def drawn(config: FlowConfig, count: int = 2) -> tuple[FlowTask, Any, Noise]:
     """Build a task, load its first batch and draw its numbers."""
     task = FlowTask(config, CPU)
-    order = Order([Part(size=7)], digest="x", seed=0)
+    order = Order([WeightedSet(size=7)], digest="x", seed=0)
     batch = task.samples.load(order.at(torch.arange(count).numpy()), Memory("reused"))
-    draws = Draws(seed=0, step=3, positions=range(count), total=count, device=CPU)
-    return task, batch, draws
+    noise = Noise(seed=0, step=3, positions=range(count), total=count, device=CPU)
+    return task, batch, noise
 
 
 SWITCHES: list[dict[str, Any]] = [
@@ -84,9 +84,9 @@ SWITCHES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 def test_every_switch_gives_a_gradient(files: Files, switches: dict[str, Any]) -> None:
     """Whatever the paper compares is one configuration of one program."""
-    task, batch, draws = drawn(configured(files, **switches))
+    task, batch, noise = drawn(configured(files, **switches))
     engine: Any = task.network  # the forward pass is all that the losses use of an engine
-    losses = task.losses(engine, batch, draws)
+    losses = task.losses(engine, batch, noise)
     losses["loss"].backward()
 
     assert losses["loss"].isfinite()
@@ -106,9 +106,9 @@ def test_validation_repeats_to_the_bit(files: Files, switches: dict[str, Any]) -
 
 def test_cached_pairs_are_the_ends(files: Files) -> None:
     """x_0 is the stored source with sigma_s eps, x_1 the stored target."""
-    task, batch, draws = drawn(configured(files))
-    ends = task.frozen.from_latents(batch, draws)
-    noise = (task.frozen.noisy(ends.source, draws) - ends.source) / task.config.sigma_s
+    task, batch, noise = drawn(configured(files))
+    ends = task.frozen.from_latents(batch, noise)
+    noise = (task.frozen.noisy(ends.source, noise) - ends.source) / task.config.sigma_s
 
     assert torch.equal(ends.source, batch.source)
     assert torch.equal(ends.target, batch.target)
@@ -119,8 +119,8 @@ def test_cached_pairs_are_the_ends(files: Files) -> None:
 def test_online_ends_are_encodings_of_the_posterior_mean_and_of_hq(files: Files) -> None:
     """E(predictor(lq)) and E(hq), here by their modes."""
     config = configured(files, draws="online", posterior="mode", conditional=True)
-    task, batch, draws = drawn(config)
-    ends = task.frozen.from_images(batch, draws)
+    task, batch, noise = drawn(config)
+    ends = task.frozen.from_images(batch, noise)
     vae, predictor = task.frozen.vae, task.frozen.predictor
     mean = predictor.posterior_mean(((batch.lq + 1) / 2).clamp(0, 1)).clamp(0, 1)
 
@@ -132,22 +132,22 @@ def test_online_ends_are_encodings_of_the_posterior_mean_and_of_hq(files: Files)
 
 def test_the_other_sources(files: Files) -> None:
     """LQ itself, its encoding, a regressed latent, noise: each where it is asked for."""
-    task, batch, draws = drawn(configured(files, draws="online", space="pixel", source="lq"))
-    assert torch.equal(task.frozen.from_images(batch, draws).source, (batch.lq + 1) / 2)
-    task, batch, draws = drawn(
+    task, batch, noise = drawn(configured(files, draws="online", space="pixel", source="lq"))
+    assert torch.equal(task.frozen.from_images(batch, noise).source, (batch.lq + 1) / 2)
+    task, batch, noise = drawn(
         configured(files, draws="online", source="lq", posterior="mode", predictor="")
     )
     expected = task.frozen.vae.encode(batch.lq).mean
-    assert torch.equal(task.frozen.from_images(batch, draws).source, expected)
-    task, pairs, draws = drawn(configured(files, source="regressed"))
+    assert torch.equal(task.frozen.from_images(batch, noise).source, expected)
+    task, pairs, noise = drawn(configured(files, source="regressed"))
     assert task.frozen.regressor is not None
     expected = regress(task.frozen.regressor, pairs.source)
-    assert torch.equal(task.frozen.from_latents(pairs, draws).source, expected)
-    task, pairs, draws = drawn(configured(files, source="noise", conditional=True))
-    ends = task.frozen.from_latents(pairs, draws)
+    assert torch.equal(task.frozen.from_latents(pairs, noise).source, expected)
+    task, pairs, noise = drawn(configured(files, source="noise", conditional=True))
+    ends = task.frozen.from_latents(pairs, noise)
     assert ends.condition is not None
     assert torch.equal(ends.condition, pairs.source)
-    assert torch.equal(task.frozen.noisy(ends.source, draws), ends.source)
+    assert torch.equal(task.frozen.noisy(ends.source, noise), ends.source)
 
 
 class Still(nn.Module):
@@ -179,19 +179,19 @@ def test_references_of_a_latent_flow(files: Files) -> None:
 
 
 def test_numbers_depend_on_the_position_in_the_global_batch_alone() -> None:
-    """Two ranks, or two accumulation steps, draw what one batch draws."""
+    """Two ranks, or two accumulation steps, draw what one batch noise."""
 
-    def draws(positions: range) -> Draws:
-        return Draws(seed=1, step=5, positions=positions, total=8, device=CPU)
+    def noise(positions: range) -> Noise:
+        return Noise(seed=1, step=5, positions=positions, total=8, device=CPU)
 
-    whole = draws(range(8))
-    parts = [draws(range(4)), draws(range(4, 8))]
-    noise = torch.cat([part.noise((3, 2), Purpose.SOURCE_NOISE) for part in parts])
+    whole = noise(range(8))
+    parts = [noise(range(4)), noise(range(4, 8))]
+    noise = torch.cat([part.normal((3, 2), Purpose.SOURCE_NOISE) for part in parts])
     times = torch.cat([part.times() for part in parts])
 
-    assert torch.equal(whole.noise((3, 2), Purpose.SOURCE_NOISE), noise)
+    assert torch.equal(whole.normal((3, 2), Purpose.SOURCE_NOISE), noise)
     assert torch.equal(whole.times(), times)
-    assert not torch.equal(noise, whole.noise((3, 2), Purpose.TARGET_POSTERIOR))
+    assert not torch.equal(noise, whole.normal((3, 2), Purpose.TARGET_POSTERIOR))
     assert torch.equal(times.mul(8).floor(), torch.arange(8.0))  # one time in each stratum
 
 

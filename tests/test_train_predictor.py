@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from datasets.reading.loader import Memory
-from datasets.reading.order import Order, Part
+from datasets.reading.order import Order, WeightedSet
 from infra.errors import UsageError
 from models.frozen import load_posterior_mean
 from models.predictor.swinir import preset
 from tests.support.training_sets import SMOKE, launch, log, write_image_set
 from trainers import predictor
-from trainers.loop.noise import Draws
+from trainers.loop.noise import Noise
 from trainers.recipes.predictor import PredictorTask
 from trainers.recipes.predictor_config import PRESETS, PredictorConfig
 
@@ -45,11 +45,11 @@ def test_the_loss_is_the_error_of_unclamped_predictions_in_unit_range(
     task = PredictorTask(
         dataclasses.replace(PRESETS["tiny"], model="tiny", images=(str(images),), error=error), CPU
     )
-    order = Order([Part(size=7)], digest="x", seed=0)
+    order = Order([WeightedSet(size=7)], digest="x", seed=0)
     batch = task.samples.load(order.at(torch.arange(2).numpy()), Memory("reused"))
-    draws = Draws(seed=0, step=0, positions=range(2), total=2, device=CPU)
+    noise = Noise(seed=0, step=0, positions=range(2), total=2, device=CPU)
     engine: Any = task.network  # the forward pass is all that the losses use of an engine
-    loss = task.losses(engine, batch, draws)["loss"]
+    loss = task.losses(engine, batch, noise)["loss"]
     residual = task.network((batch.lq + 1) / 2) - (batch.hq + 1) / 2
     expected = residual.square().mean() if error == "mse" else residual.abs().mean()
     loss.backward()

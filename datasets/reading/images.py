@@ -23,7 +23,7 @@ from datasets.decoding import UndecodableImage, decode
 from datasets.degradation.parameters import DegradationConfig
 from datasets.reading.loader import published, stand_ins
 from datasets.reading.memory import Memory
-from datasets.reading.order import Draw, Part, keyed_integers
+from datasets.reading.order import Picks, WeightedSet, keyed_integers
 from datasets.reading.ranges import Cache, LocalFiles, Ranges, UnreadableRange, names_member
 from datasets.shards import BLOCK, INDEX
 from infra.config import digest
@@ -132,8 +132,8 @@ class Mixture:
     def __init__(self, sets: Sequence[ImageSet], weights: Sequence[float] | None = None) -> None:
         self.sets = tuple(sets)
         weights = [1.0] * len(self.sets) if weights is None else weights
-        self.parts = tuple(
-            Part(size=len(images), weight=weight)
+        self.weighted_sets = tuple(
+            WeightedSet(size=len(images), weight=weight)
             for images, weight in zip(self.sets, weights, strict=True)
         )
 
@@ -142,13 +142,13 @@ class Mixture:
         """Identity of the data."""
         return digest([images.digest for images in self.sets])
 
-    def read(self, draw: Draw) -> tuple[list[str], list[Pixels], list[str]]:
-        """Read the images drawn; returns keys, pixels, and a message for each unreadable one."""
+    def read(self, picks: Picks) -> tuple[list[str], list[Pixels], list[str]]:
+        """Read the images picked; returns keys, pixels, and a message for each unreadable one."""
         keys, images, unreadable = [], [], {}
-        for row, (part, index) in enumerate(zip(draw.part, draw.index, strict=True)):
-            keys.append(self.sets[part].key(int(index)))
+        for row, (which, index) in enumerate(zip(picks.set_index, picks.index, strict=True)):
+            keys.append(self.sets[which].key(int(index)))
             try:
-                images.append(self.sets[part].pixels(int(index)))
+                images.append(self.sets[which].pixels(int(index)))
             except UnreadableRange as error:
                 unreadable[row] = str(error)
                 images.append(np.empty((0, 0, 3), np.uint8))
@@ -179,12 +179,12 @@ class Crops(Mixture):
         self.crop = crop
         self.flip = flip
 
-    def load(self, draw: Draw, memory: Memory) -> ImageBatch:
+    def load(self, picks: Picks, memory: Memory) -> ImageBatch:
         """Load crops; see `datasets.reading.loader.Samples`."""
-        keys, images, skipped = self.read(draw)
+        keys, images, skipped = self.read(picks)
         crops = [
-            self.cut(image, seed=draw.seed, key=key, visit=int(visit))
-            for key, image, visit in zip(keys, images, draw.visit, strict=True)
+            self.cut(image, seed=picks.seed, key=key, visit=int(visit))
+            for key, image, visit in zip(keys, images, picks.visit, strict=True)
         ]
         return ImageBatch(to_model_range(crops, keys, memory), keys, skipped)
 
@@ -225,14 +225,14 @@ class OnlinePairs(Mixture):
         super().__init__(sets, weights)
         self.degradation = degradation
 
-    def load(self, draw: Draw, memory: Memory) -> DegradedBatch:
+    def load(self, picks: Picks, memory: Memory) -> DegradedBatch:
         """Load pairs; see `datasets.reading.loader.Samples`."""
         from datasets.degradation.reference import degrade, draw_parameters
 
-        keys, images, skipped = self.read(draw)
+        keys, images, skipped = self.read(picks)
         pairs = []
-        for key, image, visit in zip(keys, images, draw.visit.tolist(), strict=True):
-            drawn = draw_parameters(self.degradation, seed=draw.seed, key=key, draw=visit)
+        for key, image, visit in zip(keys, images, picks.visit.tolist(), strict=True):
+            drawn = draw_parameters(self.degradation, seed=picks.seed, key=key, draw=visit)
             pairs.append(degrade(image, drawn))
         return DegradedBatch(
             hq=to_model_range([pair.hq for pair in pairs], keys, memory),

@@ -28,7 +28,7 @@ from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
 from datasets.reading.loader import published, stand_ins
 from datasets.reading.memory import Memory
-from datasets.reading.order import Draw, Part, scattered
+from datasets.reading.order import Picks, WeightedSet, scattered
 from datasets.reading.ranges import Cache, LocalFiles, Ranges, UnreadableRange, names_member
 from datasets.shards import BLOCK
 from infra.config import differences, from_dict
@@ -100,14 +100,14 @@ class LatentPairs:
         self._keys: list[str] = keys.dictionary.to_pylist()
         self._shards = sorted(sizes)
         self._table = _integers(table, self._shards)
-        self.parts = (Part(size=len(self._first)),)
+        self.weighted_sets = (WeightedSet(size=len(self._first)),)
 
-    def load(self, draw: Draw, memory: Memory) -> LatentBatch:
+    def load(self, picks: Picks, memory: Memory) -> LatentBatch:
         """Load pairs; see `datasets.reading.loader.Samples`."""
-        turn = _starts(draw.seed, len(self._first))[draw.index] + draw.visit
-        rows = self._first[draw.index] + turn % self._count[draw.index]
+        turn = _starts(picks.seed, len(self._first))[picks.index] + picks.visit
+        rows = self._first[picks.index] + turn % self._count[picks.index]
         variants, *places = self._table[rows].T.tolist()
-        keys = [self._keys[index] for index in draw.index.tolist()]
+        keys = [self._keys[index] for index in picks.index.tolist()]
         both = memory.take((2, len(keys), *self.latent.shape), self._dtype)
         unreadable = self._read(zip(keys, variants, *places, strict=True), both.numpy())
         for row, other in stand_ins(unreadable, len(keys)).items():

@@ -26,7 +26,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.reading.memory import Memory
-from datasets.reading.order import Draw, Layout, Order, Part, sweep
+from datasets.reading.order import Layout, Order, Picks, WeightedSet, sweep
 from datasets.shards import MANIFEST, read_manifest
 from infra.errors import UsageError, UserError
 
@@ -52,15 +52,15 @@ class Samples(Protocol[B_co]):
     """Samples that can be loaded by number; goes to worker processes by pickle."""
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def weighted_sets(self) -> Sequence[WeightedSet]:
         """The data sets it mixes, and how often."""
 
     @property
     def digest(self) -> str:
         """Identity of the data."""
 
-    def load(self, draw: Draw, memory: Memory) -> B_co:
-        """Load the samples drawn into memory taken from ``memory``."""
+    def load(self, picks: Picks, memory: Memory) -> B_co:
+        """Load the picked samples into memory taken from ``memory``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,7 @@ class LoaderConfig:
     """How batches are brought; none of it but the seed changes what they hold."""
 
     seed: int = 0
-    """Of the shuffle, the crops, the flips and the draws."""
+    """Of the shuffle, the crops, the flips and the degradations."""
     workers: int = 2
     """Threads or processes that read ahead; 0: each batch is read when it is asked for."""
     processes: bool = False
@@ -123,7 +123,7 @@ class Loader(Generic[B_co]):
         self.samples = samples
         self.layout = layout
         self.config = config
-        self.order = Order(samples.parts, digest=samples.digest, seed=config.seed)
+        self.order = Order(samples.weighted_sets, digest=samples.digest, seed=config.seed)
         self.order.check(layout)
         self.skipped = 0
         self._position = 0 if state is None else self.order.position(state)
@@ -135,19 +135,19 @@ class Loader(Generic[B_co]):
 
     def __iter__(self) -> Iterator[tuple[B_co, dict[str, Any]]]:
         """Yield batches without end, each with the state after it; again: from there on."""
-        for batch in self._loaded(self._draws()):
+        for batch in self._loaded(self._picks()):
             self._position += self.layout.stride
             yield batch, self.state
             del batch  # else its memory stays taken while the next one is read
 
-    def _draws(self) -> Iterator[Draw]:
-        """Yield the draws from here on without end, looked up for many steps at once."""
+    def _picks(self) -> Iterator[Picks]:
+        """Yield the picks from here on without end, looked up for many steps at once."""
         size = self.layout.micro_batch
         ahead = self.layout.stride * np.arange(LOOKED_UP)[:, None]
         for start in itertools.count(self._position, self.layout.stride * LOOKED_UP):
-            drawn = self.order.at((ahead + self.layout.share(start)).reshape(-1))
+            picked = self.order.at((ahead + self.layout.share(start)).reshape(-1))
             for step in range(0, LOOKED_UP * size, size):
-                yield drawn[step : step + size]
+                yield picked[step : step + size]
 
     def sweep(self) -> Iterator[tuple[B_co, int]]:
         """Yield one plain pass for validation, with how many samples of each batch count.
@@ -157,18 +157,18 @@ class Loader(Generic[B_co]):
         Raises:
             UsageError: a mixture, which has no plain pass.
         """
-        if len(self.samples.parts) > 1:
+        if len(self.samples.weighted_sets) > 1:
             raise UsageError("validation runs over one data set; give a loader to each")
-        shares = list(sweep(self.samples.parts[0].size, self.layout, self.config.seed))
-        batches = self._loaded(draw for draw, _ in shares)
+        shares = list(sweep(self.samples.weighted_sets[0].size, self.layout, self.config.seed))
+        batches = self._loaded(picks for picks, _ in shares)
         yield from zip(batches, (count for _, count in shares), strict=True)
 
-    def _loaded(self, draws: Iterable[Draw]) -> Iterator[B_co]:
+    def _loaded(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
         if self.config.workers == 0:
             load = self._when_asked
         else:
             load = self._by_processes if self.config.processes else self._by_threads
-        for batch in load(draws):
+        for batch in load(sequence):
             self._count(batch.skipped)
             yield batch
             del batch
@@ -176,22 +176,22 @@ class Loader(Generic[B_co]):
     def _memory(self) -> Memory:
         return Memory("pinned" if self.config.pin_memory else "reused")
 
-    def _when_asked(self, draws: Iterable[Draw]) -> Iterator[B_co]:
+    def _when_asked(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
         memory = self._memory()
-        return (self.samples.load(draw, memory) for draw in draws)
+        return (self.samples.load(picks, memory) for picks in sequence)
 
-    def _by_threads(self, draws: Iterable[Draw]) -> Iterator[B_co]:
-        memory, draws = self._memory(), iter(draws)
+    def _by_threads(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
+        memory, sequence = self._memory(), iter(sequence)
         pending: deque[Future[B_co]] = deque()
         with ThreadPoolExecutor(self.config.workers, thread_name_prefix="loader") as pool:
             try:
-                for draw in itertools.islice(draws, self.config.workers * self.config.ahead):
-                    pending.append(pool.submit(self.samples.load, draw, memory))
+                for picks in itertools.islice(sequence, self.config.workers * self.config.ahead):
+                    pending.append(pool.submit(self.samples.load, picks, memory))
                 while pending:
                     batch = pending.popleft().result()
                     pending.extend(
-                        pool.submit(self.samples.load, draw, memory)
-                        for draw in itertools.islice(draws, 1)
+                        pool.submit(self.samples.load, picks, memory)
+                        for picks in itertools.islice(sequence, 1)
                     )
                     yield batch
                     del batch
@@ -199,12 +199,12 @@ class Loader(Generic[B_co]):
                 for future in pending:
                     future.cancel()
 
-    def _by_processes(self, draws: Iterable[Draw]) -> Iterator[B_co]:
+    def _by_processes(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
         return iter(
             DataLoader(
                 _Served(self.samples),
                 batch_size=None,  # what the sampler yields is a whole batch already
-                sampler=draws,
+                sampler=sequence,
                 num_workers=self.config.workers,
                 prefetch_factor=self.config.ahead,
                 multiprocessing_context=self.config.start_method,
@@ -226,14 +226,14 @@ class Loader(Generic[B_co]):
 
 
 class _Served(torch.utils.data.Dataset[Any]):
-    """Samples behind the interface of PyTorch's DataLoader: a draw is an index."""
+    """Samples behind the interface of PyTorch's DataLoader: an index is what to load."""
 
     def __init__(self, samples: Samples[Any]) -> None:
         self.samples = samples
         self.memory = Memory("shared")
 
-    def __getitem__(self, draw: Draw) -> Any:
-        return self.samples.load(draw, self.memory)
+    def __getitem__(self, picks: Picks) -> Any:
+        return self.samples.load(picks, self.memory)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,9 +1,10 @@
 """The order of samples: one endless sequence that every rank and worker agrees on by arithmetic.
 
-    order = Order([Part(size=84_991), Part(size=10_000, weight=2.0)], digest="…", seed=0)
+    sets = [WeightedSet(size=84_991), WeightedSet(size=10_000, weight=2.0)]
+    order = Order(sets, digest="…", seed=0)
     order.at(np.arange(128, 192))           # which samples stand at these positions
 
-An epoch is ``order.epoch`` consecutive positions and holds every sample as often as its part's
+An epoch is ``order.epoch`` consecutive positions and holds every sample as often as its set's
 weight says; epochs follow each other without a gap. A global step takes the next ``ranks x
 micro_batch`` positions and may reach into the next epoch, so every rank has the same number of
 full batches, and there is no remainder to drop or to pad. What stands at a position is a function
@@ -32,7 +33,7 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class WeightedSet:
     """One data set in a mixture."""
 
     size: int
@@ -53,14 +54,14 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """Samples in order, and how often each was visited before.
+class Picks:
+    """What a loader picked for a batch: samples in order, and how often each was visited before.
 
     The visit, with the key and the seed, is what crops, flips and degradations are drawn from. At
     weight 1 it is the epoch.
     """
 
-    part: Integers
+    set_index: Integers
     """Which data set, [B]."""
     index: Integers
     """Which sample of it, [B]."""
@@ -69,9 +70,9 @@ class Draw:
     seed: int
     """Of the order."""
 
-    def __getitem__(self, rows: slice) -> "Draw":
+    def __getitem__(self, rows: slice) -> "Picks":
         """Return some of the samples."""
-        return Draw(self.part[rows], self.index[rows], self.visit[rows], self.seed)
+        return Picks(self.set_index[rows], self.index[rows], self.visit[rows], self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,39 +107,39 @@ class Order:
     """The sequence of samples of one run.
 
     Attributes:
-        digest: identity of the data in their order: their digest, parts and weights.
+        digest: identity of the data in their order: their digest, sizes and weights.
         seed: of the shuffle.
         epoch: positions in an epoch.
     """
 
-    def __init__(self, parts: Sequence[Part], *, digest: str, seed: int) -> None:
-        self.parts = tuple(parts)
+    def __init__(self, sets: Sequence[WeightedSet], *, digest: str, seed: int) -> None:
+        self.sets = tuple(sets)
         self.seed = seed
-        self.digest = digest_of([digest, [asdict(part) for part in self.parts]])
-        taken = [part.taken for part in self.parts]
+        self.digest = digest_of([digest, [asdict(one) for one in self.sets]])
+        taken = [one.taken for one in self.sets]
         self.epoch = sum(taken)
         self._starts = np.cumsum([0, *taken[:-1]])
-        # Two epochs meet in a batch; a part taken in fractions is in a few of its passes at once.
+        # Two epochs meet in a batch; a set taken in fractions is in a few of its passes at once.
         self._shuffled = functools.lru_cache(maxsize=2 + 2 * len(taken))(self._shuffle)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("an order stays in the process that trains; workers receive draws")
+        raise TypeError("an order stays in the process that trains; workers receive picks")
 
-    def at(self, positions: Integers) -> Draw:
+    def at(self, positions: Integers) -> Picks:
         """Tell which samples stand at these positions, [B], of the endless sequence."""
         epochs, offsets = np.divmod(positions, self.epoch)
         slots = self._looked_up(("epoch",), epochs, offsets, self.epoch)
-        part = np.searchsorted(self._starts, slots, side="right") - 1
+        which = np.searchsorted(self._starts, slots, side="right") - 1
         index, visit = np.empty_like(slots), np.empty_like(slots)
-        for number, (here, start) in enumerate(zip(self.parts, self._starts, strict=True)):
-            mine = part == number
-            # A part is an endless stream too, of its own passes; each epoch takes the next piece.
+        for number, (here, start) in enumerate(zip(self.sets, self._starts, strict=True)):
+            mine = which == number
+            # A set is an endless stream too, of its own passes; each epoch takes the next piece.
             stream = epochs[mine] * here.taken + slots[mine] - start
             visit[mine], place = np.divmod(stream, here.size)
             if here.taken % here.size:  # pieces of passes: which samples come first must vary
                 place = self._looked_up(("pass", number), visit[mine], place, here.size)
             index[mine] = place
-        return Draw(part, index, visit, self.seed)
+        return Picks(which, index, visit, self.seed)
 
     def _looked_up(
         self, name: tuple[str | int, ...], rounds: Integers, places: Integers, size: int
@@ -190,19 +191,19 @@ class Order:
             )
 
 
-def sweep(size: int, layout: Layout, seed: int = 0) -> Iterator[tuple[Draw, int]]:
+def sweep(size: int, layout: Layout, seed: int = 0) -> Iterator[tuple[Picks, int]]:
     """Yield this rank's share of one plain pass over a data set, as validation needs it.
 
     Every sample comes at visit 0, so its crop, flip and degradation never change. All ranks get
     equally many batches of equal size; where the samples run out, the first ones fill up.
 
     Yields:
-        A draw, and how many of its samples, from the front, are to be counted.
+        Picks, and how many of them, from the front, are to be counted.
     """
     for position in range(0, size, layout.stride):
         share = layout.share(position)
         zeros = np.zeros_like(share)
-        yield Draw(zeros, share % size, zeros, seed), int((share < size).sum())
+        yield Picks(zeros, share % size, zeros, seed), int((share < size).sum())
 
 
 def keyed_integers(seed: int, key: str, visit: int, *ranges: int) -> list[int]:

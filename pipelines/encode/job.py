@@ -32,7 +32,7 @@ from pipelines.encode.bound import IMAGES, RESULT, Probe, bound
 from pipelines.encode.config import EncodeConfig
 from pipelines.encode.images import ImageSet
 from pipelines.encode.manifest import Generation, stage_manifest
-from pipelines.encode.members import Work
+from pipelines.encode.members import GenerationSpec
 from pipelines.encode.networks import identity, load_models
 from pipelines.encode.reuse import Reuse, earlier_manifest, reusable
 from pipelines.encode.sums import ChannelSums
@@ -232,7 +232,7 @@ class Encoding:
         ]
         reuse, said = self.reuse(latent)
         sys.stdout.write(said)
-        work = Work(
+        spec = GenerationSpec(
             plan=str(staging / "plan.parquet"),
             images=str(self.images.folder),
             size=self.images.size,
@@ -243,9 +243,9 @@ class Encoding:
             reuse=reuse,
         )
         total = sum(len(tables[str(unit["name"])]) for unit in units)
-        for _ in engine.run("encode", units, EncodeShard, (work, self.rule), total, resources):
+        for _ in engine.run("encode", units, EncodeShard, (spec, self.rule), total, resources):
             pass
-        new = Generation(staging, tuple(tables), work, latent)
+        new = Generation(staging, tuple(tables), spec, latent)
         entries = {"identity": self.identity, "distortion": bound(probe)}
         stage_manifest(self.folder, manifest, new, entries)
         shards.publish(staging, self.folder)

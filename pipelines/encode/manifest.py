@@ -21,7 +21,7 @@ from datasets.latent_pairs import PAIRS, pair_table
 from datasets.shards import Member, Shard
 from infra import storage
 from infra.config import pretty_json, to_dict
-from pipelines.encode.members import Work, statistics_path, table_path
+from pipelines.encode.members import GenerationSpec, statistics_path, table_path
 from pipelines.encode.sums import STATISTICS, ChannelSums, read_tables, write_tables
 from pipelines.jobs.plan import record_path
 
@@ -38,7 +38,7 @@ class Generation:
     """Holds the shards, their records and their sums."""
     names: tuple[str, ...]
     """Of the shards."""
-    work: Work
+    spec: GenerationSpec
     """What the shards have in common."""
     latent: LatentFormat
     """How a latent is stored."""
@@ -56,7 +56,7 @@ class Generation:
         channels = self.latent.channels
         reused = [part["reused"] for part in sums if "reused" in part]
         return {
-            "draws": [self.work.first, self.work.last],
+            "draws": [self.spec.first, self.spec.last],
             "shards": list(self.names),
             "devices": sorted({part["device"] for part in sums}),
             "batches": sorted({part["batch"] for part in sums}),
@@ -120,7 +120,7 @@ def stage_manifest(
         "format": FORMAT,
         **entries,
         "latent": to_dict(latent),
-        "draws": new.work.last,
+        "draws": new.spec.last,
         "statistics": statistics,
         "totals": {
             "samples": pc.count_distinct(pairs["key"]).as_py(),

@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class GenerationSpec:
     """What every shard of a generation has in common."""
 
     plan: str
@@ -46,7 +46,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class Computed:
     """What was computed of one group."""
 
     labels: Mapping[str, Mapping[str, Any]]
@@ -61,7 +61,7 @@ class Packer:
     """Makes the members of one shard's samples.
 
     Args:
-        work: what the shards have in common.
+        spec: what the shards have in common.
         latent: how a latent is stored.
         parameters: draws (key, number).
         earlier: the set that latents are copied from, if any.
@@ -69,19 +69,19 @@ class Packer:
 
     def __init__(
         self,
-        work: Work,
+        spec: GenerationSpec,
         latent: LatentFormat,
         parameters: Callable[[str, int], DegradationParameters],
         earlier: EarlierSet | None,
     ) -> None:
-        self.work = work
+        self.spec = spec
         self.latent = latent
         self.parameters = parameters
         self.earlier = earlier
-        self.draws = range(work.first, work.last)
-        targets = TARGETS if work.first == 0 else ()
+        self.draws = range(spec.first, spec.last)
+        targets = TARGETS if spec.first == 0 else ()
         self.names = [*targets, *(f"source_{number}" for number in self.draws)]
-        self.images = KEPT_IMAGES if work.keep_images else ()
+        self.images = KEPT_IMAGES if spec.keep_images else ()
         self.copies: Copies = {}
         self.copied = {"targets": 0, "sources": 0}
         self.counted: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -89,7 +89,7 @@ class Packer:
     def find_copies(self, rows: Sequence[Row]) -> None:
         """Look up what of the shard's rows the earlier set has."""
         if self.earlier is not None:
-            images = Path(self.work.images)
+            images = Path(self.spec.images)
             hashes = {row["key"]: read_label(images, row)["sha256"] for row in rows}
             self.copies = self.earlier.find(hashes, self.draws, self.parameters)
 
@@ -101,16 +101,19 @@ class Packer:
         """Tell whether a network must see anything of this row's image."""
         return any(self.lacks(row["key"], name) for name in self.names)
 
-    def pack(self, row: Row, made: Made) -> dict[str, bytes]:
+    def pack(self, row: Row, computed: Computed) -> dict[str, bytes]:
         """Turn a sample's latents into tar members, and count them."""
         key = row["key"]
-        label = made.labels.get(key) or read_label(Path(self.work.images), row)
+        label = computed.labels.get(key) or read_label(Path(self.spec.images), row)
         targets = None
-        if self.work.first == 0:
-            targets = self._latent(key, TARGETS[0], made), self._latent(key, TARGETS[1], made)
+        if self.spec.first == 0:
+            targets = (
+                self._latent(key, TARGETS[0], computed),
+                self._latent(key, TARGETS[1], computed),
+            )
         latents = LatentSample(
             key=key,
-            draws=[self._stored(key, number, made) for number in self.draws],
+            draws=[self._stored(key, number, computed) for number in self.draws],
             targets=targets,
             record={name: label[name] for name in ("source", "origin", "sha256")},
         )
@@ -119,31 +122,31 @@ class Packer:
         except ValueError as error:
             raise UserError(f"{key}: {error}; choose another --dtype") from error
         for name in self.names:
-            self._count(key, name, packed[f"{name}.npy"], made)
+            self._count(key, name, packed[f"{name}.npy"], computed)
         for extension in [f"{name}_{n}.png" for n in self.draws for name in self.images]:
-            pixels = made.images.get(f"{key}.{extension}")
+            pixels = computed.images.get(f"{key}.{extension}")
             if pixels is None:
                 packed[extension] = self._copy(key, extension)
             else:
                 packed[extension] = encode_png(pixels)
         return packed
 
-    def _stored(self, key: str, number: int, made: Made) -> LatentDraw:
+    def _stored(self, key: str, number: int, computed: Computed) -> LatentDraw:
         parameters = self.parameters(key, number)
         gray_target = None
         if parameters.gray_target:
-            gray_target = self._latent(key, f"target_g{number}", made)
+            gray_target = self._latent(key, f"target_g{number}", computed)
         return LatentDraw(
             number=number,
             flip=parameters.flip,
-            source=self._latent(key, f"source_{number}", made),
+            source=self._latent(key, f"source_{number}", computed),
             parameters=to_dict(parameters),
             gray_target=gray_target,
         )
 
-    def _latent(self, key: str, name: str, made: Made) -> npt.NDArray[np.float32] | bytes:
+    def _latent(self, key: str, name: str, computed: Computed) -> npt.NDArray[np.float32] | bytes:
         """Return a latent that was computed, or its member in the earlier set."""
-        encoded = made.latents.get(f"{key}.{name}")
+        encoded = computed.latents.get(f"{key}.{name}")
         if encoded is not None:
             return encoded.latent
         self.copied["targets" if name.startswith("target") else "sources"] += 1
@@ -153,8 +156,8 @@ class Packer:
         assert self.earlier is not None
         return self.earlier.read(key, extension, self.copies[key][extension])
 
-    def _count(self, key: str, name: str, content: bytes, made: Made) -> None:
-        encoded = made.latents.get(f"{key}.{name}")
+    def _count(self, key: str, name: str, content: bytes, computed: Computed) -> None:
+        encoded = computed.latents.get(f"{key}.{name}")
         if encoded is not None:
             stored = latent_values(content, self.latent)
             part: Mapping[str, Any] = latent_sums(encoded.latent, encoded.variance, stored)
@@ -163,17 +166,17 @@ class Packer:
             part = self.earlier.sums(key, f"{name}.npy")
         self.counted[key, f"{name}.npy"] = part
 
-    def save_statistics(self, path: Path, computed: Mapping[str, Any]) -> None:
+    def save_statistics(self, path: Path, by_what: Mapping[str, Any]) -> None:
         """Write the sums of every latent, their totals, and what is said of the computation."""
         sides = {name: ChannelSums(self.latent.channels) for name in ("target", "source")}
         for (_, extension), part in self.counted.items():
             sides[extension.partition("_")[0]].add(part)
-        made: dict[str, Any] = {side: sums.to_json() for side, sums in sides.items()}
-        made |= computed
-        if self.work.reuse is not None:
-            made["reused"] = {"manifest": self.work.reuse.manifest, **self.copied}
+        sums_json: dict[str, Any] = {side: sums.to_json() for side, sums in sides.items()}
+        sums_json |= by_what
+        if self.spec.reuse is not None:
+            sums_json["reused"] = {"manifest": self.spec.reuse.manifest, **self.copied}
         write_tables(table_path(path), [shard_table(path.name, self.counted)])
-        write_bytes(statistics_path(path), pretty_json(made))
+        write_bytes(statistics_path(path), pretty_json(sums_json))
 
 
 def statistics_path(shard: Path) -> Path:

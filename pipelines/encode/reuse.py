@@ -54,7 +54,7 @@ class Reuse:
     """Whether sources too, or targets only."""
 
 
-class Place(NamedTuple):
+class MemberPlace(NamedTuple):
     """Where a member's content lies."""
 
     shard: str
@@ -63,7 +63,7 @@ class Place(NamedTuple):
 
 
 Parameters = Callable[[str, int], DegradationParameters]
-Copies = Mapping[str, Mapping[str, Place]]
+Copies = Mapping[str, Mapping[str, MemberPlace]]
 """What of a shard is copied: by key and extension."""
 
 
@@ -204,7 +204,7 @@ class EarlierSet:
             names += [f"source_{number}.npy", *(f"{name}_{number}.png" for name in self.images)]
         return names
 
-    def read(self, key: str, extension: str, place: Place) -> bytes:
+    def read(self, key: str, extension: str, place: MemberPlace) -> bytes:
         """Read one member, of a shard that is what its manifest says.
 
         Raises:
@@ -217,24 +217,24 @@ class EarlierSet:
         """Return the channel sums of a latent that `find` listed."""
         return self._sums[key, extension]
 
-    def _places(self, keys: Sequence[str]) -> dict[str, dict[str, list[Place]]]:
+    def _places(self, keys: Sequence[str]) -> dict[str, dict[str, list[MemberPlace]]]:
         """Look up all members of these samples; every generation of draws has its own JSON."""
         rows = self._index.filter(pc.is_in(self._index["key"], pa.array(keys, pa.string())))
-        places: dict[str, dict[str, list[Place]]] = {}
+        places: dict[str, dict[str, list[MemberPlace]]] = {}
         for row in rows.to_pylist():
             of_key = places.setdefault(row["key"], {})
-            place = Place(row["shard"], row["offset"], row["size"])
+            place = MemberPlace(row["shard"], row["offset"], row["size"])
             of_key.setdefault(row["extension"], []).append(place)
         return places
 
-    def _label(self, key: str, place: Place) -> dict[str, Any]:
+    def _label(self, key: str, place: MemberPlace) -> dict[str, Any]:
         try:
             label: dict[str, Any] = json.loads(self._read(key, "json", place))
         except ValueError as error:
             raise UserError(self._damaged(place.shard, f"{key}.json: {error}")) from error
         return label
 
-    def _read(self, key: str, extension: str, place: Place) -> bytes:
+    def _read(self, key: str, extension: str, place: MemberPlace) -> bytes:
         head, content = bytearray(BLOCK), bytearray(place.size)
         views = [memoryview(head), memoryview(content)]
         self._files.read(place.shard, place.offset - BLOCK, views)

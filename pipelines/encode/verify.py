@@ -19,7 +19,7 @@ from datasets.degradation.reference import draw_parameters
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
 from datasets.shards import INDEX, read_manifest
-from datasets.verify import Seen, set_problems
+from datasets.verify import Inspected, set_problems
 from infra.config import differences, flat, from_dict, to_dict
 from infra.errors import UsageError
 from infra.storage import local_path
@@ -58,7 +58,7 @@ def problems(folder: Path) -> Iterator[str]:
         yield f"{folder}: not a complete latent set; run python -m pipelines.encode again"
         return
     inspector = _Inspector(manifest)
-    yield from set_problems(folder, inspector.sample, Seen())
+    yield from set_problems(folder, inspector.sample, Inspected())
     if (folder / PAIRS).exists():
         yield from latent_pairs.problems(folder)
         table = pq.read_table(folder / PAIRS, columns=["key", "draw"])
@@ -83,10 +83,12 @@ class _Inspector:
         self.degradation = from_dict(DegradationConfig, manifest["identity"]["degradation"])
         self.draws: set[tuple[str, int]] = set()
 
-    def sample(self, path: Path, key: str, members: dict[str, bytes], seen: Seen) -> Iterator[str]:
+    def sample(
+        self, path: Path, key: str, members: dict[str, bytes], inspected: Inspected
+    ) -> Iterator[str]:
         """Inspect what one tar holds of a sample; see `datasets.verify.Inspect`."""
         where = f"{path.name}: {key}"
-        seen.shard_of.setdefault(key, path.name)
+        inspected.shard_of.setdefault(key, path.name)
         try:
             label = json.loads(members["json"])
             draws = {int(number): draw for number, draw in label["draws"].items()}

@@ -25,7 +25,7 @@ from infra.config import from_dict
 from infra.errors import UserError
 from pipelines.encode.config import EncodeRule
 from pipelines.encode.images import ImageSample, read_sample
-from pipelines.encode.members import Made, Packer, Row, Work
+from pipelines.encode.members import Computed, GenerationSpec, Packer, Row
 from pipelines.encode.networks import Encoder, Image, batch_size, levels
 from pipelines.encode.reuse import TARGETS, EarlierSet
 from pipelines.jobs.ahead import in_order
@@ -42,28 +42,28 @@ class EncodeShard:
     writes the same bytes.
     """
 
-    def __init__(self, work: Work, rule: EncodeRule) -> None:
-        self.work = work
+    def __init__(self, spec: GenerationSpec, rule: EncodeRule) -> None:
+        self.spec = spec
         self.encoder = Encoder(rule)
-        self.latent = from_dict(LatentFormat, work.latent)
-        self.batch = batch_size(rule, self.encoder.vae, work.size)
+        self.latent = from_dict(LatentFormat, spec.latent)
+        self.batch = batch_size(rule, self.encoder.vae, spec.size)
         self.threads = PREPARERS_PER_GPU if rule.device == "cuda" else 0
-        self.draws = range(work.first, work.last)
+        self.draws = range(spec.first, spec.last)
         self.watch = Stopwatch()
 
     @functools.cached_property
     def earlier(self) -> EarlierSet | None:
         """Return the set that latents are copied from, opened by the first unit: it can refuse."""
-        if self.work.reuse is None:
+        if self.spec.reuse is None:
             return None
-        return EarlierSet(self.work.reuse, self.latent, keep_images=self.work.keep_images)
+        return EarlierSet(self.spec.reuse, self.latent, keep_images=self.spec.keep_images)
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
-        rows = pq.ParquetFile(self.work.plan).read_row_group(unit["row_group"]).to_pylist()
-        path = Path(self.work.plan).with_name(unit["name"])
+        rows = pq.ParquetFile(self.spec.plan).read_row_group(unit["row_group"]).to_pylist()
+        path = Path(self.spec.plan).with_name(unit["name"])
         self.parameters = functools.cache(self.encoder.parameters)
-        self.packer = Packer(self.work, self.latent, self.parameters, self.earlier)
+        self.packer = Packer(self.spec, self.latent, self.parameters, self.earlier)
         try:
             shard = write_shard(path, self._timed(self.samples(rows)))
         except torch.OutOfMemoryError as error:
@@ -84,14 +84,14 @@ class EncodeShard:
         prepared = in_order(self._preparations(groups), self.threads)
         for group in groups:
             samples = next(prepared)[0]
-            made = Made(labels={sample.key: sample.label for sample in samples})
-            if self.work.first == 0:
-                self._targets(samples, made)
+            computed = Computed(labels={sample.key: sample.label for sample in samples})
+            if self.spec.first == 0:
+                self._targets(samples, computed)
             for number in self.draws:
-                self._draw(number, next(prepared), made)
+                self._draw(number, next(prepared), computed)
             for row in group:
                 with self.watch("pack"):
-                    packed = self.packer.pack(row, made)
+                    packed = self.packer.pack(row, computed)
                 yield row["key"], packed
 
     def _groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -116,7 +116,7 @@ class EncodeShard:
 
     def _load(self, rows: Sequence[Row]) -> list[ImageSample]:
         with self.watch("read"):
-            images, size = Path(self.work.images), self.work.size
+            images, size = Path(self.spec.images), self.spec.size
             return [read_sample(images, row, size) for row in rows if self.packer.is_new(row)]
 
     def _degrade(self, load: Callable[[], list[ImageSample]], number: int) -> "_Prepared":
@@ -128,15 +128,15 @@ class EncodeShard:
             images = [sample.image for sample in samples]
             return samples, degrade_batch(images, parameters, self.encoder.device)
 
-    def _targets(self, samples: Sequence[ImageSample], made: Made) -> None:
+    def _targets(self, samples: Sequence[ImageSample], computed: Computed) -> None:
         """Encode HQ as it is and flipped."""
         for flip, name in enumerate(TARGETS):
             lacking = [sample for sample in samples if self.packer.lacks(sample.key, name)]
             images = [sample.image.astype(np.float32) / np.float32(255) for sample in lacking]
             turned = [np.ascontiguousarray(image[:, ::-1]) if flip else image for image in images]
-            self._encode(turned, [f"{sample.key}.{name}" for sample in lacking], made)
+            self._encode(turned, [f"{sample.key}.{name}" for sample in lacking], computed)
 
-    def _draw(self, number: int, prepared: "_Prepared", made: Made) -> None:
+    def _draw(self, number: int, prepared: "_Prepared", computed: Computed) -> None:
         """Encode one draw of every sample of a group that lacks it."""
         samples, degraded = prepared
         if not samples:
@@ -145,23 +145,23 @@ class EncodeShard:
         with self.watch("predict"):
             restored = self.encoder.restored(lq)
         names = [f"{sample.key}.source_{number}" for sample in samples]
-        self._encode(restored, names, made, regressed=True)
+        self._encode(restored, names, computed, regressed=True)
         gray = {
             f"{sample.key}.target_g{number}": pair.hq
             for sample, pair in zip(samples, degraded, strict=True)
             if pair.parameters.gray_target and self.packer.lacks(sample.key, f"target_g{number}")
         }
-        self._encode(list(gray.values()), list(gray), made)
-        if self.work.keep_images:
+        self._encode(list(gray.values()), list(gray), computed)
+        if self.spec.keep_images:
             for name, images in {"lq": lq, "posterior_mean": restored}.items():
                 for sample, pixels in zip(samples, _pixels(images), strict=True):
-                    made.images[f"{sample.key}.{name}_{number}.png"] = pixels
+                    computed.images[f"{sample.key}.{name}_{number}.png"] = pixels
 
     def _encode(
         self,
         images: torch.Tensor | Sequence[Image],
         names: Sequence[str],
-        made: Made,
+        computed: Computed,
         *,
         regressed: bool = False,
     ) -> None:
@@ -171,7 +171,7 @@ class EncodeShard:
         batch = images if isinstance(images, torch.Tensor) else self.encoder.tensor(images)
         with self.watch("encode"):
             encoded = self.encoder.encode(batch, names, regressed=regressed)
-        made.latents.update(zip(names, encoded, strict=True))
+        computed.latents.update(zip(names, encoded, strict=True))
 
     def _timed(self, samples: Iterator[Any]) -> Iterator[Any]:
         """Count the consumer's time between two samples as writing."""

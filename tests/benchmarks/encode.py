@@ -28,7 +28,7 @@ from infra.config import to_dict
 from pipelines.encode.config import EncodeConfig
 from pipelines.encode.images import ImageSet
 from pipelines.encode.job import Encoding
-from pipelines.encode.members import Work
+from pipelines.encode.members import GenerationSpec
 from pipelines.encode.networks import Encoder
 from pipelines.encode.worker import EncodeShard
 from pipelines.jobs.plan import write_plan
@@ -59,7 +59,7 @@ def worker(config: EncodeConfig, folder: Path) -> Callable[[], object]:
     plan = folder / "plan.parquet"
     write_plan(plan, [encoding.images.rows])
     latent = encoding.latent_format({})
-    work = Work(
+    work = GenerationSpec(
         plan=str(plan),
         images=config.input,
         size=encoding.images.size,

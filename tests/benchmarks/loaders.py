@@ -118,7 +118,7 @@ def floor(folder: Path) -> Epoch:
     pairs = LatentPairs(folder / "latents")
     shards = sorted((folder / "latents").glob("*.tar"))
     files = {shard.name: os.open(shard, os.O_RDONLY) for shard in shards}
-    draw = Order(pairs.parts, digest="", seed=0).at(np.arange(pairs.parts[0].size))
+    draw = Order(pairs.weighted_sets, digest="", seed=0).at(np.arange(pairs.weighted_sets[0].size))
     table = pq.read_table(folder / "latents" / PAIRS).take(pa.array(draw.index)).to_pylist()
     places = [
         (files[row["source_shard"]], min(row["source_offset"], row["target_offset"]) + 128)
@@ -138,7 +138,7 @@ def floor(folder: Path) -> Epoch:
 def ours(folder: Path, config: LoaderConfig, passes: int) -> None:
     """Read with our loader."""
     pairs = LatentPairs(folder / "latents")
-    steps = passes * pairs.parts[0].size // BATCH
+    steps = passes * pairs.weighted_sets[0].size // BATCH
     consume(islice(Loader(pairs, Layout(micro_batch=BATCH), config), steps))
 
 
@@ -225,7 +225,7 @@ def first_batches(folder: Path) -> dict[str, float]:
                 pairs = LatentPairs(folder / "latents")
                 loader = Loader(pairs, Layout(micro_batch=BATCH), config)
                 if half:
-                    state = {**loader.state, "offset": pairs.parts[0].size // 2}
+                    state = {**loader.state, "offset": pairs.weighted_sets[0].size // 2}
                     loader = Loader(pairs, Layout(micro_batch=BATCH), config, state)
                 next(iter(loader))
                 seconds.append(time.perf_counter() - start)
@@ -259,7 +259,7 @@ def large_set(folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     pairs = LatentPairs(folder)
     opened = time.perf_counter()
-    order = Order(pairs.parts, digest=pairs.digest, seed=0)
+    order = Order(pairs.weighted_sets, digest=pairs.digest, seed=0)
     order.at(Layout(micro_batch=BATCH).share(images * 100 + images // 2))
     return {"open_s": opened - start, "position_s": time.perf_counter() - opened}
 

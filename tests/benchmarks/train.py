@@ -27,7 +27,7 @@ from tests.support.training_sets import write_files, write_latent_set
 from trainers.loop.batches import plan_batches
 from trainers.loop.config import EngineConfig
 from trainers.loop.engine import Engine, join, leave
-from trainers.loop.noise import Draws
+from trainers.loop.noise import Noise
 from trainers.recipes import flow_config
 from trainers.recipes.flow import FlowTask
 
@@ -116,7 +116,7 @@ def stepper(values: dict[str, Any]) -> tuple[Callable[[], None], FlowTask]:
 
     def step() -> None:
         batch, _ = next(batches)
-        draws = Draws(seed=0, step=0, positions=range(BATCH), total=BATCH, device=CPU)
+        draws = Noise(seed=0, step=0, positions=range(BATCH), total=BATCH, device=CPU)
         engine.backward(task.losses(engine, batch, draws)["loss"])
         engine.step(1e-4)
 

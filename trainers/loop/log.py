@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 
 
-class Window:
+class StepAverages:
     """What was measured since the last line of the log."""
 
     def __init__(self, step: int) -> None:

@@ -24,7 +24,7 @@ class Purpose(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class Noise:
     """The random numbers of one micro-batch."""
 
     seed: int
@@ -35,7 +35,7 @@ class Draws:
     """Samples of the global batch."""
     device: torch.device
 
-    def noise(self, shape: Sequence[int], purpose: Purpose) -> Tensor:
+    def normal(self, shape: Sequence[int], purpose: Purpose) -> Tensor:
         """Draw N(0, 1), float32 [B, *shape], on the device, whose generator decides the values."""
         noise = torch.empty(len(self.positions), *shape, device=self.device)
         generator = torch.Generator(self.device)

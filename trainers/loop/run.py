@@ -32,8 +32,8 @@ from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.config import TrainerConfig
 from trainers.loop.cost import gigabytes
 from trainers.loop.engine import Engine, join, leave, leave_refused
-from trainers.loop.log import Window, clock
-from trainers.loop.noise import Draws
+from trainers.loop.log import StepAverages, clock
+from trainers.loop.noise import Noise
 from trainers.loop.stop import STOPPED, Stop
 from trainers.loop.task import Task
 
@@ -150,7 +150,7 @@ class Training:
         for name, sha, source, context in self.task.data():
             tracked.log_dataset(name, sha, source, context)
         say(self._describe())
-        batches, window, stopped = iter(self.loader), Window(self.step), False
+        batches, averages, stopped = iter(self.loader), StepAverages(self.step), False
         while True:
             # The watchdog: DeepSpeed's own groups of ranks do not know the time-out of `join`.
             faulthandler.dump_traceback_later(60 * loop.timeout_minutes, exit=True)
@@ -159,38 +159,38 @@ class Training:
             metrics: dict[str, float] = {}
             if is_new and not stopped and (done or self.step % loop.validate_every == 0):
                 metrics = self.validate(tracked)
-                window = Window(self.step)
+                averages = StepAverages(self.step)
             if self.step > self.first and (done or stopped or self.step % loop.save_every == 0):
                 self.save(metrics, tracked)
-                window = Window(self.step)
+                averages = StepAverages(self.step)
             if done or stopped:
                 break
-            stopped = self.update(batches, window, stop)
+            stopped = self.update(batches, averages, stop)
             if self.step % loop.log_every == 0 or self.step == loop.max_steps:
-                self.log(window, tracked)
-                window = Window(self.step)
+                self.log(averages, tracked)
+                averages = StepAverages(self.step)
         faulthandler.cancel_dump_traceback_later()
         if done and rank() == 0:
             self.finish(tracked)
         return done
 
-    def update(self, batches: Iterator[Any], window: Window, stop: Stop) -> bool:
+    def update(self, batches: Iterator[Any], averages: StepAverages, stop: Stop) -> bool:
         """Take one step; returns whether some rank was told to stop after it."""
         losses: dict[str, Tensor] = {}
         keys: list[str] = []
         for micro in range(self.plan.accumulation_steps):
             began = time.perf_counter()
             batch, self.position = next(batches)
-            window.waited += time.perf_counter() - began
+            averages.waited += time.perf_counter() - began
             begin = (micro * self.plan.ranks + rank()) * self.plan.micro_batch_size
-            draws = Draws(
+            noise = Noise(
                 seed=self.config.loop.seed,
                 step=self.step,
                 positions=range(begin, begin + self.plan.micro_batch_size),
                 total=self.plan.global_batch_size,
                 device=self.engine.device,
             )
-            found = self.task.losses(self.engine, batch, draws)
+            found = self.task.losses(self.engine, batch, noise)
             self.engine.backward(found["loss"])
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach().double()
@@ -208,7 +208,7 @@ class Training:
             self.ema.update(self.task.network)
         self.step += 1
         values = dict(zip(losses, (total / self.plan.ranks for total in totals), strict=True))
-        window.add({**values, "grad_norm": norm}, rate)
+        averages.add({**values, "grad_norm": norm}, rate)
         return bool(told)
 
     def _fail(self, what: str, keys: list[str]) -> None:
@@ -258,9 +258,9 @@ class Training:
         facts = {"step": self.step, "data": data, **model.facts}
         tracked.log_model(replace(model, facts=facts))
 
-    def log(self, window: Window, tracked: Run) -> None:
+    def log(self, averages: StepAverages, tracked: Run) -> None:
         """Record the averages of the steps since the last time."""
-        metrics = window.metrics(self.plan.global_batch_size)
+        metrics = averages.metrics(self.plan.global_batch_size)
         if self.config.loop.skip_budget:
             (metrics["data/skipped"],) = sums([self.loader.skipped], str(self.engine.device))
         self._record(metrics, tracked)

@@ -10,7 +10,7 @@ from datasets.reading.loader import Loader
 from datasets.reading.order import Layout
 from infra.tracking.models import FinishedModel
 from trainers.loop.engine import Engine
-from trainers.loop.noise import Draws
+from trainers.loop.noise import Noise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +44,7 @@ class Task(Protocol):
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training data where ``state`` says."""
 
-    def losses(self, engine: Engine, batch: Any, draws: Draws) -> dict[str, Tensor]:
+    def losses(self, engine: Engine, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute a micro-batch's losses: scalars, of which "loss" is minimised."""
 
     def validate(self, network: nn.Module) -> Validation:

@@ -14,7 +14,7 @@ from infra.distributed import rank, world_size
 from infra.errors import UserError
 from infra.storage import local_path
 from trainers.loop.config import LoopConfig
-from trainers.loop.noise import Draws
+from trainers.loop.noise import Noise
 
 
 def open_images(path: str, loop: LoopConfig, split: str = "train") -> ImageSet:
@@ -83,7 +83,7 @@ def held_out(path: str, loop: LoopConfig) -> ImageSet:
         ) from error
 
 
-def sweep(samples: Any, workers: int, device: torch.device) -> Iterator[tuple[Any, int, Draws]]:
+def sweep(samples: Any, workers: int, device: torch.device) -> Iterator[tuple[Any, int, Noise]]:
     """Yield this rank's batches, how many samples of each count, and their fixed numbers.
 
     Args:
@@ -94,7 +94,7 @@ def sweep(samples: Any, workers: int, device: torch.device) -> Iterator[tuple[An
     Raises:
         UserError: there are fewer samples than ranks.
     """
-    size, ranks = samples.parts[0].size, world_size()
+    size, ranks = samples.weighted_sets[0].size, world_size()
     if size < ranks:
         raise UserError(f"{size} held-out samples for {ranks} ranks: hold more out")
     layout = Layout(ranks=ranks, rank=rank(), micro_batch=min(BATCH, size // ranks))
@@ -102,5 +102,5 @@ def sweep(samples: Any, workers: int, device: torch.device) -> Iterator[tuple[An
     for number, (batch, count) in enumerate(loader.sweep()):
         positions = layout.share(number * layout.stride).tolist()
         if count:
-            draws = Draws(seed=SEED, step=0, positions=positions, total=size, device=device)
-            yield batch, count, draws
+            noise = Noise(seed=SEED, step=0, positions=positions, total=size, device=device)
+            yield batch, count, noise

@@ -24,7 +24,7 @@ from models.rectified_flow import flow_matching_loss, interpolate, regress
 from models.velocity import hdit, looformer
 from trainers.loop.cost import encoder_flops, forward_flops
 from trainers.loop.engine import Engine
-from trainers.loop.noise import Draws
+from trainers.loop.noise import Noise
 from trainers.loop.task import Validation
 from trainers.recipes.data import held_out, named, open_images, open_latents, sweep, training_loader
 from trainers.recipes.flow_config import FlowConfig
@@ -79,12 +79,12 @@ class FlowTask:
             self.samples, layout, state, self.config.loop, self.device, processes=is_online
         )
 
-    def losses(self, engine: Engine, batch: Any, draws: Draws) -> dict[str, Tensor]:
+    def losses(self, engine: Engine, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Eq. 5, or the regressor's squared error."""
-        ends = self._ends(batch, draws)
+        ends = self._ends(batch, noise)
         if self.config.stage == "regressor":
             return {"loss": F.mse_loss(regress(engine, ends.source).float(), ends.target)}
-        x_0, t = self.frozen.noisy(ends.source, draws), draws.times(self.config.times)
+        x_0, t = self.frozen.noisy(ends.source, noise), noise.times(self.config.times)
         condition = () if ends.condition is None else (ends.condition,)
         velocity = engine(interpolate(x_0, ends.target, t), t, *condition)
         return {"loss": flow_matching_loss(velocity, x_0, ends.target)}
@@ -93,10 +93,10 @@ class FlowTask:
     def validate(self, network: nn.Module) -> Validation:
         """Compute the loss by t on held-out pairs; restore held-out pictures, if there are any."""
         averages, is_flow = Averages(), self.config.stage == "flow"
-        for batch, count, draws in sweep(self.held_out, self.config.loop.workers, self.device):
-            ends = self._ends(batch, draws)
+        for batch, count, noise in sweep(self.held_out, self.config.loop.workers, self.device):
+            ends = self._ends(batch, noise)
             losses = (
-                self._losses_by_time(network, ends, draws)
+                self._losses_by_time(network, ends, noise)
                 if is_flow
                 else {  # how far the source is by itself
                     "loss": _per_sample(regress(network, ends.source), ends.target),
@@ -112,8 +112,8 @@ class FlowTask:
         found, gallery = self.restorations.judge(network)
         return Validation({**metrics, **found}, gallery.grid())
 
-    def _losses_by_time(self, network: nn.Module, ends: Ends, draws: Draws) -> dict[str, Tensor]:
-        x_0 = self.frozen.noisy(ends.source, draws)
+    def _losses_by_time(self, network: nn.Module, ends: Ends, noise: Noise) -> dict[str, Tensor]:
+        x_0 = self.frozen.noisy(ends.source, noise)
         condition = () if ends.condition is None else (ends.condition,)
         losses = {}
         for time in TIMES:
@@ -122,10 +122,10 @@ class FlowTask:
             losses[f"loss_t{time}"] = _per_sample(velocity, ends.target - x_0)
         return losses
 
-    def _ends(self, batch: Any, draws: Draws) -> Ends:
+    def _ends(self, batch: Any, noise: Noise) -> Ends:
         if self.config.draws == "cached":
-            return self.frozen.from_latents(batch, draws)
-        return self.frozen.from_images(batch, draws)
+            return self.frozen.from_latents(batch, noise)
+        return self.frozen.from_images(batch, noise)
 
     def _latents(self, split: str) -> LatentPairs:
         try:

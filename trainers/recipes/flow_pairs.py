@@ -18,7 +18,7 @@ from models.checkpoint import CheckpointError
 from models.frozen import load_posterior_mean, load_regressor, load_vae
 from models.rectified_flow import euler, regress
 from models.velocity.looformer import LooUFormer
-from trainers.loop.noise import Draws, Purpose
+from trainers.loop.noise import Noise, Purpose
 from trainers.recipes.flow_config import FlowConfig
 
 SOURCES_TAKEN = {"lq": ("lq",), "regressed": ("posterior_mean", "regressed")}
@@ -113,22 +113,22 @@ class Frozen:
             )
         self._stored = made or ""
 
-    def from_latents(self, batch: LatentBatch, draws: Draws) -> Ends:
+    def from_latents(self, batch: LatentBatch, noise: Noise) -> Ends:
         """Take a cached pair of what `accept` took; stored latents => float32 on the device."""
         source, target = (
-            side.to(draws.device, torch.float32, non_blocking=True)
+            side.to(noise.device, torch.float32, non_blocking=True)
             for side in (batch.source, batch.target)
         )
-        return self._ends(source, target, draws, regressed=self._stored == "regressed")
+        return self._ends(source, target, noise, regressed=self._stored == "regressed")
 
     @torch.no_grad()
-    def from_images(self, batch: DegradedBatch, draws: Draws) -> Ends:
+    def from_images(self, batch: DegradedBatch, noise: Noise) -> Ends:
         """Compute a pair from images in [-1, 1]."""
-        hq, start = batch.hq.to(draws.device), self.start(batch.lq.to(draws.device))
+        hq, start = batch.hq.to(noise.device), self.start(batch.lq.to(noise.device))
         if self.config.space == "pixel":
-            return self._ends((start + 1) / 2, (hq + 1) / 2, draws)
-        source = self._encode(start, draws, Purpose.SOURCE_POSTERIOR)
-        return self._ends(source, self._encode(hq, draws, Purpose.TARGET_POSTERIOR), draws)
+            return self._ends((start + 1) / 2, (hq + 1) / 2, noise)
+        source = self._encode(start, noise, Purpose.SOURCE_POSTERIOR)
+        return self._ends(source, self._encode(hq, noise, Purpose.TARGET_POSTERIOR), noise)
 
     @torch.no_grad()
     def start(self, lq: Tensor) -> Tensor:
@@ -144,30 +144,29 @@ class Frozen:
         images: Tensor = self.vae.decode(x) if self.config.space == "latent" else x * 2 - 1
         return images
 
-    def _encode(self, images: Tensor, draws: Draws, purpose: Purpose) -> Tensor:
+    def _encode(self, images: Tensor, noise: Noise, purpose: Purpose) -> Tensor:
         posterior = self.vae.encode(images)
         latent: Tensor = posterior.mode()
         if self.config.posterior == "sample":
-            latent = posterior.sample(noise=draws.noise(latent.shape[1:], purpose))
+            latent = posterior.sample(noise=noise.normal(latent.shape[1:], purpose))
         return latent.float()
 
     @torch.no_grad()
     def _ends(
-        self, source: Tensor, target: Tensor, draws: Draws, *, regressed: bool = False
+        self, source: Tensor, target: Tensor, noise: Noise, *, regressed: bool = False
     ) -> Ends:
         condition = source if self.config.conditional else None
         if self.config.source == "noise":
-            source = draws.noise(source.shape[1:], Purpose.SOURCE_NOISE)
+            source = noise.normal(source.shape[1:], Purpose.SOURCE_NOISE)
         elif self.regressor is not None and not regressed:
             source = regress(self.regressor, source)
         return Ends(source, target, condition)
 
-    def noisy(self, source: Tensor, draws: Draws) -> Tensor:
+    def noisy(self, source: Tensor, noise: Noise) -> Tensor:
         """Return x_0: the source with its noise, sigma_s eps."""
         if self.config.source == "noise" or not self.config.sigma_s:
             return source
-        noise = draws.noise(source.shape[1:], Purpose.SOURCE_NOISE)
-        return source + self.config.sigma_s * noise
+        return source + self.config.sigma_s * noise.normal(source.shape[1:], Purpose.SOURCE_NOISE)
 
 
 @torch.no_grad()

@@ -46,9 +46,9 @@ class Restorations:
         """Restore the pictures; returns the metrics of all ranks, and the first pictures."""
         restored, references = Averages(), Averages()
         gallery = Gallery(self.config.grid_images, COLUMNS)
-        for batch, count, draws in sweep(self.samples, self.config.loop.workers, self.device):
-            ends = self.frozen.from_images(batch, draws)
-            x_0 = self.frozen.noisy(ends.source, draws)
+        for batch, count, noise in sweep(self.samples, self.config.loop.workers, self.device):
+            ends = self.frozen.from_images(batch, noise)
+            x_0 = self.frozen.noisy(ends.source, noise)
             x_1 = restore(network, x_0, ends.condition, self.config.sampling_steps)
             images = {"restored": self.frozen.image(x_1), "hq": batch.hq.to(self.device)}
             if self.references is None or not gallery.is_full:

@@ -19,7 +19,7 @@ from models.metrics.fidelity import to_uint8
 from models.predictor.swinir import SwinIR, preset
 from trainers.loop.cost import forward_flops
 from trainers.loop.engine import Engine
-from trainers.loop.noise import Draws
+from trainers.loop.noise import Noise
 from trainers.loop.task import Validation
 from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
 from trainers.recipes.judging import Averages, Fidelity
@@ -55,7 +55,7 @@ class PredictorTask:
             self.samples, layout, state, self.config.loop, self.device, processes=True
         )
 
-    def losses(self, engine: Engine, batch: DegradedBatch, draws: Draws) -> dict[str, Tensor]:
+    def losses(self, engine: Engine, batch: DegradedBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the error of the prediction, both images in [0, 1], not clamped."""
         lq, hq = (unit_range(side.to(self.device)) for side in (batch.lq, batch.hq))
         error = {"mse": F.mse_loss, "l1": F.l1_loss}[self.config.error]

@@ -21,7 +21,7 @@ from models.vae.folder import save_sim_vae
 from models.vae.sim_vae import SimVAE, preset
 from trainers.loop.cost import forward_flops
 from trainers.loop.engine import Engine
-from trainers.loop.noise import Draws, Purpose
+from trainers.loop.noise import Noise, Purpose
 from trainers.loop.task import Validation
 from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
 from trainers.recipes.judging import Averages, Fidelity
@@ -85,13 +85,13 @@ class VAETask:
         crops = Crops(self.sets, config.data_weights or None, crop=config.crop, flip=config.flip)
         return training_loader(crops, layout, state, config.loop, self.device, processes=True)
 
-    def losses(self, engine: Engine, batch: ImageBatch, draws: Draws) -> dict[str, Tensor]:
+    def losses(self, engine: Engine, batch: ImageBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Sec. 4.2 and its terms, without their weights."""
         images = batch.images.to(self.device, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last)
         sides = (side // self.network.downsample_factor for side in images.shape[2:])
-        noise = draws.noise((self.network.latent_channels, *sides), Purpose.TARGET_POSTERIOR)
-        reconstruction, mean, logvar = engine(images, noise)
+        eps = noise.normal((self.network.latent_channels, *sides), Purpose.TARGET_POSTERIOR)
+        reconstruction, mean, logvar = engine(images, eps)
         with engine.autocast():
             found = self.loss(reconstruction, images, mean, logvar)
         terms = {"loss": found.total, "l1": found.l1, "kl": found.kl}
