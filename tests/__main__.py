@@ -1,4 +1,8 @@
-"""Run every check the project has: `python -m tests`. Arguments go to pytest."""
+"""Run every check the project has: `python -m tests`. Arguments go to pytest.
+
+`python -m tests -m slow` runs the tests that take minutes, `-n 8` spreads them over more processes
+than two, and `-n 0` runs them in this one, for a debugger.
+"""
 
 import subprocess
 import sys
@@ -9,7 +13,7 @@ CHECKS = (
     ("lint", "ruff", "check", "."),
     ("format", "ruff", "format", "--check", "."),
     ("types", "mypy"),
-    ("tests", "pytest"),
+    ("tests", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
 )
 
 

@@ -1,6 +1,7 @@
 """What several tests need: pictures on disk, and programs started as a user starts them."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -8,11 +9,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 600.0  # seconds until a program is taken to hang; no test waits for it to pass
+
+# A property is checked on the same examples everywhere, however slow the machine is: a test that
+# was green stays so until the code changes. `--hypothesis-profile=search` draws other examples at
+# every run, and prints how to repeat one that fails.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "search", settings.get_profile("suite"), derandomize=False, print_blob=True
+)
+settings.load_profile("suite")
 
 Pictures = Callable[..., Path]
+
+
+def pytest_fixture_setup() -> None:
+    """Start what a fixture takes from torch's generator from one seed, in any order of tests."""
+    torch.manual_seed(0)
+
+
+def pytest_runtest_call() -> None:
+    """Do so for the test itself, whether or not it was the first to need a shared fixture."""
+    torch.manual_seed(0)
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
@@ -39,6 +68,19 @@ def pictures(tmp_path: Path) -> Pictures:
         return folder
 
     return write
+
+
+def free_port() -> int:
+    """Find a port that nobody uses or will be given: tests that run beside this one look elsewhere.
+
+    It is below those that the kernel hands out by itself, in a range of this process's own.
+    """
+    first = 20_000 + 16 * (os.getpid() % 750)
+    for port in range(first, first + 16):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise RuntimeError(f"ports {first} to {first + 15} are all taken")
 
 
 def environment(folder: Path) -> dict[str, str]:

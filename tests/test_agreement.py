@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT, environment
-from tests.support.training_sets import SMOKE, free_port, write_latent_set
+from tests.conftest import PATIENCE, ROOT, environment, free_port
+from tests.support.training_sets import SMOKE, write_latent_set
 
 RUN = [*SMOKE, "--workers", "0", "--no-track"]
 
@@ -31,7 +31,7 @@ def test_ranks_with_different_data_or_options_all_stop(tmp_path: Path) -> None:
         for rank, latents in enumerate((newer, older))
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1, errors[-2000:]
         assert "rank 1 differs from rank 0 (data: " in errors
         assert "sigma_s: 0.1 -> 0.2" in errors

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipelines.jobs.ahead import in_order
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(count=st.integers(0, 20), threads=st.integers(0, 4))
 def test_results_come_in_the_order_of_the_calls(count: int, threads: int) -> None:
     """However many threads make them."""

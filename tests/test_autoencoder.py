@@ -15,7 +15,7 @@ def build_posterior(seed: int = 0, spread: float = 1.0) -> Posterior:
     return Posterior.from_moments(spread * torch.randn(2, 6, 4, 5, generator=generator))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), spread=st.floats(0.01, 3.0))
 def test_kl_is_the_divergence_summed_per_image(seed: int, spread: float) -> None:
     """KL to the standard normal, summed over channels and cells, one number per image."""

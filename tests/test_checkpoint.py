@@ -37,7 +37,7 @@ def weights() -> dict[str, Tensor]:
     }
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(order=st.permutations(sorted(weights())))
 def test_digests_ignore_order_and_memory_format(order: list[str]) -> None:
     """The digest is that of the values: neither order, nor strides, nor gradients matter."""
@@ -67,7 +67,7 @@ def test_digests_tell_names_dtypes_and_shapes_apart(change: str) -> None:
     assert weights_digest(CHANGES[change](weights())) != weights_digest(weights())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_one_bit_changes_the_digest(data: st.DataObject) -> None:
     """Any bit of any tensor is covered."""

@@ -145,7 +145,7 @@ def test_a_flipped_bit_in_an_archive_is_refused(archive: Path, tmp_path: Path) -
         read_state_dict(tmp_path / "a.pth")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_damage_anywhere_in_an_archive_is_refused_or_harmless(
     archive: Path, data: st.DataObject
@@ -163,7 +163,7 @@ def test_damage_anywhere_in_an_archive_is_refused_or_harmless(
     assert torch.equal(read["a"], torch.arange(100.0))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(content=st.binary(max_size=200), suffix=st.sampled_from([".pth", ".safetensors"]))
 def test_no_garbage_escapes_as_another_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str

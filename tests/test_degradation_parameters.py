@@ -52,7 +52,7 @@ def within(value: float, values: tuple[float, ...], among: bool) -> bool:
 
 
 @given(presets, seeds, keys, draws)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_draws_stay_in_the_ranges(preset: str, seed: int, key: str, draw: int) -> None:
     """Every parameter lies where the preset allows, integers where they are due."""
     config = PRESETS[preset]
@@ -110,7 +110,7 @@ def test_seed_key_and_draw_each_change_the_draw() -> None:
 
 
 @given(seeds)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_switching_a_step_leaves_the_others_alone(seed: int) -> None:
     """Whoever flips and grays by himself gets the same blur, noise and JPEG."""
     config = replace(PRESETS["pmrf"], flip_probability=1.0, gray_probability=1.0)

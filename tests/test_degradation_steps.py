@@ -41,7 +41,7 @@ def test_sides_are_the_floats_floor_quotient(downscale: float, side: int) -> Non
 
 
 @given(st.floats(0.1, 15), st.floats(0.1, 15), st.floats(-math.pi, math.pi))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_kernel_is_the_inverse_covariances(first: float, second: float, angle: float) -> None:
     """Rotated coordinates and the inverted covariance are the same kernel; its sum is 1."""
     kernel = gaussian_kernel((first, second), angle, 41)
@@ -53,7 +53,7 @@ def test_kernel_is_the_inverse_covariances(first: float, second: float, angle: f
 
 
 @given(st.floats(1.5, 4), st.floats(1.5, 4), st.floats(-math.pi, math.pi))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_kernel_is_turned_the_right_way(first: float, second: float, angle: float) -> None:
     """Its second moments are R diag(sigma^2) R', x to the right and y downwards."""
     kernel = gaussian_kernel((first, second), angle, 41).astype(np.float64)

@@ -73,7 +73,7 @@ def test_the_diffusers_law_reaches_its_cap_at_89991() -> None:
     assert decay_at(89_991, 0.9999, "diffusers") == 0.9999
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=12),
     warmup=st.sampled_from(["diffusers", "torch_ema", "none"]),

@@ -5,14 +5,15 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from datasets.shards import read_manifest
 from infra.storage import sha256
 from pipelines.encode.verify import problems
-from tests.conftest import program
+from tests.conftest import PATIENCE, program
 from tests.support.encoding_jobs import run, write_images, write_networks
 
 IMAGES = 16
-PATIENCE = 120.0
 
 
 def arguments(world: Path, output: Path, draws: int) -> list[str | Path]:
@@ -60,9 +61,15 @@ def kill_after(count: int, pause: float, process: "subprocess.Popen[str]", outpu
     return True
 
 
-def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kills", [((3,), (9,)), pytest.param(((1, 3), (2, 4, 3)), marks=pytest.mark.slow)], ids=str
+)
+def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
+    tmp_path: Path, kills: tuple[tuple[int, ...], ...]
+) -> None:
     """SIGKILL the driver while it probes, encodes and copies, adds draws, publishes.
 
+    After so many more files each time, first of a set of one draw, then of two.
     The undisturbed set is one process's work, without Ray: that makes no difference either.
     """
     write_networks(tmp_path)
@@ -75,15 +82,14 @@ def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(tmp_path: Path) -
         fields = {"draws": draws, "samples_per_shard": 2, "batch": None}
         run(tmp_path, tmp_path / "undisturbed", reuse=str(tmp_path / "earlier"), **fields)
         expected[draws] = digests(tmp_path / "undisturbed")
-    output, moments, kills = tmp_path / "set", random.Random(2026), 0
-    for draws, counts in ((1, (3,)), (2, (2, 7))):
+    output, moments = tmp_path / "set", random.Random(2026)
+    for draws, counts in enumerate(kills, start=1):
         for count in counts:
             process = program("pipelines.encode", arguments(tmp_path, output, draws), tmp_path)
-            kills += kill_after(count, moments.random() * 0.05, process, output)
+            assert kill_after(count, moments.random() * 0.05, process, output)
             assert read_manifest(output) is None or digests(output) in expected.values()
         finish(tmp_path, output, draws)
         assert digests(output) == expected[draws]
 
-    assert kills == 3
     assert list(problems(output)) == []
     assert not list(output.rglob("*.partial"))

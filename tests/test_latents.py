@@ -50,7 +50,7 @@ def counting(pairs: LatentPairs, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     draws=st.lists(st.integers(0, 30), min_size=1, max_size=5, unique=True),
     flips=st.integers(0, 2**31),

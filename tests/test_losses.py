@@ -39,7 +39,7 @@ def perceptual() -> PerceptualLoss:
     return PerceptualLoss(vgg)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), batch=st.integers(1, 3), scale=st.floats(0.01, 3))
 def test_kl_is_the_divergence_summed_over_dims_and_averaged_over_images(
     seed: int, batch: int, scale: float

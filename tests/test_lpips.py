@@ -55,7 +55,7 @@ def models(folder: Path) -> dict[Net, LPIPS]:
     return {net: load_lpips(net, folder) for net in NETS}
 
 
-def images(seed: int, *, side: int = 64) -> Tensor:
+def images(seed: int, *, side: int = 32) -> Tensor:
     """Draw two images in [-1, 1]."""
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
@@ -151,7 +151,7 @@ def test_an_image_is_at_no_distance_from_itself(net: Net, models: dict[Net, LPIP
     x, y = images(0), images(1)
 
     assert models[net](x, x).tolist() == [0.0, 0.0]
-    assert torch.equal(models[net](x, y), models[net](y, x))
+    assert models[net](x, y).tolist() == pytest.approx(models[net](y, x).tolist(), rel=1e-6)
     assert models[net](x[1:], y[1:]).item() == pytest.approx(models[net](x, y)[1].item(), rel=1e-5)
 
 

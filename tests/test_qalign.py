@@ -19,6 +19,7 @@ from models.qalign.checkpoint import build
 from models.qalign.network import QAlignConfig, Shortcuts, flops_per_image
 from models.qalign.prompts import PROMPTS
 from models.qalign.scorer import QAlign
+from tests.conftest import PATIENCE
 from tests.support.qalign_checkpoint import SIZE_7B, TINY, layout, random_state, write_checkpoint
 from tests.support.qalign_reference import MISTAKES, Reference
 
@@ -127,7 +128,7 @@ def test_value_is_the_mean_level_in_float32(scorer: QAlign) -> None:
     assert score.value == float(np.float32(score.value))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     batch_size=st.integers(1, 6),
     sides=st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=1, max_size=7),
@@ -241,13 +242,13 @@ def test_images_are_prepared_while_the_network_computes(
 
     def prepare(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         if image.shape[0] > 50:  # the second image
-            assert computing.wait(timeout=30)
+            assert computing.wait(timeout=PATIENCE)
             prepared.release()
         return original(image, size)
 
     def see(pixels: Tensor) -> Tensor:
         computing.set()
-        assert prepared.acquire(timeout=30), "the second image was not prepared meanwhile"
+        assert prepared.acquire(timeout=PATIENCE), "the second image was not prepared meanwhile"
         prepared.release()
         return image_tokens(pixels)
 

@@ -62,7 +62,7 @@ def test_every_byte_is_normalised_as_the_original_does() -> None:
     np.testing.assert_array_equal(got.numpy(), expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(height=st.integers(1, 40), width=st.integers(1, 40))
 def test_padding_centres_and_floors(height: int, width: int) -> None:
     """The image stands whole in the square, the odd pixel of padding right or below it."""

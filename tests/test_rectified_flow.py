@@ -50,7 +50,7 @@ def test_the_loss_is_a_mean_over_elements_in_float32() -> None:
     assert flow_matching_loss(velocity.bfloat16(), x_0, x_1).dtype == torch.float32
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     batch_size=st.integers(1, 9),
     world_size=st.integers(1, 8),
@@ -127,7 +127,7 @@ def test_source_noise_has_the_stated_size_and_repeats() -> None:
     assert torch.equal(add_source_noise(x_0, 0.0, keyed_generator(0, 0, 0)), x_0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(steps=st.integers(1, 30), seed=st.integers(0, 1000))
 def test_any_number_of_steps_is_exact_along_straight_paths(steps: int, seed: int) -> None:
     """Where the velocity is the target, every solver arrives at x_1."""
@@ -137,7 +137,7 @@ def test_any_number_of_steps_is_exact_along_straight_paths(steps: int, seed: int
         torch.testing.assert_close(arrived, x_1, rtol=0, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(steps=st.integers(1, 30), seed=st.integers(0, 1000))
 def test_linear_fields_are_solved_exactly_to_the_order(steps: int, seed: int) -> None:
     """For v = A x the solution is a power of exp(h A)'s Taylor polynomial, of degree 1 or 2."""
@@ -149,7 +149,7 @@ def test_linear_fields_are_solved_exactly_to_the_order(steps: int, seed: int) ->
         torch.testing.assert_close(arrived, expected, rtol=1e-10, atol=1e-10)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(steps=st.integers(1, 30), a=st.floats(-3, 3), b=st.floats(-3, 3))
 def test_time_is_the_left_end_for_euler_and_both_ends_for_heun(
     steps: int, a: float, b: float

@@ -51,7 +51,7 @@ def test_the_readings_differ_at_the_end() -> None:
     assert ends[0] / ends[1] == pytest.approx(15.8, abs=0.1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(schedule=SCHEDULES, step=st.integers(0, 400))
 def test_rates_rise_then_fall_within_their_bounds(schedule: Schedule, step: int) -> None:
     """A rate lies between floor and peak, rises while warming up and never afterwards."""

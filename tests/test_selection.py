@@ -65,7 +65,7 @@ images = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(images, st.floats(0, 0.9), st.integers(1, 5), st.integers(0, 3), st.randoms())
 def test_a_plan_is_a_partition(
     qualities: dict[str, list[float | None]],

@@ -3,12 +3,14 @@
 import errno
 import hashlib
 import multiprocessing
+import signal
 from pathlib import Path
 
 import pytest
 
 from infra import storage
 from infra.errors import UsageError, UserError
+from tests.conftest import PATIENCE
 
 
 def test_a_file_is_not_there_until_it_is_whole(tmp_path: Path) -> None:
@@ -72,9 +74,7 @@ def test_what_a_killed_writer_left_can_be_cleared(tmp_path: Path) -> None:
 def _hold(folder: Path, ready: "multiprocessing.synchronize.Event") -> None:
     with storage.exclusive(folder):
         ready.set()
-        import time
-
-        time.sleep(60)
+        signal.pause()  # until it is killed
 
 
 def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) 
     ready = context.Event()
     holder = context.Process(target=_hold, args=(tmp_path / "state", ready))
     holder.start()
-    assert ready.wait(30)
+    assert ready.wait(PATIENCE)
     with (
         pytest.raises(UserError, match="another process"),
         storage.exclusive(tmp_path / "state"),

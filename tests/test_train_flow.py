@@ -16,11 +16,11 @@ from infra.errors import UsageError, UserError
 from models.checkpoint import config_from_dict, load_checkpoint, read_digest
 from models.rectified_flow import regress
 from models.velocity import looformer
+from tests.conftest import free_port
 from tests.support.training_sets import (
     SMOKE,
     Files,
     assert_golden,
-    free_port,
     launch,
     log,
     same_curve,

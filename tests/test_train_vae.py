@@ -13,11 +13,10 @@ from infra.errors import UserError
 from models.checkpoint import load_checkpoint
 from models.frozen import load_vae
 from models.vae.folder import load_sim_vae
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port
 from tests.support.training_sets import (
     SMOKE,
     assert_golden,
-    free_port,
     launch,
     log,
     same_curve,

@@ -8,7 +8,7 @@ from models.predictor.swinir import PRESETS, SwinIR
 from models.predictor.window_attention import relative_position_index, shift_mask
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4), size=st.sampled_from([2, 4, 6]))
 def test_the_mask_admits_exactly_what_the_border_leaves_together(
     rows: int, columns: int, size: int

@@ -6,6 +6,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from tests.conftest import PATIENCE
+
 EXPERIMENT = "latent-pmrf/test"
 
 
@@ -21,8 +23,9 @@ def curve(client: MlflowClient, run_id: str, key: str = "loss") -> list[tuple[in
 
 
 def wait_until(claim: Callable[[], bool]) -> None:
-    """Wait for the background until a claim holds, at most half a minute."""
-    for _ in range(1500):
+    """Wait for the background until a claim holds, as long as it takes unless it hangs."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         if claim():
             return
         time.sleep(0.02)

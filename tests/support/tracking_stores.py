@@ -3,11 +3,8 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.tracking.run import Run, start_run
-from tests.support.stored_runs import EXPERIMENT
+from tests.conftest import free_port
+from tests.support.stored_runs import EXPERIMENT, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -79,9 +77,7 @@ class Server:
     """``mlflow server`` on a free port, started and killed at will."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -101,13 +97,16 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise AssertionError((self._folder / "server.log").read_text())
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._folder / "server.log").read_text()
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=10):
+                return True
+        except OSError:
+            return False
 
     def kill(self) -> None:
         """Kill the server and its workers, as a lost machine would."""

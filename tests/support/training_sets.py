@@ -1,8 +1,6 @@
 """Small sets to train on, and trainers run on them as a user runs them."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +26,7 @@ from models.predictor.swinir import SwinIR
 from models.vae.folder import save_sim_vae
 from models.velocity import looformer
 from models.velocity.looformer import LooUFormer
-from tests.conftest import ROOT, environment, picture
+from tests.conftest import PATIENCE, ROOT, environment, picture
 from tests.support import tiny_vae
 
 SMOKE = ("--preset", "tiny", "--model", "tiny", "--global-batch-size", "4")  # the smallest run
@@ -161,20 +159,11 @@ def launch(
         env={**environment(output.parent), "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == code, done.stdout[-1000:] + done.stderr[-3000:]
     return done
-
-
-def free_port() -> int:
-    """Find a port below those that the kernel hands out by itself."""
-    for port in range(20_000 + os.getpid() % 10_000, 32_000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise RuntimeError("no free port")
 
 
 def log(output: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ copy, averages follow what the optimiser moves, and one file of weights fits eve
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -43,8 +44,9 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
     os.environ.setdefault("LOCAL_RANK", "0")
     if not has_cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    import deepspeed.ops
+    with _hidden("mlflow"):  # DeepSpeed's autotuner imports it: a third of the start, for nothing
+        import deepspeed
+        import deepspeed.ops
 
     deepspeed.utils.logger.setLevel("ERROR")  # it narrates every step of its start on every rank
     # Else it compiles a shared-memory all-reduce on the CPU at every first start; gloo does.
@@ -61,6 +63,19 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
         )
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     return device
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Let imports find that a module is not installed, unless it has been imported already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # Python's own sign for it
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def leave() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.jobs import page as report
+from tests.conftest import PATIENCE
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -23,8 +24,9 @@ SCORES = np.concatenate([RNG.normal(20, 8, 300), RNG.normal(55, 10, 120)])
 
 def sample() -> str:
     """Return a page with every kind of section."""
+    rng = np.random.default_rng(4)
     pictures = [
-        report.Thumbnail(RNG.integers(0, 256, (64, 48, 3), dtype=np.uint8), "1.5", "a<b>&c")
+        report.Thumbnail(rng.integers(0, 256, (64, 48, 3), dtype=np.uint8), "1.5", "a<b>&c")
         for _ in range(3)
     ]
     return report.page(
@@ -84,7 +86,7 @@ def test_text_is_escaped_everywhere() -> None:
     assert "too_small &lt;" in page
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.lists(st.floats(-50, 150), min_size=1, max_size=60), st.floats(-20, 120), st.booleans())
 def test_every_score_is_in_a_bin_on_its_side_of_the_threshold(
     scores: list[float], threshold: float, higher: bool
@@ -101,7 +103,6 @@ def test_every_score_is_in_a_bin_on_its_side_of_the_threshold(
     assert len(counts) <= 60
 
 
-@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
     """An axis has between 3 and 12 numbers."""
@@ -160,7 +161,7 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
         ],
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
     for colour in (report.KEPT, report.DROPPED, report.INK):

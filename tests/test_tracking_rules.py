@@ -12,7 +12,7 @@ from infra.errors import UsageError
 from infra.tracking.rules import MAX_VALUE, cut, flatten, grid_files, safe_key, tracking_uri
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(min_size=1, max_size=300))
 def test_every_name_becomes_a_good_one(name: str) -> None:
     """MLflow's own check passes any name we make, and such a name is not changed again."""

@@ -86,7 +86,7 @@ def test_tiles_with_the_exact_halo_equal_one_pass(changes: dict[str, str]) -> No
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(height=st.integers(1, 20), width=st.integers(1, 20), tile=st.integers(1, 24))
 @torch.no_grad()
 def test_any_size_is_covered_by_any_tile(height: int, width: int, tile: int) -> None:

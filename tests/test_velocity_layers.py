@@ -45,7 +45,7 @@ def test_the_longer_side_spans_minus_one_to_one() -> None:
     assert positions[:, 0, 0].tolist() == [-0.25, 0.25]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     start=st.tuples(st.integers(0, 5), st.integers(0, 5)),
     other=st.tuples(st.integers(0, 5), st.integers(0, 5)),

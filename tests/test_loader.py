@@ -18,7 +18,7 @@ from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
 from infra.errors import UsageError, UserError
-from tests.conftest import ROOT, environment
+from tests.conftest import PATIENCE, ROOT, environment
 from tests.support.published_sets import SMALL, sample, write_latents
 
 COUNT = 40
@@ -159,7 +159,7 @@ def test_killed_ranks_resume_on_another_layout(
         )
         for rank, log in enumerate(logs)
     ]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and not all(
         log.exists() and log.read_text().count("\n") >= 4 for log in logs
     ):

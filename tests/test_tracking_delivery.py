@@ -16,7 +16,8 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.errors import UsageError
-from infra.tracking.delivery import deliver
+from infra.tracking import delivery
+from infra.tracking.delivery import Delivery, deliver
 from infra.tracking.run import Run
 from tests.support.stored_runs import curve, runs, wait_until
 
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.support.tracking_stores"]
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def noted_attempts(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Let deliveries follow each other quickly; returns the list that what comes of each joins."""
+    outcomes: list[str | None] = []
+    attempt = Delivery.attempt
+
+    def attempt_and_note(self: Delivery) -> str | None:
+        outcomes.append(attempt(self))
+        return outcomes[-1]
+
+    monkeypatch.setattr(delivery, "PERIOD", 0.05)
+    monkeypatch.setattr(Delivery, "attempt", attempt_and_note)
+    return outcomes
 
 
 def test_a_lost_answer_doubles_nothing(
@@ -77,15 +92,17 @@ def test_a_store_that_is_away_delays_only(
     begin: Callable[..., Run],
     come_back: Callable[[], MlflowClient],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The job runs, ends and is warned once; its records are sent later, with their own times."""
+    attempts = noted_attempts(monkeypatch)
     (tmp_path / "report.html").write_text("<h1>Report</h1>")
     with begin(params={"lr": 1}) as run:
         for step in range(20):
             run.log_metrics({"loss": step}, step)
         run.log_artifact(tmp_path / "report.html")
-        time.sleep(2.5)  # more than one attempt
+        wait_until(lambda: len(attempts) > 1)
     ended = time.time() * 1000
     told = capsys.readouterr().err
 
@@ -229,16 +246,17 @@ def test_a_server_that_dies_loses_no_metric(
 ) -> None:
     """Killed in mid-run and started again, it has every step once; the job never waited for it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    attempts = noted_attempts(monkeypatch)
     server.start()
     with begin(params={"lr": 1}) as run:
         for step in range(300):
             if step == 100:
-                wait_until(lambda: run.run_id is not None)
+                wait_until(lambda: run.run_id is not None and bool(curve(store, run.run_id)))
                 server.kill()
             if step == 200:  # steps 100 to 199 were recorded with no server there to answer
+                wait_until(lambda: any(attempts))
                 server.start()
             run.log_metrics({"loss": step, "lr": 1e-4}, step)
-            time.sleep(0.02)
         run.log_image("grid", np.zeros((32, 32, 3), np.uint8), 299)
     told = capsys.readouterr().err
     (stored,) = runs(store)

@@ -173,7 +173,7 @@ import os, signal, sys
 from pathlib import Path
 from infra.tracking.store import RunInStore
 from infra.tracking.run import start_run
-from tests.test_registry import finished
+from tests.test_tracking_models import finished
 
 add = RunInStore.add_model
 

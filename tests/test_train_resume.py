@@ -20,7 +20,7 @@ from datasets import shards
 from infra.config import pretty_json
 from infra.storage import write_bytes
 from models.checkpoint import load_checkpoint
-from tests.conftest import ROOT, environment
+from tests.conftest import PATIENCE, ROOT, environment
 from tests.support.training_sets import SMOKE, launch, log, same_curve, write_latent_set
 from trainers.loop.checkpoints import MANIFEST, Checkpoints
 from trainers.loop.stop import STOPPED
@@ -57,9 +57,15 @@ def start(arguments: list[str | Path], output: Path, **options: Any) -> "subproc
     )
 
 
+def signalled(name: str, event: str, arguments: list[str | Path]) -> list[str | Path]:
+    """Have a trainer receive a signal just before an event, for which see the module run here."""
+    number, _, pattern = event.partition(" ")
+    return ["tests.support.signalled", name, number, pattern, *arguments]
+
+
 def wait_for(output: Path, step: int, process: "subprocess.Popen[str]") -> None:
     """Wait until a step is in the log."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         lines = (output / "log.jsonl").read_text() if (output / "log.jsonl").exists() else ""
         if f'"step": {step},' in lines:
@@ -78,6 +84,13 @@ def last(output: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def without_its_end(undisturbed: Path, folder: Path) -> Path:
+    """Copy a run as if it had ended after its checkpoint of step 12; returns the copy."""
+    shutil.copytree(undisturbed, folder)
+    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
+    return folder
+
+
 def losses(output: Path) -> list[float]:
     """Return the training loss of every step."""
     return [line["train/loss"] for line in log(output) if "train/loss" in line]
@@ -94,40 +107,30 @@ def assert_same_run(output: Path, expected: Path) -> None:
 def test_killed_and_resumed_is_undisturbed_to_the_bit(
     latents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL between two checkpoints; the same command goes on, and logs nothing twice."""
-    arguments = [*TINY, *RUN, "--latents", latents]
-    process = start(arguments, tmp_path / "run")
-    wait_for(tmp_path / "run", 6, process)
-    process.kill()
-    process.communicate()
-    done = launch(arguments, tmp_path / "run")
+    """SIGKILL between checkpoints, and while one is saved or deleted: the newest whole one counts.
 
-    assert "resumed from" in done.stdout
-    assert "to the bit" in done.stdout
-    assert_same_run(tmp_path / "run", undisturbed)
-
-
-def test_killed_while_saving_and_while_deleting(
-    latents: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    """Whatever half of a checkpoint a SIGKILL leaves, the newest whole one is found, to the bit."""
-    kills = {  # just before: the newest complete step afterwards
-        "open *step-00000004/model/*": None,
-        "os.rename *step-00000008/.optimizer*": 4,
-        "os.rename *step-00000008/.manifest*": 4,
-        "os.remove *step-00000004/manifest.json": 8,
-        "shutil.rmtree *step-00000004": 12,
+    The same command goes on from there, and logs nothing twice.
+    """
+    kills = {  # just before this: the newest complete step afterwards
+        "1 open *step-00000004/model/*": None,
+        "8 open */log.jsonl": 4,  # the line of step 7
+        "1 os.rename *step-00000008/.optimizer*": 4,
+        "1 os.rename *step-00000008/.manifest*": 4,
+        "1 os.remove *step-00000004/manifest.json": 8,
+        "1 shutil.rmtree *step-00000004": 12,
     }
     output = tmp_path / "run"
     arguments = [*TINY, *RUN, "--keep-last", "1", "--keep-best", "0", "--latents", latents]
-    for pattern, newest in kills.items():
-        process = start(["tests.support.killed", pattern, *arguments], output)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, f"{pattern}: {errors[-2000:]}"
+    for event, newest in kills.items():
+        process = start(signalled("SIGKILL", event, arguments), output)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGKILL, f"{event}: {errors[-2000:]}"
         found = _checkpoints(output).find("auto")
-        assert (found.step if found else None) == newest, pattern
-    launch(arguments, output)
+        assert (found.step if found else None) == newest, event
+    done = launch(arguments, output)
 
+    assert "resumed from" in done.stdout
+    assert "to the bit" in done.stdout
     assert_same_run(output, undisturbed)
     assert [path.name for path in (output / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
 
@@ -153,17 +156,13 @@ def test_sigterm_saves_and_ends_then_resumes(
 ) -> None:
     """It ends after the step it is in, with a checkpoint and the code of a stopped program."""
     arguments = [*TINY, *RUN, "--latents", latents]
-    process = start([*arguments, "--save-every", "1000"], tmp_path / "run")
-    wait_for(tmp_path / "run", 3, process)
-    process.terminate()
-    output, errors = process.communicate(timeout=60)
+    told = signalled("SIGTERM", "4 open */log.jsonl", [*arguments, "--save-every", "1000"])
+    process = start(told, tmp_path / "run")  # told before the line of step 3, so during it
+    output, errors = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == STOPPED, errors
     assert "saved" in output
-    (saved,) = Checkpoints(
-        tmp_path / "run" / "checkpoints", keep_last=1, keep_best=0, best="-loss"
-    ).complete()
-    assert 3 <= saved.step < STEPS
+    assert [saved.step for saved in _checkpoints(tmp_path / "run").complete()] == [4]
     launch(arguments, tmp_path / "run")
     assert_same_run(tmp_path / "run", undisturbed)
 
@@ -172,15 +171,11 @@ def test_resumed_on_two_ranks_within_rounding(
     latents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Half of the run on one rank, the rest on two at ZeRO 3: the curve within 1e-4."""
-    folder = tmp_path / "run"
-    shutil.copytree(undisturbed, folder)
-    for path in (folder / "checkpoints").iterdir():
-        if path.name > "step-00000012":
-            shutil.rmtree(path)
+    folder = without_its_end(undisturbed, tmp_path / "run")
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     arguments = [*launcher, *TINY, *RUN, "--zero-stage", "3", "--latents", latents]
     process = start(arguments, folder)
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 0, errors[-3000:]
     assert "up to rounding, from another layout" in output
@@ -202,7 +197,7 @@ def test_another_configuration_is_not_a_resume(
     assert log(folder) == log(undisturbed)
 
 
-def test_an_unreadable_sample_stops_the_run_or_is_skipped_within_the_budget(
+def test_an_unreadable_sample_is_skipped_within_the_budget_and_stops_the_run_beyond(
     tmp_path: Path,
 ) -> None:
     """Its shard and its key are named; skipped, it is counted in the log."""
@@ -211,13 +206,14 @@ def test_an_unreadable_sample_stops_the_run_or_is_skipped_within_the_budget(
     where = tar.index(b"train5.source_0.npy")
     tar[where : where + 6] = b"other5"
     (latents / "train-000000.tar").write_bytes(tar)
-    run = [*TINY, "--max-steps", "4", "--log-every", "4", "--latents", latents]
-    stopped = launch(run, tmp_path / "stopped", code=1)
-    skipped = launch([*run, "--skip-budget", "2"], tmp_path / "skipped")
+    run = [*TINY, "--max-steps", "100", "--log-every", "4", "--latents", latents]
+    done = launch([*run, "--skip-budget", "2"], tmp_path / "run", code=1)  # two steps an epoch
+    said = "train-000000.tar: something else is where the pair table has train5"
 
-    for output in (stopped.stderr, skipped.stderr):
-        assert "train-000000.tar: something else is where the pair table has train5" in output
-    assert log(tmp_path / "skipped")[-2]["data/skipped"] == 2  # both epochs of eight pairs met it
+    assert done.stderr.count(said) == 3  # in every epoch
+    assert "skip_budget is 2" in done.stderr
+    assert log(tmp_path / "run")[-1]["step"] == 4
+    assert log(tmp_path / "run")[-1]["data/skipped"] == 2
 
 
 def test_a_cache_is_all_that_is_read_twice(
@@ -258,21 +254,22 @@ def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(
     latents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """The run ends with a message, and goes on from before once there is room."""
-    folder = tmp_path / "run"
+    folder = without_its_end(undisturbed, tmp_path / "run")
+    before = _checkpoints(folder).complete()
     arguments = [*TINY, *RUN, "--latents", latents]
-    launch([*arguments, "--max-steps", "4"], folder)
     size = max(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
     def limit() -> None:  # what a full disk does to whoever writes, without filling one
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
     process = start(arguments, folder, preexec_fn=limit)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 1
     assert "could not be saved" in errors
-    assert [checkpoint.step for checkpoint in _checkpoints(folder).complete()] == [4]
-    assert not (folder / "checkpoints" / "step-00000008").exists()
+    assert _checkpoints(folder).complete() == before
+    assert before[-1].step == 12
+    assert not (folder / "checkpoints" / f"step-{STEPS:08d}").exists()
     launch(arguments, folder)
     assert losses(folder) == losses(undisturbed)
     mine, expected = last(folder), last(undisturbed)
@@ -321,7 +318,7 @@ def test_a_rank_that_hangs_ends_the_job(latents: Path, tmp_path: Path) -> None:
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(ranks[1]), signal.SIGSTOP)
     try:
-        _, errors = process.communicate(timeout=200)  # torchrun gives the other half a minute
+        _, errors = process.communicate(timeout=PATIENCE)
     finally:
         if process.poll() is None:
             process.kill()
@@ -330,7 +327,7 @@ def test_a_rank_that_hangs_ends_the_job(latents: Path, tmp_path: Path) -> None:
 
     assert process.returncode != 0
     assert "Timeout (0:00:06)!" in errors
-    assert "trainers/loop.py" in errors  # where it hung
+    assert "trainers/loop/run.py" in errors  # where it hung
 
 
 def _checkpoints(folder: Path, keep_last: int = 2, keep_best: int = 1) -> Checkpoints:

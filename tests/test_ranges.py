@@ -56,9 +56,7 @@ def held(cache: Path) -> int:
     return total
 
 
-@settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(offset=st.integers(0, 2000), sizes=st.lists(st.integers(0, 500), min_size=1, max_size=4))
 def test_both_kinds_give_the_bytes_of_the_file(folder: Path, offset: int, sizes: list[int]) -> None:
     """Whatever the range and its division: local, fetched, and kept."""
