@@ -68,6 +68,17 @@ def test_validation_has_lq_as_its_reference(trained: Path) -> None:
     assert (trained / "samples" / "step-00000008.png").is_file()
 
 
+def test_speed_and_memory_are_logged(trained: Path) -> None:
+    """With every line of losses; a CPU's peak is not known, and its share is not made up."""
+    lines = [line for line in log(trained) if "train/loss" in line]
+
+    assert lines
+    for line in lines:
+        assert line["speed/tflops_per_second"] > 0
+        assert line["speed/peak_memory_gb"] > 0
+        assert "speed/share_of_peak" not in line
+
+
 def test_the_result_is_what_encode_and_the_flow_load(trained: Path) -> None:
     """The folder holds the averaged weights and their configuration."""
     network, identity = load_posterior_mean(str(trained / "predictor"))

@@ -20,8 +20,8 @@ def mmd(
     far apart under the kernel, score 2000 / N instead of 0. The unbiased one leaves that out.
 
     It is computed in float64, ``block`` x ``block`` pairs at a time. Beside the features that takes
-    about 8 (3 block^2 + 4 block D) bytes and a matrix product's own buffers, 0.25 GB at the peak for
-    D = 1024, whatever N and M are. The kernel of all pairs of 70,000 would be 39 GB.
+    about 8 (3 block^2 + 4 block D) bytes and a matrix product's own buffers, 0.25 GB at the peak
+    for D = 1024, whatever N and M are. The kernel of all pairs of 70,000 would be 39 GB.
 
     Args:
         x: features of one set, [N, D].
