@@ -1,4 +1,13 @@
-"""What the steps between two lines of the log were like."""
+"""What the steps between two lines of the log were like.
+
+train/*                    losses, gradient norm and learning rate
+speed/samples_per_second   of all ranks together, as step_seconds: with all that steps wait for
+speed/step_seconds
+speed/data_share           of this rank's time, waiting for data
+speed/tflops_per_second    counted operations of a step over its time, of all ranks together
+speed/share_of_peak        of what the devices can do at this precision, where that is known
+speed/peak_memory_gb       the most that a rank has held since its start, see `cost.peak_memory_gb`
+"""
 
 import time
 from collections.abc import Mapping
