@@ -27,6 +27,8 @@ import numpy.typing as npt
 from safetensors.numpy import load
 from scipy.special import gamma
 
+from models.metrics.catalog import Judge, to_pixels
+
 Floats = npt.NDArray[np.float64]
 
 PARAMETERS = Path(__file__).with_suffix(".safetensors")
@@ -47,22 +49,12 @@ class Brisque:
     """The scorer: RGB patches in, scores out; lower is better.
 
     Attributes:
-        scale: typical values. The regression is not bounded: on crops of real photographs it gave
-            -13 (crisp texture) to 116 (empty gradients).
-        min_side: pixels that an image must have on each side.
-        default_threshold: above it, such crops begin to be out of focus or empty; a fair
-            photograph's textured parts lie below 30.
         digest: SHA-256 over the two published parameter files and the version of this computation.
 
     Raises:
         ValueError: the file of the parameters is not the one that belongs to the digest.
     """
 
-    name = "brisque"
-    scale = (0.0, 100.0)
-    higher_is_better = False
-    default_threshold: float | None = 40.0
-    min_side = 16
     digest = DIGEST
 
     def __init__(self) -> None:
@@ -72,7 +64,7 @@ class Brisque:
         self._low, self._high = values["low"], values["high"]
 
     def score(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[float]:
-        """Score RGB uint8 [H, W, 3] images with sides of ``min_side`` or more; NaN where undefined.
+        """Score RGB uint8 [H, W, 3] images with sides of 16 or more; NaN where undefined.
 
         Undefined are images without variation in some statistic, such as one flat colour.
         """
@@ -141,6 +133,18 @@ def _fit(values: Floats) -> tuple[float, float, float, float]:
     one, two, three = (float(gamma(n / alpha)) for n in (1, 2, 3))
     mean = (np.sqrt(right) - np.sqrt(left)) * np.sqrt(one / three) * two / one
     return alpha, left, right, float(mean)
+
+
+def load_judge(*_: object) -> Judge:
+    """Load BRISQUE for the catalogue: one variant, whose parameters are here."""
+    import torch  # curation's workers score without it
+
+    model = Brisque()
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(model.score(to_pixels(images)), dtype=torch.float64)
+
+    return Judge(compute, model.digest)
 
 
 def _parameters() -> dict[str, Floats]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.metrics.catalog import Judge
+
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA = 11, 1.5
 MIN_SIDE = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1  # a window must fit the last scale
@@ -61,6 +63,16 @@ def ms_ssim(images: Tensor, reference: Tensor) -> Tensor:
         result = result * _ssim(x, y)[1] ** weight
         x, y = _halve(x), _halve(y)
     return result * _ssim(x, y)[0] ** SCALE_WEIGHTS[-1]
+
+
+def load_psnr(*_: object) -> Judge:
+    """Return `psnr` for the catalogue: a formula, without variants or weights."""
+    return Judge(psnr)
+
+
+def load_ms_ssim(*_: object) -> Judge:
+    """Return `ms_ssim` for the catalogue: a formula, without variants or weights."""
+    return Judge(ms_ssim)
 
 
 def _check(images: Tensor, reference: Tensor) -> None:
