@@ -120,6 +120,8 @@ class LatentFormat:
             return latent.astype(self.dtype)
         if not np.isfinite(latent).all():
             return latent
+        # Element by element: which of two levels a value between them takes is decided by the last
+        # bits of the network that computed it, as it is in every other dtype of a latent.
         scale, offset = (np.asarray(v)[:, None, None] for v in (self.scale, self.offset))
         levels = np.clip(np.rint((latent - offset) / scale), 0, 255)
         return np.asarray(levels, np.uint8)

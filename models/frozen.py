@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models.checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -19,8 +21,8 @@ from models.checkpoint import (
     weights_digest,
 )
 from models.predictor.swinir import SwinIR, SwinIRConfig, load_predictor
-from models.vae.folder import load_sim_vae
-from models.vae.public import PUBLIC_VAES, PublicVAE, load_public_vae
+from models.vae.folder import load_sim_vae, needs_diffusers, read_config
+from models.vae.public import PUBLIC_VAES, PublicVAE, load_diffusers_vae, load_public_vae
 from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer, LooUFormerConfig
 
@@ -30,7 +32,7 @@ class Identity:
     """What tells one network from another."""
 
     weights: str
-    """SHA-256 of the tensors, from `weights_digest`."""
+    """SHA-256 of the tensors, from `weights_digest`; and of the scaling, where a folder has one."""
     config: Mapping[str, Any]
     """What the network was built from, as JSON values."""
 
@@ -39,8 +41,9 @@ def load_vae(where: str) -> tuple[SimVAE | PublicVAE, Identity]:
     """Load an autoencoder in float32 on the CPU, frozen.
 
     Args:
-        where: a folder as `load_sim_vae` reads it; or a name of `PUBLIC_VAES` to be had from the
-            hub, or NAME=FOLDER for such files that are here.
+        where: a folder as `load_sim_vae` reads it, or that diffusers' ``AutoencoderKL`` has saved,
+            whose latents are scaled as its configuration says; or a name of `PUBLIC_VAES` to be had
+            from the hub, or NAME=FOLDER for such files that are here.
 
     Raises:
         CheckpointError: the files are not to be had, damaged, or of another network.
@@ -50,8 +53,22 @@ def load_vae(where: str) -> tuple[SimVAE | PublicVAE, Identity]:
         public = load_public_vae(name, folder or None)
         config = {"name": name, "scale": public.scale, "shift": public.shift}
         return public, Identity(weights_digest(public.state_dict()), config)
+    if needs_diffusers(read_config(Path(where))):
+        return _load_scaled(where)
     vae = load_sim_vae(where).eval().requires_grad_(False)
     return vae, Identity(weights_digest(vae.state_dict()), asdict(vae.config))
+
+
+def _load_scaled(folder: str) -> tuple[PublicVAE, Identity]:
+    """Load a folder of diffusers; its scaling is part of the digest, as equal weights may differ.
+
+    Those of `PUBLIC_VAES` have their name for it.
+    """
+    vae = load_diffusers_vae(folder)
+    scaling = {"scale": vae.scale, "shift": vae.shift}
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in scaling.items()}
+    weights = weights_digest({**vae.state_dict(), **tensors})
+    return vae, Identity(weights, {"name": "AutoencoderKL", **scaling})
 
 
 def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:

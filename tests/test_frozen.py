@@ -1,7 +1,9 @@
 """The frozen networks: found in every form, identified by what they hold."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from models.checkpoint import CheckpointError, save_checkpoint, weights_digest
 from models.frozen import load_posterior_mean, load_vae
 from models.predictor.swinir import PRESETS, SwinIR
 from models.vae.folder import save_sim_vae
-from models.vae.public import PUBLIC_VAES
-from tests.support.tiny_vae import build
+from models.vae.public import PUBLIC_VAES, PublicVAE
+from models.vae.sim_vae import SimVAE
+from tests.support.tiny_vae import build, draw_images
+from tests.test_public_vae import build_network
 
 
 def predictor(folder: Path) -> SwinIR:
@@ -61,6 +65,63 @@ def test_an_autoencoder_is_known_by_its_weights(tmp_path: Path) -> None:
     assert first.config == second.config == asdict(vae.config)
     assert first.weights != second.weights == weights_digest(vae.state_dict())
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("scaling", [{}, {"scaling_factor": 0.5, "shift_factor": 0.25}])
+@torch.no_grad()
+def test_a_folder_of_diffusers_is_scaled_as_its_configuration_says(
+    tmp_path: Path, scaling: dict[str, float]
+) -> None:
+    """Diffusers' own factor of 0.18215 included, which a configuration may leave out."""
+    theirs = build_network("sd15-f8c4", **scaling).eval()
+    theirs.save_pretrained(tmp_path)
+    if not scaling:
+        path = tmp_path / "config.json"
+        values = json.loads(path.read_text())
+        assert values.pop("scaling_factor") == 0.18215
+        path.write_text(json.dumps(values))
+    scale, shift = theirs.config.scaling_factor, theirs.config.shift_factor or 0.0
+    images = draw_images(2, 16, 24)
+    raw = theirs.encode(images).latent_dist
+
+    vae, identity = load_vae(str(tmp_path))
+    posterior = vae.encode(images)
+
+    torch.testing.assert_close(posterior.mean, (raw.mean - shift) * scale)
+    torch.testing.assert_close(vae.decode(posterior.mode()), theirs.decode(raw.mean).sample)
+    assert identity.config == {"name": "AutoencoderKL", "scale": scale, "shift": shift}
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
+
+
+def test_equal_weights_of_another_scaling_are_another_autoencoder(tmp_path: Path) -> None:
+    """Their latents are not one another's, so their digests differ; without scaling, a Sim-VAE."""
+    for factor in (0.5, 0.25, 1.0):
+        build_network("sd15-f8c4", scaling_factor=factor).save_pretrained(tmp_path / str(factor))
+    loaded = [load_vae(str(tmp_path / name)) for name in ("0.5", "0.25", "1.0")]
+
+    assert len({identity.weights for _, identity in loaded}) == 3
+    assert [type(vae) for vae, _ in loaded] == [PublicVAE, PublicVAE, SimVAE]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scaling_factor": 0.0}, "expected a positive factor"),
+        ({"latents_mean": [0.0] * 4}, "no mean or deviation"),
+        ({"down_block_types": ["NoSuchBlock"] * 4}, "of no AutoencoderKL"),
+        ({"latent_channels": 8, "scaling_factor": 0.5}, "misshapen"),
+    ],
+)
+def test_a_scaling_that_is_not_known_here_is_refused(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    """So is a configuration that is not of the weights."""
+    build_network("sd15-f8c4").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    with pytest.raises(CheckpointError, match=message):
+        load_vae(str(tmp_path))
 
 
 def test_a_public_autoencoder_is_named_with_its_folder(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from trainers.recipes import flow_config, judging, pictures, predictor_config, v
 from trainers.recipes.data import sweep
 from trainers.recipes.flow import FlowTask
 from trainers.recipes.flow_config import FlowConfig
-from trainers.recipes.judging import Averages, Fidelity
+from trainers.recipes.judging import FIDELITY, Averages, Judges
 from trainers.recipes.pictures import Gallery
 from trainers.recipes.predictor import PredictorTask
 from trainers.recipes.predictor_config import PredictorConfig
@@ -90,6 +90,11 @@ def predictor_task(*sets: str, **values: Any) -> PredictorTask:
     )
 
 
+def judges(lpips: str | None) -> Judges:
+    """Load the metrics of an autoencoder's pictures."""
+    return Judges(FIDELITY, {"lpips": lpips}, CPU)
+
+
 def picture(side: int, seed: int = 0) -> Tensor:
     """Draw two uint8 pictures."""
     generator = torch.Generator().manual_seed(seed)
@@ -113,7 +118,7 @@ def held_out(folder: str) -> Tensor:
 )
 def test_a_metric_needs_its_smallest_image(weights: str, side: int, names: set[str]) -> None:
     """What has no value for pictures of a size is not there."""
-    assert Fidelity(weights, CPU)(picture(side), picture(side, 1)).keys() == names
+    assert judges(weights)(picture(side), picture(side, 1)).keys() == names
 
 
 def test_lpips_is_that_of_the_pictures_in_the_models_range(weights: str) -> None:
@@ -121,12 +126,12 @@ def test_lpips_is_that_of_the_pictures_in_the_models_range(weights: str) -> None
     x, hq = picture(40), picture(40, 1)
     expected = load_lpips("alex", weights)(to_model_range(x), to_model_range(hq))
 
-    assert torch.equal(Fidelity(weights, CPU)(x, hq)["lpips"], expected)
+    assert torch.equal(judges(weights)(x, hq)["lpips"], expected)
 
 
 def test_absent_weights_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
     """With the file that is missing, where to get it, and the option."""
-    found = Fidelity(None, CPU)(picture(40), picture(40, 1))
+    found = judges(None)(picture(40), picture(40, 1))
 
     assert found.keys() == {"psnr"}
     said = capsys.readouterr().out
@@ -141,7 +146,7 @@ def test_weights_in_the_cache_are_found(
     """Without an option and without a word."""
     write_lpips(empty_cache)
 
-    assert "lpips" in Fidelity(None, CPU)(picture(40), picture(40, 1))
+    assert "lpips" in judges(None)(picture(40), picture(40, 1))
     assert not capsys.readouterr().out
 
 
@@ -166,16 +171,16 @@ def test_damaged_weights_in_the_cache_are_an_error(empty_cache: Path) -> None:
     (empty_cache / "alexnet-owt-7be5be79.pth").write_bytes(b"<html>not found</html>")
 
     with pytest.raises(UserError, match=r"--lpips: .*damaged"):
-        Fidelity(None, CPU)
+        judges(None)
 
 
 def test_what_one_rank_lacks_all_leave_out(
     weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Machines may differ in their caches; a metric is of all held-out images or not there."""
-    monkeypatch.setattr(judging, "gathered", lambda mine: [mine, "/b/alex.pth: no such file"])
+    monkeypatch.setattr(judging, "gathered", lambda mine: [mine, {"lpips": "/b/alex.pth: absent"}])
 
-    assert Fidelity(weights, CPU).lpips is None
+    assert judges(weights)(picture(40), picture(40, 1)).keys() == {"psnr"}
     assert "/b/alex.pth" in capsys.readouterr().out
 
 
@@ -209,7 +214,7 @@ def test_references_are_those_of_the_held_out_pictures(files: Files, weights: st
     scores = Brisque().score(list(hq.permute(0, 2, 3, 1).numpy()))
 
     assert first["brisque_hq"] == pytest.approx(sum(scores) / len(scores), abs=1e-9)
-    for name, values in Fidelity(weights, CPU)(lq, hq).items():
+    for name, values in judges(weights)(lq, hq).items():
         assert first[f"{name}_lq"] == pytest.approx(values.mean().item(), rel=1e-5)
     assert first == second
 

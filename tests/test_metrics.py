@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import correlate
 from torch import Tensor
 
-from models.metrics.fidelity import MIN_SIDE, SCALE_WEIGHTS, ms_ssim, psnr, to_uint8
+from models.metrics.fidelity import MIN_SIDE, SCALE_WEIGHTS, _luma, ms_ssim, psnr, to_uint8
 
 
 def images(seed: int, height: int = 176, width: int = 163, batch: int = 2) -> Tensor:
@@ -37,7 +37,7 @@ def reference_ms_ssim(x: np.ndarray, y: np.ndarray) -> float:
     def blur(image: np.ndarray) -> np.ndarray:
         return correlate(image, window, mode="constant")[5:-5, 5:-5]
 
-    x, y = (np.rint(np.tensordot([0.299, 0.587, 0.114], z.astype(float), 1)) for z in (x, y))
+    x, y = (np.rint(np.tensordot([299, 587, 114], z.astype(int), 1) / 1000) for z in (x, y))
     result = 1.0
     for number, weight in enumerate(SCALE_WEIGHTS):
         mx, my = blur(x), blur(y)
@@ -60,6 +60,29 @@ def test_ms_ssim_is_its_definition() -> None:
 
     assert ms_ssim(x, y).tolist() == pytest.approx(expected, abs=1e-9)
     assert ms_ssim(x, x).tolist() == pytest.approx([1.0, 1.0], abs=1e-12)
+
+
+def halfway_images() -> Tensor:
+    """Draw two images [2, 3, 176, 163] whose every pixel's Y lies halfway between two levels."""
+    rgb = np.stack(np.meshgrid(*[np.arange(256)] * 3, indexing="ij"), -1)[::3].reshape(-1, 3)
+    halfway = rgb[rgb @ [299, 587, 114] % 1000 == 500]
+    drawn = np.random.default_rng(0).choice(halfway, (2, 176, 163))
+    return torch.from_numpy(drawn.astype(np.uint8)).permute(0, 3, 1, 2)
+
+
+def test_an_image_s_ms_ssim_does_not_depend_on_its_batch() -> None:
+    """Exact halves of a level round to even, in whatever order a kernel adds the channels up."""
+    x = halfway_images()
+    y = x.flip(0)
+    thousandths = torch.einsum("bchw,c->bhw", x.long(), torch.tensor([299, 587, 114]))
+    below = thousandths // 1000
+    alone = [ms_ssim(a[None], b[None]).item() for a, b in zip(x, y, strict=True)]
+
+    assert torch.equal(_luma(x)[:, 0], (below + below % 2).double())
+    assert ms_ssim(x, y).tolist() == pytest.approx(alone, abs=1e-9)
+    assert ms_ssim(x[..., :170, :], y[..., :170, :]).tolist() == pytest.approx(
+        ms_ssim(x[..., :170, :].contiguous(), y[..., :170, :].contiguous()).tolist(), abs=1e-9
+    )
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

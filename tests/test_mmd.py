@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.metrics.mmd import mmd
+from tests.test_neighborhood import LargestTensor
 
 
 def gaussian(seed: int, scale: float, n: int = 3000, d: int = 1024) -> Tensor:
@@ -47,6 +48,31 @@ def test_it_is_the_mean_over_pairs() -> None:
     assert mmd(x, y, unbiased=True) == pytest.approx(1000 * unbiased, rel=1e-9)
 
 
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("block", [1, 7, 64, 100, 1000])
+def test_blocks_change_nothing(block: int, unbiased: bool) -> None:
+    """Whatever the block, the result is that of the kernel of all pairs at once."""
+    x, y = gaussian(0, 1.0, 100, 16), gaussian(1, 1.5, 75, 16)
+
+    def mean(a: Tensor, b: Tensor) -> float:
+        kernel = torch.exp(-torch.cdist(a.double(), b.double()).square() / 200)
+        if unbiased and a is b:
+            return float(kernel.sum() - len(a)) / (len(a) * (len(a) - 1))
+        return float(kernel.mean())
+
+    expected = mean(x, x) + mean(y, y) - 2 * mean(x, y)
+
+    assert mmd(x, y, unbiased=unbiased, block=block) / 1000 == pytest.approx(expected, abs=1e-12)
+
+
+def test_memory_does_not_grow_with_the_sets() -> None:
+    """No tensor is larger than a block of pairs, or the features of a block."""
+    with LargestTensor() as largest:
+        mmd(torch.ones(500, 16), torch.ones(300, 16), block=32)
+
+    assert largest.elements <= max(32 * 32, 500 * 16)
+
+
 def test_unbiased_is_zero_for_one_distribution_and_grows_with_a_shift() -> None:
     """Without the diagonals, equal distributions score nothing."""
     x, y = gaussian(0, 2.0, 800, 16), gaussian(1, 2.0, 800, 16)
@@ -60,3 +86,5 @@ def test_features_that_do_not_fit_are_refused() -> None:
     """The message names both shapes."""
     with pytest.raises(ValueError, match=r"\[3, 4\].*\[3, 5\]"):
         mmd(torch.zeros(3, 4), torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="block=0"):
+        mmd(torch.zeros(3, 4), torch.zeros(3, 4), block=0)

@@ -1,6 +1,7 @@
 """Training the posterior-mean predictor: its loss, its validation, what it writes and refuses."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def test_validation_has_lq_as_its_reference(trained: Path) -> None:
     assert first["val/psnr_lq"] == final["val/psnr_lq"]
     assert final["val/psnr"] > first["val/psnr"]
     assert (trained / "samples" / "step-00000008.png").is_file()
+
+
+def test_speed_and_memory_are_logged(trained: Path) -> None:
+    """With every line of losses; a CPU's peak is not known, and its share is not made up."""
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "train/loss" in line]
+
+    assert steps
+    for line in steps:
+        assert line["speed/tflops_per_second"] > 0
+        assert line["speed/peak_memory_gb"] > 0
+        assert "speed/share_of_peak" not in line
 
 
 def test_the_result_is_what_encode_and_the_flow_load(trained: Path) -> None:

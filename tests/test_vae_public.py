@@ -19,7 +19,7 @@ REAL = {  # total parameters of the published networks, in millions, and what th
 by_name = pytest.mark.parametrize("name", PUBLIC_VAES)
 
 
-def build_network(name: str, width: int = 8) -> Any:
+def build_network(name: str, width: int = 8, **scaling: float) -> Any:
     """Build a network configured as the published one, whose first ``width`` is 128."""
     from diffusers import AutoencoderKL
 
@@ -35,7 +35,7 @@ def build_network(name: str, width: int = 8) -> Any:
             up_block_types=("UpDecoderBlock2D",) * 4,
             use_quant_conv=not is_flux,
             use_post_quant_conv=not is_flux,
-            **REAL[name][1],
+            **{**REAL[name][1], **scaling},
         )
 
 

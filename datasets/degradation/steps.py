@@ -237,7 +237,12 @@ class ChannelShift(Step):
 
 
 class RoundTo8Bit(Step):
-    """Round to the nearest level of 255, half to even, and clip: what a stored LQ could hold."""
+    """Round to the nearest level of 255, half to even, and clip: what a stored LQ could hold.
+
+    What is rounded, here and by `Jpeg` before, are sums of float32 whose last bits depend on the
+    processor that blurred and resized. A value halfway between two levels may go the other way on
+    another kind of processor: what `reference` says of replays.
+    """
 
     def apply(self, img: Image, **_: Any) -> Image:
         """Round."""

@@ -3,11 +3,12 @@
 Mittal, Moorthy, Bovik: No-Reference Image Quality Assessment in the Spatial Domain (IEEE TIP
 2012). Natural-scene statistics of locally normalised luminance, at two scales, are fitted by
 generalised Gaussians; a support vector regression maps the 36 parameters to the opinion scores of
-the LIVE database. Its support vectors and feature ranges ship in the package `brisque`, whose
-conventions are followed where the paper leaves a choice, so that scores can be compared: grey by
-Rec. 709 in [0, 1], C = 1/255, zeros beyond the border. One of them is not the paper's: the second
-scale is bicubic without the low-pass filter (with it, scores move by 4.4 points in the standard
-deviation and keep their order, Spearman 0.98, over 411 crops of real photographs).
+the LIVE database. Its support vectors and feature ranges were published with the Python package
+brisque 0.2.0 (see brisque.md), whose conventions are followed where the paper leaves a choice, so
+that scores can be compared: grey by Rec. 709 in [0, 1], C = 1/255, zeros beyond the border. One of
+them is not the paper's: the second scale is bicubic without the low-pass filter (with it, scores
+move by 4.4 points in the standard deviation and keep their order, Spearman 0.98, over 411 crops of
+real photographs).
 
 Where a region is flat, the sign of the normalised luminance is left to rounding, and signs are
 counted: as the package does it, noise of 1e-15 in the grey values moves a score by up to 2 points.
@@ -16,26 +17,30 @@ most 0.3 points, 0.005 in the median (83 of those crops). The package takes nine
 """
 
 import hashlib
-import importlib.metadata
-import io
-import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load
 from scipy.special import gamma
+
+from models.metrics.catalog import Judge, to_pixels
 
 Floats = npt.NDArray[np.float64]
 
-PACKAGE = "brisque"
+PARAMETERS = Path(__file__).with_suffix(".safetensors")
+PARAMETERS_SHA256 = "53c519df48d2afe853763a7cf47223f67f5f0f92cd61a1a93181e299c6b33277"
+# SHA-256 over b"1" and the published svm.txt and normalize.pickle: recorded with every set that was
+# scored. Whoever changes this file so that it gives other scores changes the 1, and the digest.
+DIGEST = "7177aa76fcc3bb7b6dc72234a7bce66bb6e94b656666001dc3ccb59b2cfd3f9f"
 GREY = np.array([0.2125, 0.7154, 0.0721])  # Rec. 709 luma
 WINDOW, SIGMA = 7, 7 / 6  # section III-A
 C = 1 / 255
 ROUNDING = 1e-11  # of a local mean in [0, 1], generously; far below one grey level's effect on it
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # H, V, D1, D2 neighbours, Eqs. 7 to 10
-CONVENTIONS = b"1"  # changes whenever this file would give other scores for the same parameters
 ALPHAS = np.geomspace(0.2, 10.0, 4001)  # the published range of shapes, finer
 RATIO = gamma(2 / ALPHAS) ** 2 / (gamma(1 / ALPHAS) * gamma(3 / ALPHAS))  # increasing in alpha
 
@@ -44,32 +49,22 @@ class Brisque:
     """The scorer: RGB patches in, scores out; lower is better.
 
     Attributes:
-        scale: typical values. The regression is not bounded: on crops of real photographs it gave
-            -13 (crisp texture) to 116 (empty gradients).
-        min_side: pixels that an image must have on each side.
-        default_threshold: above it, such crops begin to be out of focus or empty; a fair
-            photograph's textured parts lie below 30.
-        digest: SHA-256 over the two parameter files and the version of this computation.
+        digest: SHA-256 over the two published parameter files and the version of this computation.
 
     Raises:
-        FileNotFoundError: the package with the parameters is not installed.
+        ValueError: the file of the parameters is not the one that belongs to the digest.
     """
 
-    name = "brisque"
-    scale = (0.0, 100.0)
-    higher_is_better = False
-    default_threshold: float | None = 40.0
-    min_side = 16
+    digest = DIGEST
 
     def __init__(self) -> None:
-        model, ranges = _parameter_file("svm.txt"), _parameter_file("normalize.pickle")
-        self.digest = hashlib.sha256(CONVENTIONS + model + ranges).hexdigest()
-        self._coefficients, self._vectors, self._gamma, self._rho = _parse_svm(model.decode())
-        scale = _PlainUnpickler(io.BytesIO(ranges)).load()
-        self._low, self._high = np.array(scale["min_"]), np.array(scale["max_"])
+        values = _parameters()
+        self._vectors, self._coefficients = values["vectors"], values["coefficients"]
+        self._gamma, self._rho = float(values["gamma"][0]), float(values["rho"][0])
+        self._low, self._high = values["low"], values["high"]
 
     def score(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[float]:
-        """Score RGB uint8 [H, W, 3] images with sides of ``min_side`` or more; NaN where undefined.
+        """Score RGB uint8 [H, W, 3] images with sides of 16 or more; NaN where undefined.
 
         Undefined are images without variation in some statistic, such as one flat colour.
         """
@@ -140,36 +135,25 @@ def _fit(values: Floats) -> tuple[float, float, float, float]:
     return alpha, left, right, float(mean)
 
 
-def _parse_svm(text: str) -> tuple[Floats, Floats, float, float]:
-    """Read a libsvm epsilon-SVR file: coefficients [n], support vectors [n, 36], gamma, rho."""
-    header, _, body = text.partition("\nSV\n")
-    fields = dict(line.split(maxsplit=1) for line in header.splitlines())
-    lines = body.splitlines()
-    vectors = np.zeros((len(lines), 36))
-    coefficients = np.zeros(len(lines))
-    for row, line in enumerate(lines):
-        coefficient, *entries = line.split()
-        coefficients[row] = float(coefficient)
-        for entry in entries:
-            column, _, value = entry.partition(":")
-            vectors[row, int(column) - 1] = float(value)
-    return coefficients, vectors, float(fields["gamma"]), float(fields["rho"])
+def load_judge(*_: object) -> Judge:
+    """Load BRISQUE for the catalogue: one variant, whose parameters are here."""
+    import torch  # curation's workers score without it
+
+    model = Brisque()
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(model.score(to_pixels(images)), dtype=torch.float64)
+
+    return Judge(compute, model.digest)
 
 
-def _parameter_file(name: str) -> bytes:
-    """Read a file of the package that ships the parameters, without importing that package."""
-    try:
-        path = importlib.metadata.distribution(PACKAGE).locate_file(f"brisque/models/{name}")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise FileNotFoundError(
-            f"BRISQUE's parameters are in the package {PACKAGE!r}: pip install brisque==0.2.0"
-        ) from error
-    with open(str(path), "rb") as file:  # noqa: PTH123  (locate_file's own path type)
-        return file.read()
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Admits lists, dicts and numbers; a pickle that names any class is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} in a file that should hold plain numbers")
+def _parameters() -> dict[str, Floats]:
+    """Read the parameters, if they are those that the digest names."""
+    data = PARAMETERS.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != PARAMETERS_SHA256:
+        raise ValueError(
+            f"{PARAMETERS}: SHA-256 is {found}, but that of BRISQUE's parameters is "
+            f"{PARAMETERS_SHA256}; restore the file from the repository: git checkout {PARAMETERS}"
+        )
+    return dict(load(data))

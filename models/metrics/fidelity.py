@@ -8,15 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.metrics.catalog import Judge
+
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA = 11, 1.5
 MIN_SIDE = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1  # a window must fit the last scale
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-LUMA = (0.299, 0.587, 0.114)  # Y of YIQ
+LUMA = (299, 587, 114)  # Y of YIQ, in thousandths
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float images [..., 3, H, W] in [-1, 1] => uint8; what lies beyond is clamped."""
+    """Float images [..., 3, H, W] in [-1, 1] => uint8, half to even; what lies beyond is clamped.
+
+    Each value is rounded by itself, so neither batch nor kernel enters here; whole levels come back
+    exactly. Where a network's output lies on the edge between two levels, the last bits of that
+    output, which are its kernels' own, decide which of them it is.
+    """
     return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 
@@ -58,6 +65,16 @@ def ms_ssim(images: Tensor, reference: Tensor) -> Tensor:
     return result * _ssim(x, y)[0] ** SCALE_WEIGHTS[-1]
 
 
+def load_psnr(*_: object) -> Judge:
+    """Return `psnr` for the catalogue: a formula, without variants or weights."""
+    return Judge(psnr)
+
+
+def load_ms_ssim(*_: object) -> Judge:
+    """Return `ms_ssim` for the catalogue: a formula, without variants or weights."""
+    return Judge(ms_ssim)
+
+
 def _check(images: Tensor, reference: Tensor) -> None:
     for tensor in (images, reference):
         if tensor.dtype != torch.uint8:
@@ -70,9 +87,15 @@ def _check(images: Tensor, reference: Tensor) -> None:
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Return Y in whole levels, float64 [B, 1, H, W]."""
+    """Return Y in whole levels, half to even, float64 [B, 1, H, W].
+
+    One pixel in a thousand lies halfway between two levels. Sums of whole thousandths are exact in
+    any order, and so is half of a level after the division; of 0.299 R + 0.587 G + 0.114 B in
+    floats, the order of the sum, which depends on processor and batch, would decide where it goes.
+    """
     weights = torch.tensor(LUMA, dtype=torch.float64, device=images.device)
-    return torch.einsum("bchw,c->bhw", images.double(), weights).round()[:, None]
+    thousandths = torch.einsum("bchw,c->bhw", images.double(), weights)
+    return (thousandths / 1000).round()[:, None]
 
 
 def _halve(x: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict
+from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict, weights_digest
 from models.metrics.backbones import VGG16, ImageNetFeatures, hub_cache, load_features
+from models.metrics.catalog import Judge
+from models.metrics.fidelity import to_model_range
 
 Net = Literal["alex", "vgg"]
 EPS = 1e-10  # added to a length before it divides
@@ -134,6 +136,19 @@ class ChannelWeights(nn.ModuleDict):
             for lin, difference in zip(self.values(), differences, strict=True)
         ]
         return torch.stack(terms).sum(dim=0)
+
+
+def load(variant: Net, folder: str | Path | None, device: torch.device | str) -> Judge:
+    """Load LPIPS for the catalogue; see `load_lpips`. Its digest is of both files' tensors."""
+    model = load_lpips(variant, folder)
+    digest = weights_digest(model.state_dict())
+    model.to(device)
+
+    def compute(images: Tensor, reference: Tensor) -> Tensor:
+        distance: Tensor = model(to_model_range(images), to_model_range(reference))
+        return distance
+
+    return Judge(compute, digest)
 
 
 def load_lpips(net: Net = "alex", folder: str | Path | None = None) -> LPIPS:

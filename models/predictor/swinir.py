@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict
+from models.pixel_shuffle import PixelUnshuffle
 from models.predictor.window_attention import WindowAttention, shift_mask
 from models.recomputation import run_block
 
@@ -109,7 +110,7 @@ class SwinIR(nn.Module):
         width = config.embed_dim
         self.register_buffer("rgb_mean", torch.tensor(RGB_MEAN).view(3, 1, 1), persistent=False)
         self.conv_first = nn.Sequential(
-            nn.PixelUnshuffle(config.unshuffle), _conv3x3(3 * config.unshuffle**2, width)
+            PixelUnshuffle(config.unshuffle), _conv3x3(3 * config.unshuffle**2, width)
         )
         self.patch_embed = _PatchEmbed(width)
         self.layers = nn.ModuleList(_Group(config, depth) for depth in config.depths)

@@ -3,6 +3,8 @@
 Pillow does the resizing, never torchvision: the two differ by up to 2/255, and so do the scores.
 Padding and resizing run on the host, on uint8; normalising runs where the model is, after a
 transfer of a quarter of the bytes. Together they equal the original's preprocessing exactly.
+Pillow adds 8-bit pixels up in integers (its weights are rounded to whole numbers once for an image
+size), so that the order of a sum decides no level.
 """
 
 import json

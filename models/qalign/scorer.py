@@ -49,11 +49,6 @@ class QAlign:
         shortcuts: work left out without changing the result; on unless measured.
     """
 
-    name = "qalign"
-    scale = (1.0, 5.0)
-    higher_is_better = True
-    default_threshold = 3.5
-
     def __init__(
         self,
         network: QAlignNetwork,

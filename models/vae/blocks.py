@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.pixel_shuffle import pixel_shuffle
 from models.recomputation import run_block
 
 EPS = 1e-6
@@ -147,7 +148,7 @@ class PixelShuffleUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C_out, 2 H, 2 W]."""
-        return F.pixel_shuffle(self.conv(x), 2)
+        return pixel_shuffle(self.conv(x), 2)
 
 
 class Alternating(nn.Sequential):

@@ -175,6 +175,20 @@ def from_json(values: Mapping[str, Any], source: str) -> SimVAEConfig:
         raise CheckpointError(f"{source}: {error}") from error
 
 
+def needs_diffusers(values: Mapping[str, Any]) -> bool:
+    """Tell whether a configuration is of an ``AutoencoderKL`` that `SimVAE` cannot express.
+
+    Most are, by the scaling of their latents; `models.vae.public` runs them by diffusers' own code.
+    """
+    if values.get("_class_name") != "AutoencoderKL":
+        return False
+    try:
+        from_json(values, CONFIG_FILE)
+    except CheckpointError:
+        return True
+    return False
+
+
 def _from_authors(values: Mapping[str, Any]) -> SimVAEConfig:
     _refuse_other(values, _AUTHORS_FIXED, "Sim-VAE")
     widths = tuple(values["block_out_channels"])
@@ -229,6 +243,6 @@ def _refuse_other(values: Mapping[str, Any], fixed: Mapping[str, Any], name: str
         value = values.get(key, expected)
         if value != expected:
             raise ValueError(
-                f"{key} is {value!r}; a {name} here has {expected!r}. The public autoencoders, "
-                "with their scaling, are loaded by models.vae.public"
+                f"{key} is {value!r}; a {name} here has {expected!r}. `models.frozen.load_vae` "
+                "loads other folders of diffusers' AutoencoderKL, with their scaling"
             )

@@ -1,9 +1,8 @@
-"""The public autoencoders of paper Table 1, behind the contract of Sim-VAE.
+"""The public autoencoders of paper Table 1 and any other ``AutoencoderKL``, as Sim-VAE is used.
 
-Their networks are diffusers' ``AutoencoderKL``. Diffusion models train on their latents moved and
-scaled to about unit variance, (z - shift) * scale, and so does the flow: `PublicVAE` applies both
-in ``encode`` and undoes them in ``decode``. The source noise of the flow is then relative to the
-scaled latents.
+Their networks are diffusers'. Diffusion models train on their latents moved and scaled to about
+unit variance, (z - shift) * scale, and so does the flow: `PublicVAE` applies both in ``encode`` and
+undoes them in ``decode``. The source noise of the flow is then relative to the scaled latents.
 """
 
 import math
@@ -136,7 +135,39 @@ def load_public_vae(name: str, source: str | Path | None = None) -> PublicVAE:
         folder = Path(source)
     else:
         folder = _download(expected, str(source or expected.repository))
-    return PublicVAE(_build(folder, expected), scale=expected.scale, shift=expected.shift)
+    vae = _configured(folder)
+    came = (vae.config.latent_channels, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+    if came != (expected.latent_channels, expected.scale, expected.shift):
+        raise CheckpointError(
+            f"{folder}: latent channels, scale and shift are {came}; those of "
+            f"{expected.repository} are "
+            f"{(expected.latent_channels, expected.scale, expected.shift)}: choose the name that "
+            f"fits the folder, of {', '.join(PUBLIC_VAES)}, or give the folder without a name"
+        )
+    return PublicVAE(_with_weights(vae, folder), scale=expected.scale, shift=expected.shift)
+
+
+def load_diffusers_vae(folder: str | Path) -> PublicVAE:
+    """Load a folder that diffusers' ``AutoencoderKL`` has saved, in float32, frozen.
+
+    Scale and shift are those of its configuration, by which diffusers' pipelines move latents; an
+    absent scaling factor is diffusers' own default, 0.18215, and one of null is none.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or is of another kind of network or scaling.
+    """
+    folder = Path(folder)
+    vae = _configured(folder)
+    scale = 1.0 if vae.config.scaling_factor is None else float(vae.config.scaling_factor)
+    shift = float(vae.config.shift_factor or 0.0)
+    means = vae.config.latents_mean, vae.config.latents_std
+    if not 0 < scale < math.inf or not math.isfinite(shift) or means != (None, None):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: scaling_factor {scale}, shift_factor {shift}, latents_mean "
+            f"and latents_std {means}; expected a positive factor, a finite shift, and no mean or "
+            "deviation of each channel, which flows here do not know"
+        )
+    return PublicVAE(_with_weights(vae, folder), scale=scale, shift=shift)
 
 
 def _download(expected: PublicVAESource, repository: str) -> Path:
@@ -159,26 +190,25 @@ def _download(expected: PublicVAESource, repository: str) -> Path:
     return Path(paths[0]).parent
 
 
-def _build(folder: Path, expected: PublicVAESource) -> Any:
+def _configured(folder: Path) -> Any:
+    """Build the network of a folder's configuration, without weights."""
     from diffusers import AutoencoderKL
 
     values = read_config(folder)
-    weights = folder / WEIGHTS_FILE
     if values.get("_class_name") != "AutoencoderKL":
         raise CheckpointError(
             f"{folder / CONFIG_FILE} describes a {values.get('_class_name')!r}; expected an "
-            f"'AutoencoderKL', as in {expected.repository}"
+            "'AutoencoderKL'"
         )
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(values)
-    came = (vae.config.latent_channels, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
-    if came != (expected.latent_channels, expected.scale, expected.shift):
-        raise CheckpointError(
-            f"{folder}: latent channels, scale and shift are {came}; those of "
-            f"{expected.repository} are "
-            f"{(expected.latent_channels, expected.scale, expected.shift)}: choose the name that "
-            f"fits the folder, of {', '.join(PUBLIC_VAES)}"
-        )
+    try:
+        with torch.device("meta"):
+            return AutoencoderKL.from_config(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: of no AutoencoderKL ({error})") from error
+
+
+def _with_weights(vae: Any, folder: Path) -> Any:
+    weights = folder / WEIGHTS_FILE
     load_strict(vae, _modern(read_state_dict(weights)), weights)
     return vae.float()
 

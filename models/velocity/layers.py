@@ -67,7 +67,7 @@ class AdaRMSNorm(nn.Module):
         """Map x [B, ...] and c [B, M] to the shape of x."""
         scale = 1 + widen(self.linear(c))
         shape = [len(scale)] + [1] * (x.ndim - 1)
-        shape[self.dim] = -1
+        shape[self.dim] = scale.shape[1]
         return rms_normalize(x, scale.view(shape), self.dim)
 
 

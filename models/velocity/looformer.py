@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.pixel_shuffle import pixel_unshuffle
 from models.velocity.hourglass import AttentionKind, Hourglass, HourglassConfig, join_condition
 from models.velocity.layers import (
     AdaRMSNorm,
@@ -280,9 +281,9 @@ class Down(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, d, 2 H, 2 W] -> [B, d', H, W]."""
         if self.kind == "unshuffle_conv":
-            x = F.pixel_unshuffle(x, 2)
+            x = pixel_unshuffle(x, 2)
         x = self.conv(x)
-        return F.pixel_unshuffle(x, 2) if self.kind == "conv_unshuffle" else x
+        return pixel_unshuffle(x, 2) if self.kind == "conv_unshuffle" else x
 
 
 class Up(nn.Module):

@@ -78,10 +78,11 @@ def neighborhood_attention(
             scale=scale,
         )
         return rearrange(
-            mixed, "(n m) (b h) (r c) e -> n b h r (m c) e", n=len(mask), b=B, r=r, c=c
+            mixed, "(n m) (b h) (r c) e -> n b h r (m c) e", n=len(mask), h=heads, r=r, c=c
         )
 
-    chunk = max(1, CHUNK // (rows.keys.shape[1] * columns.keys.numel() * B * heads * e))
+    row = rows.keys.shape[1] * columns.keys.numel() * B * heads * e  # elements; 0 of an empty batch
+    chunk = max(1, CHUNK // max(1, row))
     wholes = _strips(q, rows.queries), _strips(k, rows.keys), _strips(v, rows.keys), mask
     parts = zip(*(torch.split(whole, chunk) for whole in wholes), strict=True)
     # Nothing here is random, so there is no generator state to keep for the second run.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from datasets.decoding import Pixels
 from infra.errors import UsageError, UserError
 from infra.storage import explained, local_path
+from models.metrics.catalog import METRICS
 from pipelines.jobs.scorer_choice import ScorerChoice
 
 
@@ -119,14 +120,7 @@ def describe(choice: ScorerChoice) -> ScorerInfo:
     if choice.name == "brisque":
         from models.metrics.brisque import Brisque
 
-        model = Brisque()
-        return ScorerInfo(
-            name=model.name,
-            digest=model.digest,
-            scale=model.scale,
-            higher_is_better=model.higher_is_better,
-            default_threshold=model.default_threshold,
-        )
+        return _info("brisque", Brisque().digest)
     if choice.name == "qalign":
         return _describe_qalign(choice)
     if choice.name == "none" or choice.name.endswith(".json"):
@@ -144,7 +138,7 @@ def describe(choice: ScorerChoice) -> ScorerInfo:
 def _describe_qalign(choice: ScorerChoice) -> ScorerInfo:
     from models.qalign.checkpoint import Checkpoint
     from models.qalign.prompts import find_prompt
-    from models.qalign.scorer import DTYPES, QAlign
+    from models.qalign.scorer import DTYPES
 
     dtype = choice.dtype or ("float16" if choice.device == "cuda" else "float32")
     try:
@@ -154,13 +148,22 @@ def _describe_qalign(choice: ScorerChoice) -> ScorerInfo:
         digest = Checkpoint.open(choice.weights).digest
     except (ValueError, OSError) as error:
         raise UsageError(f"--scorer qalign: {error}") from error
+    settings = {"model": choice.weights, "prompt": choice.prompt, "dtype": dtype}
+    return _info("qalign", digest, settings)
+
+
+def _info(name: str, digest: str, settings: Mapping[str, str] | None = None) -> ScorerInfo:
+    """Describe a metric of the catalogue as a scorer."""
+    metric = METRICS[name]
+    if metric.scale is None:
+        raise ValueError(f"METRICS[{name!r}] has no scale: give it one, for curation's report")
     return ScorerInfo(
-        name=QAlign.name,
+        name=name,
         digest=digest,
-        scale=QAlign.scale,
-        higher_is_better=QAlign.higher_is_better,
-        default_threshold=QAlign.default_threshold,
-        settings={"model": choice.weights, "prompt": choice.prompt, "dtype": dtype},
+        scale=metric.scale,
+        higher_is_better=metric.higher_is_better,
+        default_threshold=metric.default_threshold,
+        settings=settings or {},
     )
 
 

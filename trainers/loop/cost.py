@@ -1,12 +1,42 @@
-"""What a network costs, counted without running it."""
+"""What a network costs, counted without running it, and what the device that runs it can do."""
 
 import copy
+import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from infra.distributed import gathered, world_size
+from trainers.loop.config import Precision
+
+A100: dict[Precision, float] = {"bf16": 312, "fp32": 156}
+PEAKS: dict[str, dict[Precision, float]] = {
+    # TFLOP/s of dense matrices, by the name that CUDA reports. `fp32` is the rate of TF32, in which
+    # PyTorch convolves float32 by default. Where NVIDIA states a rate with sparsity, here is half.
+    # NVIDIA A100 Tensor Core GPU, datasheet 1758950-r4
+    "NVIDIA A100-SXM4-40GB": A100,
+    "NVIDIA A100-SXM4-80GB": A100,
+    "NVIDIA A100-PCIE-40GB": A100,
+    "NVIDIA A100 80GB PCIe": A100,
+    # NVIDIA H100 Tensor Core GPU, datasheet: SXM and NVL; PCIe is in that of 2022
+    "NVIDIA H100 80GB HBM3": {"bf16": 989.5, "fp32": 494.5},
+    "NVIDIA H100 NVL": {"bf16": 835.5, "fp32": 417.5},
+    "NVIDIA H100 PCIe": {"bf16": 756.5, "fp32": 378},
+    # NVIDIA H200 Tensor Core GPU, datasheet
+    "NVIDIA H200": {"bf16": 989.5, "fp32": 494.5},
+    "NVIDIA H200 NVL": {"bf16": 835.5, "fp32": 417.5},
+    # NVIDIA L40S GPU, datasheet; NVIDIA L4 Tensor Core GPU, datasheet
+    "NVIDIA L40S": {"bf16": 362.05, "fp32": 183},
+    "NVIDIA L4": {"bf16": 121, "fp32": 60},
+    # NVIDIA Ada GPU architecture, whitepaper v2.1, appendix A: accumulating in FP32
+    "NVIDIA GeForce RTX 4090": {"bf16": 165.2, "fp32": 82.6},
+    # NVIDIA Ampere GA102 GPU architecture, whitepaper v2, appendix A: accumulating in FP32
+    "NVIDIA GeForce RTX 3090": {"bf16": 71, "fp32": 35.6},
+}
 
 
 def forward_flops(build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> int:
@@ -41,3 +71,27 @@ def gigabytes(parameters: int, ranks: int, zero_stage: int, averages: int) -> fl
     shares = [ranks if zero_stage >= least else 1 for least in (3, 2, 1, 1)]
     copies = sum(1 / share for share in shares) + averages + 1
     return 4 * copies * parameters / 1e9
+
+
+def peak_tflops(device: torch.device, precision: Precision) -> float | None:
+    """Look up what a device computes at most, TFLOP/s; None for CPUs and GPUs not in `PEAKS`."""
+    if device.type != "cuda":
+        return None
+    return PEAKS.get(torch.cuda.get_device_name(device), {}).get(precision)
+
+
+def job_peak_tflops(device: torch.device, precision: Precision) -> float | None:
+    """Add the peaks of all ranks' devices up, in TFLOP/s; None if one is unknown. All call it."""
+    peaks = [peak for peak in gathered(peak_tflops(device, precision)) if peak is not None]
+    return sum(peaks) if len(peaks) == world_size() else None
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the most memory that this process has held so far, in 1e9 bytes.
+
+    On CUDA that of PyTorch's tensors on the device; on a CPU the process' own, resident.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # of getrusage: bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -30,7 +30,7 @@ from trainers.loop.agreement import refuse_other_run, refuse_unequal_ranks
 from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
 from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.config import TrainerConfig
-from trainers.loop.cost import gigabytes
+from trainers.loop.cost import gigabytes, job_peak_tflops, peak_memory_gb
 from trainers.loop.engine import Engine, join, leave, leave_refused
 from trainers.loop.log import StepAverages, clock
 from trainers.loop.noise import Noise
@@ -101,6 +101,8 @@ class Training:
 
     Attributes:
         step: updates done.
+        flops: of a step, all ranks together.
+        peak: TFLOP/s of all ranks' devices together; None: of some unknown.
         token: of the tracked run to continue, or None.
     """
 
@@ -133,6 +135,8 @@ class Training:
         self.first = self.step = 0 if before is None else before.step
         self.token = None if before is None else before.record["token"]
         layout = Layout(ranks=plan.ranks, rank=rank(), micro_batch=plan.micro_batch_size)
+        self.flops = task.flops_per_sample() * plan.global_batch_size
+        self.peak = job_peak_tflops(self.engine.device, config.engine.precision)
         self.loader = task.loader(layout, None if before is None else before.record["data"])
         refuse_unequal_ranks(config, self.loader.order.digest)
         self.position = self.loader.state
@@ -260,7 +264,8 @@ class Training:
 
     def log(self, averages: StepAverages, tracked: Run) -> None:
         """Record the averages of the steps since the last time."""
-        metrics = averages.metrics(self.plan.global_batch_size)
+        metrics = averages.metrics(self.plan.global_batch_size, self.flops, self.peak)
+        metrics["speed/peak_memory_gb"] = max(gathered(peak_memory_gb(self.engine.device)))
         if self.config.loop.skip_budget:
             (metrics["data/skipped"],) = sums([self.loader.skipped], str(self.engine.device))
         self._record(metrics, tracked)
@@ -291,12 +296,11 @@ class Training:
 
     def _describe(self) -> str:
         """Say what a step costs, and what a rank has to hold."""
-        flops = self.task.flops_per_sample() * self.plan.global_batch_size
         count = sum(value.numel() for value in self.task.network.parameters())
         stage, averages = self.config.engine.zero_stage, len(self.ema.config.decays)
         held = gigabytes(count, self.plan.ranks, stage, averages)
         return (
-            f"{count:,} parameters; {flops / 1e12:.4g} TFLOP per step; {held:.3g} GB on each rank "
-            "for weights, gradients, moments, averages and validation, without activations; "
+            f"{count:,} parameters; {self.flops / 1e12:.4g} TFLOP per step; {held:.3g} GB on each "
+            "rank for weights, gradients, moments, averages and validation, without activations; "
             f"steps {self.step} to {self.config.loop.max_steps}\n"
         )

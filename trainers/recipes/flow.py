@@ -20,6 +20,7 @@ from infra.storage import local_path
 from infra.tracking.models import FinishedModel
 from models.checkpoint import CheckpointError, save_checkpoint
 from models.frozen import check_takes
+from models.metrics.catalog import best_by
 from models.rectified_flow import flow_matching_loss, interpolate, regress
 from models.velocity import hdit, looformer
 from trainers.loop.cost import encoder_flops, forward_flops
@@ -44,7 +45,7 @@ class FlowTask:
         self.config = config
         self.device = device
         self.experiment = f"latent-pmrf/{config.stage}"
-        self.best = "psnr" if config.restores else "-loss"
+        self.best = best_by("psnr") if config.restores else "-loss"
         self.frozen = Frozen(config, device)
         self.samples: LatentPairs | OnlinePairs
         self.held_out: LatentPairs | OnlinePairs

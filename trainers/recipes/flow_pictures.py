@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from datasets.reading.images import OnlinePairs
-from models.metrics.brisque import Brisque
 from models.metrics.fidelity import to_uint8
 from trainers.recipes.data import sweep
 from trainers.recipes.flow_config import FlowConfig
 from trainers.recipes.flow_pairs import Ends, Frozen, restore
-from trainers.recipes.judging import Averages, Fidelity
+from trainers.recipes.judging import FIDELITY, Averages, Judges
 from trainers.recipes.pictures import Gallery
 
 COLUMNS = ("lq", "posterior_mean", "restored", "reconstruction", "hq")
@@ -37,7 +36,7 @@ class Restorations:
         self, config: FlowConfig, frozen: Frozen, samples: OnlinePairs, device: torch.device
     ) -> None:
         self.config, self.frozen, self.samples, self.device = config, frozen, samples, device
-        self.fidelity, self.brisque = Fidelity(config.lpips, device), Brisque()
+        self.judges = Judges((*FIDELITY, "brisque"), {"lpips": config.lpips}, device)
         self.references: dict[str, float] | None = None
         cv2.setNumThreads(1)  # BRISQUE's: every rank has a thread of its own
 
@@ -75,10 +74,4 @@ class Restorations:
 
     def _metrics(self, title: str, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Judge those of one title by themselves, and by their distance from HQ."""
-        mine, hq = pictures[title], pictures["hq"]
-        found = {} if title == "hq" else self.fidelity(mine, hq)
-        if min(mine.shape[2:]) >= self.brisque.min_side:
-            scores = self.brisque.score(list(mine.permute(0, 2, 3, 1).cpu().numpy()))
-            scored = torch.tensor(scores, dtype=torch.float64)
-            found["brisque"] = scored[~scored.isnan()]  # one colour has none
-        return found
+        return self.judges(pictures[title], None if title == "hq" else pictures["hq"])

@@ -1,6 +1,6 @@
 """How validation judges: the metrics of pictures, and averages over the samples of all ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,52 +9,61 @@ from infra.distributed import gathered, sums
 from infra.errors import UserError
 from infra.storage import local_path
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
-from models.metrics.fidelity import MIN_SIDE, ms_ssim, psnr, to_model_range
-from models.metrics.lpips import LPIPS, load_lpips
+from models.metrics.catalog import METRICS, Judge
 from trainers.loop.run import say
 
+FIDELITY = ("psnr", "ms_ssim", "lpips")
 
-class Fidelity:
-    """How near pictures are to HQ, as the paper's tables have it; where they are large enough.
+
+class Judges:
+    """Metrics of the catalogue, loaded: how good pictures are, and how near to HQ.
 
     Args:
-        lpips: folder of LPIPS's weights; None: torch.hub's cache, or else no LPIPS, which is said.
+        names: of `METRICS`.
+        folders: of weights, by name; of a metric without one, they are looked for in torch.hub's
+            cache, and where they are missing the metric is left out, which is said.
         device: of the pictures.
 
     Raises:
         UserError: the weights given are missing, or those at hand are damaged.
     """
 
-    def __init__(self, lpips: str | None, device: torch.device) -> None:
-        self.lpips = _find_lpips(lpips)
-        if self.lpips is not None:
-            self.lpips.to(device)
+    def __init__(
+        self, names: Sequence[str], folders: Mapping[str, str | None], device: torch.device
+    ) -> None:
+        self._judges: dict[str, Judge] = {}
+        missing: dict[str, str] = {}
+        for name in names:
+            folder = folders.get(name)
+            where = None if folder is None else local_path(folder)
+            try:
+                self._judges[name] = METRICS[name].load(where, device)
+            except CheckpointError as error:
+                if folder is not None or not isinstance(error, CheckpointNotFoundError):
+                    raise UserError(f"--{name}: {error}") from error
+                missing[name] = str(error)
+        # Machines may differ in what their caches hold: a metric is of all ranks, or not there.
+        anywhere = {name: why for mine in gathered(missing) for name, why in mine.items()}
+        for name, message in anywhere.items():
+            self._judges.pop(name, None)
+            say(f"validation is without {name.upper()}: {message}; or give --{name} FOLDER\n")
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, hq: Tensor) -> dict[str, Tensor]:
-        """Compare uint8 pictures [B, 3, H, W]; returns [B] by the name of the metric."""
-        found, side = {"psnr": psnr(pictures, hq)}, min(hq.shape[2:])
-        if side >= MIN_SIDE:
-            found["ms_ssim"] = ms_ssim(pictures, hq)
-        if self.lpips is not None and side >= self.lpips.min_side:
-            found["lpips"] = self.lpips(to_model_range(pictures), to_model_range(hq))
+    def __call__(self, pictures: Tensor, hq: Tensor | None = None) -> dict[str, Tensor]:
+        """Judge uint8 pictures [B, 3, H, W]; by themselves only, if there is no ``hq``.
+
+        Returns:
+            By the name of each metric that pictures of this size have: the values that are defined,
+            at most B.
+        """
+        found = {}
+        for name, judge in self._judges.items():
+            metric = METRICS[name]
+            if min(pictures.shape[2:]) < metric.min_side or (metric.needs_reference and hq is None):
+                continue
+            values = judge.compute(pictures, *([hq] if metric.needs_reference else []))
+            found[name] = values[~values.isnan()]
         return found
-
-
-def _find_lpips(folder: str | None) -> LPIPS | None:
-    """Load LPIPS if every rank can: machines may differ in what their caches hold."""
-    missing = ""
-    try:
-        lpips = load_lpips("alex", None if folder is None else local_path(folder))
-    except CheckpointError as error:
-        if folder is not None or not isinstance(error, CheckpointNotFoundError):
-            raise UserError(f"--lpips: {error}") from error
-        missing = str(error)
-    messages = [message for message in gathered(missing) if message]
-    if not messages:
-        return lpips
-    say(f"validation is without LPIPS: {messages[0]}; or give --lpips FOLDER\n")
-    return None
 
 
 class Averages:

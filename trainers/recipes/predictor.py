@@ -15,6 +15,7 @@ from datasets.reading.order import Layout
 from infra.storage import local_path
 from infra.tracking.models import FinishedModel
 from models.checkpoint import save_checkpoint
+from models.metrics.catalog import best_by
 from models.metrics.fidelity import to_uint8
 from models.predictor.swinir import SwinIR, preset
 from trainers.loop.cost import forward_flops
@@ -22,7 +23,7 @@ from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
 from trainers.loop.task import Validation
 from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
-from trainers.recipes.judging import Averages, Fidelity
+from trainers.recipes.judging import FIDELITY, Averages, Judges
 from trainers.recipes.pictures import Gallery
 from trainers.recipes.predictor_config import PredictorConfig
 
@@ -33,7 +34,7 @@ class PredictorTask:
     """See `trainers.loop.task.Task`."""
 
     experiment = "latent-pmrf/predictor"
-    best = "psnr"
+    best = best_by("psnr")
 
     def __init__(self, config: PredictorConfig, device: torch.device) -> None:
         self.config = config
@@ -42,7 +43,7 @@ class PredictorTask:
         degradation = degradation_preset(config.degradation)
         self.samples = OnlinePairs(self.sets, degradation, config.images_weights or None)
         self.held_out = OnlinePairs([held_out(config.images[0], config.loop)], degradation)
-        self.fidelity = Fidelity(config.lpips, device)
+        self.judges = Judges(FIDELITY, {"lpips": config.lpips}, device)
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
             self.network = SwinIR(preset(config.model)).to(device)
@@ -74,8 +75,8 @@ class PredictorTask:
             pictures = {
                 name: to_uint8(some[:count].to(self.device)) for name, some in images.items()
             }
-            averages.add(self.fidelity(pictures["posterior_mean"], pictures["hq"]))
-            averages.add(self.fidelity(pictures["lq"], pictures["hq"]), "_lq")
+            averages.add(self.judges(pictures["posterior_mean"], pictures["hq"]))
+            averages.add(self.judges(pictures["lq"], pictures["hq"]), "_lq")
             gallery.add(pictures, batch.keys[:count])
         return Validation(averages.over_ranks(self.device), gallery.grid())
 

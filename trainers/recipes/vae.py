@@ -16,6 +16,7 @@ from infra.tracking.models import FinishedModel
 from models.checkpoint import CheckpointError, weights_digest
 from models.losses import PerceptualLoss, SimVAELoss
 from models.metrics.backbones import VGG19, load_vgg19
+from models.metrics.catalog import best_by
 from models.metrics.fidelity import to_uint8
 from models.vae.folder import save_sim_vae
 from models.vae.sim_vae import SimVAE, preset
@@ -24,7 +25,7 @@ from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise, Purpose
 from trainers.loop.task import Validation
 from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
-from trainers.recipes.judging import Averages, Fidelity
+from trainers.recipes.judging import FIDELITY, Averages, Judges
 from trainers.recipes.pictures import Gallery
 from trainers.recipes.vae_config import VAEConfig
 
@@ -56,7 +57,7 @@ class VAETask:
     """See `trainers.loop.task.Task`."""
 
     experiment = "latent-pmrf/vae"
-    best = "psnr"
+    best = best_by("psnr")
 
     def __init__(self, config: VAEConfig, device: torch.device) -> None:
         self.config = config
@@ -69,7 +70,7 @@ class VAETask:
             except CheckpointError as error:
                 raise UserError(f"--vgg: {error}; or train with --perceptual 0") from error
         self.loss = SimVAELoss(config.loss, perceptual)
-        self.fidelity = Fidelity(config.lpips, device)
+        self.judges = Judges(FIDELITY, {"lpips": config.lpips}, device)
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
             self.network = SimVAE(
@@ -110,7 +111,7 @@ class VAETask:
                 hq = batch.images[:some].to(self.device)
                 reconstruction, posterior = network(hq)
                 pictures = {"hq": to_uint8(hq), "reconstruction": to_uint8(reconstruction)}
-                averages.add(self.fidelity(pictures["reconstruction"], pictures["hq"]))
+                averages.add(self.judges(pictures["reconstruction"], pictures["hq"]))
                 moments = posterior.mean, posterior.mean.square(), posterior.std
                 channels += torch.stack([m.double().mean((2, 3)).sum(0) for m in moments])
                 count += some
