@@ -194,7 +194,7 @@ with start_run("latent-pmrf/test", folder=folder / "run") as run:
 def test_a_kill_around_the_registration_leaves_one_version(
     store: MlflowClient, tmp_path: Path, moment: str
 ) -> None:
-    """SIGKILL when the files have arrived, or when the version has: delivery makes it one."""
+    """SIGKILL when the files have arrived, or when the version has: sending makes it one."""
     command = [sys.executable, "-c", KILLED, str(tmp_path), moment]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
     assert done.returncode == -9

@@ -302,7 +302,7 @@ def test_a_checkpoint_knows_its_run(
 def test_mlflows_own_variables_are_honoured(
     store: MlflowClient, begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLFLOW_EXPERIMENT_NAME names the experiment, MLFLOW_RUN_ID the run to go on with."""
+    """MLFLOW_EXPERIMENT_NAME names the experiment, MLFLOW_RUN_ID the run, also when resumed."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
     experiment = store.create_experiment("theirs")
     theirs = store.create_run(experiment).info.run_id
@@ -310,9 +310,15 @@ def test_mlflows_own_variables_are_honoured(
     with begin() as run:
         run.log_metrics({"loss": 1.0}, 0)
 
-    assert run.run_id == theirs
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    with begin(resume=Resume(run.token)) as again:
+        again.log_metrics({"loss": 2.0}, 1)
+
+    assert (run.run_id, again.run_id) == (theirs, theirs)
     assert [found.info.run_id for found in store.search_runs([experiment])] == [theirs]
-    assert curve(store, theirs) == [(0, 1.0)]
+    assert curve(store, theirs) == [(0, 1.0), (1, 2.0)]
+    assert store.get_experiment_by_name("latent-pmrf/test") is None
 
 
 def test_an_unknown_run_id_is_refused(

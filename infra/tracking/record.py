@@ -144,16 +144,16 @@ def read(log: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
 def described(log: Path) -> dict[str, Any]:
     """Return the last ``start`` of a log, with ``created``, the first one's time, and ``status``.
 
-    A store stays named if the last session was not tracked. A log without a start, or no log, is
-    described by nothing.
+    What an earlier session was told stays known: the store, if the last one was not tracked, and
+    the id in it that MLFLOW_RUN_ID named. A log without a start, or no log, says nothing.
     """
     known: dict[str, Any] = {}
     for line, _ in read(log) if log.exists() else ():
         match line:
             case {"start": {"time": began} as start}:
-                uri = start["uri"] or known.get("uri", "")
+                lasting = {key: start[key] or known.get(key) for key in ("uri", "run_id")}
                 begun = {"created": known.get("created", began), "status": "RUNNING"}
-                known = {**start, "uri": uri, **begun}
+                known = {**start, **lasting, **begun}
             case {"end": {"status": status}}:
                 known["status"] = status
     return known

@@ -64,7 +64,7 @@ def keep_quiet() -> None:
 
 def measures_system() -> bool:
     """Tell whether MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is not false."""
-    return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() in ("true", "1")
+    return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() not in ("false", "0")
 
 
 def safe_key(key: str) -> str:

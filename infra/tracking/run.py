@@ -13,7 +13,6 @@ this process, by the next one that continues the run, or by ``python -m infra.tr
 import io
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +69,6 @@ class Run:
         self._files = record if uploader else None  # nobody would send what is not tracked
         self._held = held or ExitStack()
         self._termination = Termination()
-        self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow-image")
         self._sampler: SystemSampler | None = None
         self._closed = self._disk_failed = False
         if uploader:
@@ -132,15 +130,21 @@ class Run:
 
         Args:
             key: its name; the same key and step again replaces it.
-            image: PIL image, or uint8 ``[H, W]`` or ``[H, W, 3]``; copied now, encoded later.
+            image: PIL image, or uint8 ``[H, W]`` or ``[H, W, 3]``.
             step: of the training clock.
         """
         if self._files:
             from PIL import Image
 
-            copy = image.copy()
-            picture = copy if isinstance(copy, Image.Image) else Image.fromarray(copy)
-            self._encoder.submit(self._encode, self._files, key, picture, int(step))
+            picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+            try:
+                for name, data in grid_files(key, picture, int(step), self._created):
+                    self._files.keep(io.BytesIO(data), name)
+            except OSError as error:
+                warn(f"{error}; the picture {key} of step {step} is lost")
+            else:
+                # Without the tag, MLflow's pages hide the image grid.
+                self._append({"tags": {"mlflow.loggedImages": "True"}})
 
     def log_model(self, model: FinishedModel) -> None:
         """Register a finished model; the caller waits for a local copy of its files only."""
@@ -161,16 +165,15 @@ class Run:
             return
         if self._sampler:
             self._sampler.stop()
-        self._encoder.shutdown()
         self._append({"end": {"status": status, "time": now()}})
         self._closed = True
         if self._uploader:
             self._uploader.close(patience)
             left, folder = self._uploader.left(), self._record.log.parent
             if left:
-                warn(f"{left} wait in {folder}; run the job again, or: {command(folder)}")
+                warn(f"{left} wait in {folder}; a resumed run sends them, or: {command(folder)}")
         if self._record.unwritten:
-            warn(f"{self._record.unwritten} records are lost: the disk took them no more")
+            warn(f"{self._record.unwritten} records are lost: the disk refused them to the end")
         if self._uploader is None or not self._uploader.is_alive():
             self._record.close()
             self._held.close()
@@ -215,16 +218,6 @@ class Run:
 
     def _measured(self, sample: Mapping[str, float], second: int) -> None:
         self._append({"second": second, "time": now(), **sample})
-
-    def _encode(self, files: Record, key: str, picture: "Image", step: int) -> None:
-        try:
-            for name, data in grid_files(key, picture, step, self._created):
-                files.keep(io.BytesIO(data), name)
-        except OSError as error:
-            warn(f"{error}; the picture {key} of step {step} is lost")
-        else:
-            # Without the tag, MLflow's pages hide the image grid.
-            self._append({"tags": {"mlflow.loggedImages": "True"}})
 
 
 def start_run(

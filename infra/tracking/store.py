@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from infra.errors import UsageError
 from infra.tracking.models import DIGEST_TAG
@@ -29,15 +29,6 @@ from infra.tracking.rules import (
 )
 
 TOKEN_TAG = "latent_pmrf.token"
-
-
-class Point(NamedTuple):
-    """One value of a metric."""
-
-    key: str
-    value: float
-    time: int  # in milliseconds since 1970
-    step: int
 
 
 class RunInStore:
@@ -75,17 +66,26 @@ class RunInStore:
             run = self._client.create_run(home, start["time"], tags, start["name"])
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
 
-    def is_new(self, point: Point) -> bool:
-        """Tell whether the store lacked this key and step when the session began."""
-        return point.step > self.last_steps.get(point.key, -1)
+    def points(self, values: Mapping[str, float], time: int, step: int | None = None) -> list[Any]:
+        """Turn numbers into MLflow's points, less those of steps that the store had.
 
-    def add_points(self, points: Sequence[Point]) -> None:
-        """Store values of metrics."""
+        Args:
+            values: by name.
+            time: in milliseconds since 1970.
+            step: None for numbers of the whole run, which are never left out.
+        """
         from mlflow.entities import Metric
 
+        return [
+            Metric(key, value, time, step or 0)
+            for key, value in values.items()
+            if step is None or step > self.last_steps.get(key, -1)
+        ]
+
+    def add_points(self, points: Sequence[Any]) -> None:
+        """Store points of :meth:`points`."""
         for first in range(0, len(points), MAX_POINTS):
-            metrics = [Metric(*point) for point in points[first : first + MAX_POINTS]]
-            self._client.log_batch(self.run_id, metrics=metrics)
+            self._client.log_batch(self.run_id, metrics=points[first : first + MAX_POINTS])
 
     def add_params(self, params: Mapping[str, str]) -> None:
         """Store parameters; of one that has another value already, tell the new one in a tag."""

@@ -11,12 +11,17 @@ from infra.errors import UsageError
 from infra.storage import exclusive, remove_tree
 from infra.tracking.record import LOG, STATE, Record, described, read
 from infra.tracking.rules import MAX_POINTS, keep_quiet, tracking_uri, without_password
-from infra.tracking.store import Point, RunInStore
+from infra.tracking.store import RunInStore
 
 PERIOD = 1.0  # seconds between requests; a request carries what was recorded meanwhile
 LONGEST_PAUSE = 30.0  # seconds between attempts while the store is away
-REFUSALS = frozenset({"INVALID_PARAMETER_VALUE"})
-NO_REGISTRY = frozenset({"PERMISSION_DENIED", "FEATURE_DISABLED", "ENDPOINT_NOT_FOUND"})
+INVALID = frozenset({"INVALID_PARAMETER_VALUE"})
+# Error codes after which a line is not sent again, where they are not INVALID alone: nothing can be
+# stored without the run, and a store may have no registry.
+REFUSALS: dict[str, frozenset[str]] = {
+    "start": frozenset(),
+    "model": INVALID | {"PERMISSION_DENIED", "FEATURE_DISABLED", "ENDPOINT_NOT_FOUND"},
+}
 
 
 def warn(message: str) -> None:
@@ -77,9 +82,9 @@ class Uploader(threading.Thread):
 
     def _send_all(self) -> None:
         """Send all that is recorded; what arrived is remembered even if the rest fails."""
-        if self._offset and not self.store.run_id:
+        if self._offset and not self.store.experiment_id:  # the first success of this process
             self.store.begin(described(self._record.log))
-        points: list[Point] = []
+        points: list[Any] = []
         end = self._offset
         for line, offset in read(self._record.log, self._offset):
             found = self._points(line)
@@ -87,7 +92,7 @@ class Uploader(threading.Thread):
                 self._offer(end, self.store.add_points, points)
                 points = []
             if found is None:
-                self._send(offset, *next(iter(line.items()), ("", None)))
+                self._send(line, offset)
             else:
                 points += found
             end = offset
@@ -95,35 +100,31 @@ class Uploader(threading.Thread):
             self._offer(end, self.store.add_points, points)
         self._send_files()
 
-    def _points(self, line: Mapping[str, Any]) -> list[Point] | None:
-        """Turn numbers into points, less those of steps that the store has; None: no numbers."""
+    def _points(self, line: Mapping[str, Any]) -> list[Any] | None:
+        """Turn a line of numbers into points that the store lacks; None: it is another line."""
         match line:
             case {"time": time, "step": step, **values} | {"time": time, "second": step, **values}:
-                points = [Point(key, value, time, step) for key, value in values.items()]
-                return [point for point in points if self.store.is_new(point)]
+                return self.store.points(values, time, step)
             case {"time": time, **values}:
-                return [Point(key, value, time, 0) for key, value in values.items()]
+                return self.store.points(values, time)
         return None
 
-    def _send(self, offset: int, kind: str, content: Any) -> None:
+    def _send(self, line: Mapping[str, Any], offset: int) -> None:
         """Send a line that is not of numbers."""
-        match kind:
-            case "start":
-                self.store.begin(content)
-                self._arrived(offset)
-            case "params":
-                self._offer(offset, self.store.add_params, content)
-            case "tags":
-                self._offer(offset, self.store.set_tags, content)
-            case "dataset":
-                self._offer(offset, self.store.add_dataset, content)
-            case "model":
-                self._offer(offset, self._register, content, REFUSALS | NO_REGISTRY)
-            case "end":
-                self._offer(offset, self.store.end, content)
-            case _:
-                warn(f"{self._record.log} has a damaged line; all others are sent")
-                self._arrived(offset)
+        senders: dict[str, Callable[[Any], None]] = {
+            "start": self.store.begin,
+            "params": self.store.add_params,
+            "tags": self.store.set_tags,
+            "dataset": self.store.add_dataset,
+            "model": self._register,
+            "end": self.store.end,
+        }
+        kind = next(iter(line), "")
+        if kind in senders:
+            self._offer(offset, senders[kind], line[kind], REFUSALS.get(kind, INVALID))
+        else:
+            warn(f"{self._record.log} has a damaged line; all others are sent")
+            self._arrived(offset)
 
     def _register(self, model: Mapping[str, Any]) -> None:
         """Send the files that wait, a model's among them, then make those a version."""
@@ -141,7 +142,7 @@ class Uploader(threading.Thread):
         offset: int,
         send: Callable[[Any], None],
         content: Any,
-        refusals: frozenset[str] = REFUSALS,
+        refusals: frozenset[str] = INVALID,
     ) -> None:
         """Send what the store may refuse for ever; refused, it stays in the log only."""
         from mlflow.exceptions import MlflowException
