@@ -1,36 +1,45 @@
-"""SIGTERM as an orderly end: the scheduler's notice becomes an exception, and is remembered."""
+"""SIGTERM as an orderly end: the scheduler's notice is remembered, and may become an exception."""
 
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
+TERMINATED = 128 + signal.SIGTERM  # the exit code of a program that was told to end
 # As shells count them; the last is what Ray's handler exits with.
-KILLED_CODES = frozenset({128 + signal.SIGTERM, 128 + signal.SIGINT, signal.SIGTERM})
+KILLED_CODES = frozenset({TERMINATED, 128 + signal.SIGINT, signal.SIGTERM})
 
 
 class Termination:
-    """Watch for SIGTERM while another handler, if there is one, does what it did before.
+    """Notice SIGTERM inside a ``with`` block, instead of dying of it.
 
-    Without another handler the main thread raises ``SystemExit(143)``, so that every ``with`` block
-    ends properly. A handler that is installed later takes the signal away from this one: call
-    ``ray.init`` first, whose native handler would end the process on the spot.
+    A handler that is installed later takes the signal away from this one: call ``ray.init`` first,
+    whose native handler would end the process on the spot.
+
+    Args:
+        unwind: let the handler that was there act first; without one, the main thread raises
+            ``SystemExit(143)``, so that every ``with`` block ends properly. False only takes note,
+            for a program whose ranks must agree before they end.
 
     Attributes:
         noticed: whether the signal came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, unwind: bool = True) -> None:
         self.noticed = False
+        self._unwind = unwind
         self._previous: Any = None
 
-    def watch(self) -> None:
-        """Begin; does nothing outside the main thread, or where SIGTERM is ignored on purpose."""
-        in_main = threading.current_thread() is threading.main_thread()
-        if in_main and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
-            self._previous = signal.signal(signal.SIGTERM, self._handle)
+    def __enter__(self) -> Self:
+        """Begin; outside the main thread this does nothing."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.getsignal(signal.SIGTERM)
+            is_ignored = self._previous is signal.SIG_IGN  # on purpose, by whoever started us
+            if not (self._unwind and is_ignored):
+                signal.signal(signal.SIGTERM, self._handle)
+        return self
 
-    def unwatch(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Restore the handler that was there, unless someone has put another in our place."""
         if signal.getsignal(signal.SIGTERM) == self._handle:
             signal.signal(signal.SIGTERM, self._previous)
@@ -40,15 +49,12 @@ class Termination:
         code = error.code if isinstance(error, SystemExit) else None
         if self.noticed or isinstance(error, KeyboardInterrupt) or code in KILLED_CODES:
             return "KILLED"
-        return (
-            "FINISHED"
-            if error is None or (isinstance(error, SystemExit) and not code)
-            else "FAILED"
-        )
+        is_end = error is None or (isinstance(error, SystemExit) and not code)
+        return "FINISHED" if is_end else "FAILED"
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.noticed = True
-        if callable(self._previous):
+        if self._unwind and callable(self._previous):
             self._previous(number, frame)
-        else:
-            raise SystemExit(128 + number)
+        elif self._unwind:
+            raise SystemExit(TERMINATED)

@@ -98,10 +98,10 @@ def test_the_default_store_is_in_the_working_directory(
 def test_a_picture_has_a_legible_copy() -> None:
     """The full picture is exact, the copy at most 1536 wide, the names depend on nothing else."""
     picture = Image.effect_noise((2048, 512), 40).convert("RGB")
-    files = dict(grid_files("val/re%stored", picture, 50, 12.0))
+    files = dict(grid_files("val/re%stored", picture, 50, 12_000))
     (full, small) = files
 
-    assert list(dict(grid_files("val/re%stored", picture, 50, 12.0))) == [full, small]
+    assert list(dict(grid_files("val/re%stored", picture, 50, 12_000))) == [full, small]
     assert full.startswith("images/val~re_stored+step+50+timestamp+12000+")
     assert Image.open(io.BytesIO(files[full])).tobytes() == picture.tobytes()
     assert Image.open(io.BytesIO(files[small])).size == (1536, 384)

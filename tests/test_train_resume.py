@@ -19,11 +19,11 @@ from mlflow import MlflowClient
 from datasets import shards
 from infra.config import pretty_json
 from infra.storage import write_bytes
+from infra.termination import TERMINATED
 from models.checkpoint import load_checkpoint
 from tests.conftest import PATIENCE, ROOT, environment
 from tests.support.training_sets import SMOKE, launch, log, same_curve, write_latent_set
 from trainers.loop.checkpoints import MANIFEST, Checkpoints
-from trainers.loop.stop import STOPPED
 
 STEPS = 16
 TINY = ["trainers.flow", *SMOKE, "--workers", "1"]
@@ -160,7 +160,7 @@ def test_sigterm_saves_and_ends_then_resumes(
     process = start(told, tmp_path / "run")  # told before the line of step 3, so during it
     output, errors = process.communicate(timeout=PATIENCE)
 
-    assert process.returncode == STOPPED, errors
+    assert process.returncode == TERMINATED, errors
     assert "saved" in output
     assert [saved.step for saved in _checkpoints(tmp_path / "run").complete()] == [4]
     launch(arguments, tmp_path / "run")

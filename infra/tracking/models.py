@@ -7,6 +7,7 @@ MLflow's page of the version takes inputs and outputs. The latter claims no flav
 MLflow's loaders knows these files.
 """
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import TEMPORARY_SUFFIX
-from infra.tracking.journal import Journal
+from infra.tracking.record import Record
 from infra.tracking.rules import flatten
 
 SIGNATURE = "signature.json"
@@ -44,8 +45,8 @@ class FinishedModel:
     """What reads the folder, in a line of Markdown."""
 
 
-def keep(model: FinishedModel, journal: Journal) -> dict[str, Any]:
-    """Copy a model's files into a journal; returns the record that registers them.
+def keep(model: FinishedModel, record: Record) -> dict[str, Any]:
+    """Copy a model's files into a record; returns the line that registers them.
 
     They are copied, not linked: whoever writes the folder again must not change what waits here.
     The digests are those of the copies, taken on the way.
@@ -58,12 +59,14 @@ def keep(model: FinishedModel, journal: Journal) -> dict[str, Any]:
     for path in sorted(model.folder.rglob("*")):
         if path.is_file() and not path.name.endswith(TEMPORARY_SUFFIX):
             name = path.relative_to(model.folder).as_posix()
-            size, sha256 = journal.copy(path, f"{target}/{name}")
+            with path.open("rb") as file:
+                size, sha256 = record.keep(file, f"{target}/{name}")
             files.append({"path": name, "bytes": size, "sha256": sha256})
     facts = {**model.facts, DIGEST_TAG: model.digest}
     signature = json.dumps({"model": model.name, **facts, "files": files}, indent=1) + "\n"
-    journal.put(f"{target}/{SIGNATURE}", signature.encode())
-    journal.put(f"{target}/{MLMODEL}", _mlmodel(target, model.inputs, model.outputs).encode())
+    shapes = _mlmodel(target, model.inputs, model.outputs)
+    for name, text in ((SIGNATURE, signature), (MLMODEL, shapes)):
+        record.keep(io.BytesIO(text.encode()), f"{target}/{name}")
     listed = {file["path"]: f"{file['bytes']} bytes, SHA-256 {file['sha256']}" for file in files}
     tags = flatten({**facts, "file": listed})
     lines = [f"- {name}: {value}" for name, value in tags.items()]

@@ -62,6 +62,11 @@ def keep_quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def measures_system() -> bool:
+    """Tell whether MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is not false."""
+    return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() not in ("false", "0")
+
+
 def safe_key(key: str) -> str:
     """Turn any name into one that MLflow takes; a good name stays as it is.
 
@@ -104,9 +109,7 @@ def without_password(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
-def grid_files(
-    key: str, picture: "Image", step: int, created: float
-) -> Iterator[tuple[str, bytes]]:
+def grid_files(key: str, picture: "Image", step: int, created: int) -> Iterator[tuple[str, bytes]]:
     """Yield name and bytes of a picture and its smaller copy, as MLflow's image grid wants them.
 
     The names follow from the arguments: a picture recorded again takes the place of the first.
@@ -115,11 +118,11 @@ def grid_files(
         key: name of the picture; characters that break MLflow's pages become underscores.
         picture: in full size.
         step: of the training clock.
-        created: when the run began, in seconds since 1970.
+        created: when the run began, in milliseconds since 1970.
     """
     name = re.sub(r"[^A-Za-z0-9_.\-~ ]", "_", key.replace("/", "~"))  # a tilde is shown as a slash
     identifier = uuid.uuid5(uuid.NAMESPACE_URL, f"{name}/{step}")
-    stem = f"images/{name}+step+{step}+timestamp+{int(created * 1000)}+{identifier}"
+    stem = f"images/{name}+step+{step}+timestamp+{created}+{identifier}"
     small = picture.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     encoded = io.BytesIO()

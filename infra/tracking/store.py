@@ -4,8 +4,8 @@
 * A point is (key, step, time, value), all fixed when it was recorded; MLflow's database keeps one
   row of equal points.
 * A job that resumes from a checkpoint records some steps again. MLflow can neither replace nor
-  delete a point, so the first stands: points up to the key's last step when the session began are
-  dropped.
+  delete a point, so the first stands: a key's points arrive in the order of their steps, and those
+  up to the last step that the store had when a session began are dropped.
 * A file keeps its name; sent again, it overwrites itself.
 * A model's version is looked for by its run and the digest of its weights before it is created.
 """
@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from infra.errors import UsageError
 from infra.tracking.models import DIGEST_TAG
@@ -31,15 +31,6 @@ from infra.tracking.rules import (
 TOKEN_TAG = "latent_pmrf.token"
 
 
-class Point(NamedTuple):
-    """One value of a metric."""
-
-    key: str
-    value: float
-    time: int  # in milliseconds since 1970
-    step: int
-
-
 class RunInStore:
     """The store's side of a run.
 
@@ -49,51 +40,52 @@ class RunInStore:
         last_steps: the last step the store held of each key when the session began.
     """
 
-    def __init__(self, uri: str, token: str, facts: Mapping[str, Any]) -> None:
-        self.run_id: str | None = facts.get("run_id")
-        self.experiment_id: str | None = facts.get("experiment_id")
-        self.last_steps: dict[str, int] = facts.get("last_steps", {})
-        self._token = token
+    def __init__(self, uri: str) -> None:
+        self.run_id: str | None = None
+        self.experiment_id: str | None = None
+        self.last_steps: dict[str, int] = {}
         self._uri = uri
         self._opened: Any = None
 
-    def facts(self) -> dict[str, Any]:
-        """Return what a later process must know to go on with the run."""
-        return {
-            "run_id": self.run_id,
-            "experiment_id": self.experiment_id,
-            "last_steps": self.last_steps,
-        }
-
-    def begin(self, start: Mapping[str, Any], time: int) -> None:
+    def begin(self, start: Mapping[str, Any]) -> None:
         """Create the run, or take up the one that we created before."""
         experiment = self._client.get_experiment_by_name(start["experiment"])
+        tags = {**start["tags"], TOKEN_TAG: start["token"]}
+        self.run_id = start["run_id"] or self.run_id
         if self.run_id is None and experiment is not None:
-            ours = f"tags.`{TOKEN_TAG}` = '{self._token}'"
+            ours = f"tags.`{TOKEN_TAG}` = '{start['token']}'"
             found = self._client.search_runs([experiment.experiment_id], ours)
             self.run_id = found[0].info.run_id if found else None
         if self.run_id is not None:
             run = self._client.get_run(self.run_id)
             self._client.update_run(self.run_id, status="RUNNING")
             self.last_steps = {point.key: point.step for point in run.to_proto().data.metrics}
-            self._add(start["tags"], run.data.tags, "tags")
+            self._add(tags, run.data.tags, "tags")
         else:
             home = experiment.experiment_id if experiment else self._new_experiment(start)
-            tags = {**start["tags"], TOKEN_TAG: self._token}
-            run = self._client.create_run(home, time, tags, start["name"])
+            run = self._client.create_run(home, start["time"], tags, start["name"])
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
 
-    def is_new(self, point: Point) -> bool:
-        """Tell whether the store lacked this key and step when the session began."""
-        return point.step > self.last_steps.get(point.key, -1)
+    def points(self, values: Mapping[str, float], time: int, step: int | None = None) -> list[Any]:
+        """Turn numbers into MLflow's points, less those of steps that the store had.
 
-    def add_points(self, points: Sequence[Point]) -> None:
-        """Store values of metrics."""
+        Args:
+            values: by name.
+            time: in milliseconds since 1970.
+            step: None for numbers of the whole run, which are never left out.
+        """
         from mlflow.entities import Metric
 
+        return [
+            Metric(key, value, time, step or 0)
+            for key, value in values.items()
+            if step is None or step > self.last_steps.get(key, -1)
+        ]
+
+    def add_points(self, points: Sequence[Any]) -> None:
+        """Store points of :meth:`points`."""
         for first in range(0, len(points), MAX_POINTS):
-            metrics = [Metric(*point) for point in points[first : first + MAX_POINTS]]
-            self._client.log_batch(self.run_id, metrics=metrics)
+            self._client.log_batch(self.run_id, metrics=points[first : first + MAX_POINTS])
 
     def add_params(self, params: Mapping[str, str]) -> None:
         """Store parameters; of one that has another value already, tell the new one in a tag."""
@@ -147,9 +139,9 @@ class RunInStore:
             await_creation_for=0,  # a store that has to copy the files does so without us
         )
 
-    def end(self, status: str, time: int) -> None:
+    def end(self, end: Mapping[str, Any]) -> None:
         """Note how and when the run ended."""
-        self._client.set_terminated(self.run_id, status, time)
+        self._client.set_terminated(self.run_id, end["status"], end["time"])
 
     @property
     def _client(self) -> Any:
@@ -198,7 +190,7 @@ def require_run(uri: str, run_id: str) -> None:
 
     try:
         MlflowClient(tracking_uri=uri).get_run(run_id)
-    except Exception as error:  # as in Delivery.attempt
+    except Exception as error:  # as in Uploader.attempt
         unknown = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
         if getattr(error, "error_code", None) in unknown:
             raise UsageError(

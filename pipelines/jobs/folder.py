@@ -12,6 +12,8 @@ from infra.config import differences, flat
 from infra.errors import UsageError
 from infra.tracking.run import start_run
 
+TRACKING = "tracking"  # in a job's memory: what its runs record
+
 
 class SetFolder:
     """The output folder of a job, with the job's memory in one dot-folder of it.
@@ -68,7 +70,7 @@ class SetFolder:
                 f"{'; '.join(changed)}); give another folder, or --overwrite to replace it"
             )
         for entry in self.state.iterdir():
-            if entry.name != "lock":
+            if entry.name not in ("lock", TRACKING):  # what MLflow has not got yet stays
                 storage.remove_tree(entry) if entry.is_dir() else entry.unlink()
 
     def lacks(self, manifest: Mapping[str, Any]) -> list[str]:
@@ -93,9 +95,7 @@ class SetFolder:
             metrics: the run's numbers, from the manifest.
         """
         name = self.path.name
-        with start_run(
-            experiment, folder=self.state / "tracking", name=name, params=settings
-        ) as run:
+        with start_run(experiment, folder=self.state / TRACKING, name=name, params=settings) as run:
             manifest = make()
             context = experiment.rpartition("/")[2]
             run.log_dataset(name, storage.sha256(self.path / MANIFEST), str(self.path), context)

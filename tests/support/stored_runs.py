@@ -1,7 +1,9 @@
 """Reading back what tests of tracking recorded."""
 
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -20,6 +22,18 @@ def runs(client: MlflowClient) -> list[Any]:
 def curve(client: MlflowClient, run_id: str, key: str = "loss") -> list[tuple[int, float]]:
     """Read every stored point of a metric, by step."""
     return sorted((point.step, point.value) for point in client.get_metric_history(run_id, key))
+
+
+def logged(folder: Path, key: str = "loss") -> list[tuple[int, float]]:
+    """Read every point of a metric from a run's log, in the order of its lines."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [(line["step"], line[key]) for line in lines if key in line]
+
+
+def waiting_files(folder: Path) -> list[str]:
+    """List the files that wait for the store in a run's folder."""
+    found = (folder / ".tracking").glob("*/files/**/*")
+    return [path.name for path in found if path.is_file()]
 
 
 def wait_until(claim: Callable[[], bool]) -> None:

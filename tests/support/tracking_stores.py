@@ -1,12 +1,16 @@
 """Fixtures of the tests of tracking: an sqlite store per test, reachable or not, or a server."""
 
+import http.server
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +37,16 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     return MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
 
 
 @pytest.fixture
 def begin(store: MlflowClient, tmp_path: Path) -> Callable[..., Run]:
-    """Start runs in one folder, without system metrics."""
+    """Start runs in one folder."""
 
     def begin(**options: Any) -> Run:
-        defaults = {"folder": tmp_path / "journal", "system_metrics": False}
-        return start_run(EXPERIMENT, **{**defaults, **options})
+        return start_run(EXPERIMENT, **{"folder": tmp_path / "run", **options})
 
     return begin
 
@@ -107,6 +111,26 @@ class Server:
                 return True
         except OSError:
             return False
+
+    @contextmanager
+    def unavailable(self) -> Iterator[list[str]]:
+        """Answer every request with 503 in the killed server's place; yields what was asked."""
+        asked: list[str] = []
+
+        class Unavailable(http.server.BaseHTTPRequestHandler):
+            def handle_one_request(self) -> None:
+                asked.append(self.rfile.readline().decode())
+                self.wfile.write(b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+                self.close_connection = True
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Unavailable) as stand_in:
+            thread = threading.Thread(target=stand_in.serve_forever)
+            thread.start()
+            try:
+                yield asked
+            finally:
+                stand_in.shutdown()
+                thread.join()
 
     def kill(self) -> None:
         """Kill the server and its workers, as a lost machine would."""

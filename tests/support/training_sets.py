@@ -167,11 +167,12 @@ def launch(
 
 
 def log(output: Path) -> list[dict[str, Any]]:
-    """Read a run's log, without the speeds."""
+    """Read the numbers of each step from a run's log, without times and speeds."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in line.items() if not name.startswith("speed/")}
+        {key: value for key, value in line.items() if key != "time" and "speed/" not in key}
         for line in lines
+        if "step" in line
     ]
 
 

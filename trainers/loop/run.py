@@ -6,7 +6,6 @@ a step is a function of the step, so a run that was killed and resumed is the ru
 
 import copy
 import faulthandler
-import json
 import math
 import sys
 import time
@@ -23,6 +22,8 @@ from infra.config import digest, pretty_json, to_dict
 from infra.distributed import barrier, gathered, rank, sums, world_size
 from infra.errors import UsageError, UserError
 from infra.storage import exclusive, local_path, write_bytes
+from infra.termination import TERMINATED, Termination
+from infra.tracking.record import Resume
 from infra.tracking.run import Run, start_run
 from models.ema import EMA
 from models.schedules import learning_rate
@@ -34,10 +35,8 @@ from trainers.loop.cost import gigabytes, job_peak_tflops, peak_memory_gb
 from trainers.loop.engine import Engine, join, leave, leave_refused
 from trainers.loop.log import StepAverages, clock
 from trainers.loop.noise import Noise
-from trainers.loop.stop import STOPPED, Stop
 from trainers.loop.task import Task
 
-LOG = "log.jsonl"
 # Seconds to wait at most for MLflow at the end: a model takes a while; SIGTERM is soon a SIGKILL.
 PATIENCE = {"FINISHED": 300.0, "KILLED": 10.0}
 
@@ -55,25 +54,21 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
     folder = local_path(loop.output)
     say(f"{plan}\n")
     with ExitStack() as stack:
-        stop = stack.enter_context(Stop())
+        stop = stack.enter_context(Termination(unwind=False))
         device = join(loop.timeout_minutes)
         stack.push(leave_refused)
         if rank() == 0:
             stack.enter_context(exclusive(folder / ".state"))
         task = build(device)
         training = Training(task, config, plan)
-        track = (
-            start_run(
-                task.experiment,
-                folder=folder / ".state" / "tracking",
-                name=folder.name,
-                params=to_dict(config),
-                token=training.token,
-            )
-            if loop.track
-            else Run()
-        )
-        with track as tracked:
+        with start_run(
+            task.experiment,
+            folder=folder,
+            name=folder.name,
+            params=to_dict(config),
+            resume=Resume(training.token, training.first or -1),
+            track=loop.track,
+        ) as tracked:
             finished = training.train(tracked, stop)
             status = "FINISHED" if finished else "KILLED"
             tracked.close(status, PATIENCE[status])
@@ -81,7 +76,7 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
                 say(f"MLflow: {tracked.where()}\n")
         barrier()  # the launcher ends all ranks when one has ended
         leave()
-    return 0 if finished else STOPPED
+    return 0 if finished else TERMINATED
 
 
 def say(text: str) -> None:
@@ -142,9 +137,10 @@ class Training:
         self.position = self.loader.state
         if before is not None:
             say(f"resumed from {before.folder} {how}\n")
-        self._start_log()
+        if rank() == 0:
+            write_bytes(self.folder / "config.json", pretty_json(to_dict(config)))
 
-    def train(self, tracked: Run, stop: Stop) -> bool:
+    def train(self, tracked: Run, stop: Termination) -> bool:
         """Train to the last step; returns False if a signal ended it before.
 
         Raises:
@@ -178,7 +174,7 @@ class Training:
             self.finish(tracked)
         return done
 
-    def update(self, batches: Iterator[Any], averages: StepAverages, stop: Stop) -> bool:
+    def update(self, batches: Iterator[Any], averages: StepAverages, stop: Termination) -> bool:
         """Take one step; returns whether some rank was told to stop after it."""
         losses: dict[str, Tensor] = {}
         keys: list[str] = []
@@ -201,7 +197,7 @@ class Training:
             keys += batch.keys
         mine = (torch.stack(list(losses.values())) / self.plan.accumulation_steps).tolist()
         is_bad = not all(map(math.isfinite, mine))
-        bad, told, *totals = sums([is_bad, stop.asked, *mine], str(self.engine.device))
+        bad, told, *totals = sums([is_bad, stop.noticed, *mine], str(self.engine.device))
         if bad:
             self._fail("the loss", keys if is_bad else [])
         rate = learning_rate(self.step, self.config.schedule)
@@ -227,7 +223,7 @@ class Training:
         self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
         result = self.task.validate(self.averaged)
         metrics = {f"val/{name}": value for name, value in result.metrics.items()}
-        self._record(metrics, tracked)
+        tracked.log_metrics(metrics, self.step)
         if result.grid is not None:
             tracked.log_image("val/pictures", result.grid, self.step)
             path = self.folder / "samples" / f"step-{self.step:08d}.png"
@@ -268,7 +264,7 @@ class Training:
         metrics["speed/peak_memory_gb"] = max(gathered(peak_memory_gb(self.engine.device)))
         if self.config.loop.skip_budget:
             (metrics["data/skipped"],) = sums([self.loader.skipped], str(self.engine.device))
-        self._record(metrics, tracked)
+        tracked.log_metrics(metrics, self.step)
         left = (self.config.loop.max_steps - self.step) * metrics["speed/step_seconds"]
         say(
             f"step {self.step}/{self.config.loop.max_steps}  loss {metrics['train/loss']:.5f}  "
@@ -276,23 +272,6 @@ class Training:
             f"{metrics['speed/samples_per_second']:.1f} samples/s  "
             f"data {metrics['speed/data_share']:.1%}  left {clock(left)}\n"
         )
-
-    def _record(self, metrics: dict[str, float], tracked: Run) -> None:
-        tracked.log_metrics(metrics, self.step)
-        if rank() == 0:
-            with (self.folder / LOG).open("a") as file:
-                file.write(json.dumps({"step": self.step, **metrics}) + "\n")
-
-    def _start_log(self) -> None:
-        """Save the configuration, and cut what a killed run logged behind its last checkpoint."""
-        if rank():
-            return
-        write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
-        path = self.folder / LOG
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= self.step and self.first]
-        write_bytes(path, "".join(kept).encode())
 
     def _describe(self) -> str:
         """Say what a step costs, and what a rank has to hold."""
