@@ -14,10 +14,9 @@ is computation: processes, through PyTorch's DataLoader.
 import hashlib
 import itertools
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -28,6 +27,7 @@ from torch.utils.data import DataLoader
 from datasets.reading.memory import Memory
 from datasets.reading.order import Layout, Order, Picks, WeightedSet, sweep
 from datasets.shards import MANIFEST, read_manifest
+from infra.ahead import map_ahead
 from infra.errors import UsageError, UserError
 
 logger = logging.getLogger(__name__)
@@ -164,40 +164,19 @@ class Loader(Generic[B_co]):
         yield from zip(batches, (count for _, count in shares), strict=True)
 
     def _loaded(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
-        if self.config.workers == 0:
-            load = self._when_asked
-        else:
-            load = self._by_processes if self.config.processes else self._by_threads
+        in_processes = self.config.processes and self.config.workers > 0
+        load = self._by_processes if in_processes else self._by_threads
         for batch in load(sequence):
             self._count(batch.skipped)
             yield batch
             del batch
 
-    def _memory(self) -> Memory:
-        return Memory("pinned" if self.config.pin_memory else "reused")
-
-    def _when_asked(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
-        memory = self._memory()
-        return (self.samples.load(picks, memory) for picks in sequence)
-
     def _by_threads(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
-        memory, sequence = self._memory(), iter(sequence)
-        pending: deque[Future[B_co]] = deque()
-        with ThreadPoolExecutor(self.config.workers, thread_name_prefix="loader") as pool:
-            try:
-                for picks in itertools.islice(sequence, self.config.workers * self.config.ahead):
-                    pending.append(pool.submit(self.samples.load, picks, memory))
-                while pending:
-                    batch = pending.popleft().result()
-                    pending.extend(
-                        pool.submit(self.samples.load, picks, memory)
-                        for picks in itertools.islice(sequence, 1)
-                    )
-                    yield batch
-                    del batch
-            finally:
-                for future in pending:
-                    future.cancel()
+        workers = self.config.workers
+        load = partial(
+            self.samples.load, memory=Memory("pinned" if self.config.pin_memory else "reused")
+        )
+        return map_ahead(load, sequence, threads=workers, ahead=workers * self.config.ahead)
 
     def _by_processes(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
         return iter(

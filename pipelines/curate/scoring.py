@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from datasets.decoding import Pixels, UndecodableImage, decode, single_threaded
 from datasets.sample import CANDIDATE, empty_row
 from datasets.shards import fits_ustar, parquet_bytes, read_manifest
 from datasets.sources import ImageRef, Listing, read
+from infra.ahead import map_ahead
 from infra.config import digest, pretty_json
 from infra.errors import UsageError
 from infra.storage import write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
-from pipelines.jobs.ahead import in_order
 from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.jobs.scorers import ImportedScores, Quality, load
 from pipelines.jobs.stage import Stopwatch
@@ -72,7 +71,7 @@ class ScoreImages:
         rows: list[dict[str, Any]] = []
 
         def candidates() -> Iterator[tuple[dict[str, Any], Pixels]]:
-            for image_rows, patches in self._opened(refs):
+            for image_rows, patches in map_ahead(self.open, refs, threads=self.decoders):
                 rows.extend(image_rows)
                 yield from zip(image_rows, patches, strict=False)
 
@@ -105,12 +104,6 @@ class ScoreImages:
         if isinstance(self.scorer, ImportedScores):
             return (Quality(self.scorer.scores.get(waiting[0]["key"], math.nan)) for _ in patches)
         return self.scorer.score(patches)
-
-    def _opened(
-        self, refs: Sequence[ImageRef]
-    ) -> Iterator[tuple[list[dict[str, Any]], list[Pixels]]]:
-        """Open images in order, ``decoders`` of them ahead of need."""
-        return in_order((partial(self.open, ref) for ref in refs), self.decoders)
 
     def open(self, ref: ImageRef) -> tuple[list[dict[str, Any]], list[Pixels]]:
         """Read, decode and cut one image.

@@ -8,6 +8,7 @@ neighbours fill the batch: where a batch is one image, as on a CPU, that too cha
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from datasets.degradation.batched import degrade_batch
 from datasets.degradation.reference import Degraded
 from datasets.latent_format import LatentFormat
 from datasets.shards import save_record, write_shard
+from infra.ahead import map_ahead
 from infra.config import from_dict
 from infra.errors import UserError
 from pipelines.encode.config import EncodeRule
@@ -28,7 +30,6 @@ from pipelines.encode.images import ImageSample, read_sample
 from pipelines.encode.members import Computed, GenerationSpec, Packer, Row
 from pipelines.encode.networks import Encoder, Image, batch_size, levels
 from pipelines.encode.reuse import TARGETS, EarlierSet
-from pipelines.jobs.ahead import in_order
 from pipelines.jobs.plan import record_path
 from pipelines.jobs.stage import Stopwatch
 
@@ -81,7 +82,8 @@ class EncodeShard:
         with self.watch("compare"):
             self.packer.find_copies(rows)
         groups = list(self._groups(rows))
-        prepared = in_order(self._preparations(groups), self.threads)
+        calls = self._preparations(groups)
+        prepared = map_ahead(operator.call, calls, threads=self.threads)
         for group in groups:
             samples = next(prepared)[0]
             computed = Computed(labels={sample.key: sample.label for sample in samples})
