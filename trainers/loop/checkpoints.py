@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from infra.config import pretty_json
 from infra.distributed import barrier, gathered, rank
 from infra.errors import UsageError, UserError
-from infra.storage import remove_tree, write_bytes, written_by_name
+from infra.storage import has_size, remove_tree, write_bytes, written_by_name
 from models.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from models.ema import EMA, UPDATES
 from trainers.loop.engine import Engine
@@ -195,7 +195,4 @@ class Checkpoints:
 def _is_whole(manifest: Path) -> bool:
     """Tell whether every file is there at its full length."""
     files = json.loads(manifest.read_bytes())["files"]
-    return all(
-        (manifest.parent / name).is_file() and (manifest.parent / name).stat().st_size == size
-        for name, size in files.items()
-    )
+    return all(has_size(manifest.parent / name, size) for name, size in files.items())
