@@ -10,7 +10,8 @@ import torch
 
 from datasets.degradation.parameters import degradation_preset
 from datasets.degradation.reference import degrade, draw_parameters
-from datasets.reading.images import Crops, ImageBatch, ImageSet, OnlinePairs
+from datasets.reading.image_set import ImageSet
+from datasets.reading.images import Crops, ImageBatch, OnlinePairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.memory import Memory
 from datasets.reading.order import Layout, Picks

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
-from datasets.reading.loader import published, stand_ins
+from datasets.reading.loader import stand_ins
 from datasets.reading.memory import Memory
 from datasets.reading.order import Picks, WeightedSet, scattered
-from datasets.reading.ranges import Cache, LocalFiles, Ranges, UnreadableRange, names_member
-from datasets.shards import BLOCK
+from datasets.reading.ranges import Cache, UnreadableRange, names_member, shards_of
+from datasets.shards import BLOCK, published, shard_sizes
 from infra.config import differences, from_dict
 from infra.errors import UserError
 
@@ -82,13 +82,11 @@ class LatentPairs:
     def __init__(self, folder: Path, *, split: str = "train", cache: Cache | None = None) -> None:
         self.manifest, digest = published(folder)
         self.latent = from_dict(LatentFormat, self.manifest["latent"])
-        sizes = {entry["name"]: entry["bytes"] for entry in self.manifest["shards"]}
         self._header = self.latent.header()
         self._dtype = getattr(torch, self.latent.dtype)
         self._padding = -self.latent.member_bytes % BLOCK
         self._apart = BLOCK + self.latent.member_bytes + self._padding  # of neighbouring members
-        files = LocalFiles(folder, sizes)
-        self.files: Ranges = files if cache is None else cache.over(files, digest)
+        self.files = shards_of(folder, self.manifest, digest, cache)
         table = pq.read_table(folder / PAIRS, filters=[("split", "=", split)])
         if not len(table):
             raise UserError(f"{folder}: no pair of split {split!r} in {PAIRS}")
@@ -98,7 +96,7 @@ class LatentPairs:
         self._first = np.flatnonzero(np.diff(codes, prepend=-1))
         self._count = np.diff(self._first, append=len(codes))
         self._keys: list[str] = keys.dictionary.to_pylist()
-        self._shards = sorted(sizes)
+        self._shards = sorted(shard_sizes(self.manifest))
         self._table = _integers(table, self._shards)
         self.weighted_sets = (WeightedSet(size=len(self._first)),)
 

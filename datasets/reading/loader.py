@@ -11,13 +11,11 @@ a system call that lets other threads run: threads, and no copy between processe
 is computation: processes, through PyTorch's DataLoader.
 """
 
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,7 +24,6 @@ from torch.utils.data import DataLoader
 
 from datasets.reading.memory import Memory
 from datasets.reading.order import Layout, Order, Picks, WeightedSet, sweep
-from datasets.shards import MANIFEST, read_manifest
 from infra.ahead import map_ahead
 from infra.errors import UsageError, UserError
 
@@ -233,18 +230,3 @@ def stand_ins(unreadable: Mapping[int, str], count: int) -> dict[int, int]:
         )
         for row in unreadable
     }
-
-
-def published(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the manifest of a set and its digest.
-
-    Raises:
-        UserError: there is no complete set.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(
-            f"{folder}: no {MANIFEST}, hence no complete set of shards; give the folder that "
-            "pipelines.curate or pipelines.encode wrote, or run it again to finish"
-        )
-    return manifest, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+from datasets.shards import BLOCK, shard_sizes
 from infra.errors import UsageError, UserError
 from infra.storage import TEMPORARY_SUFFIX, explained
 
@@ -68,6 +69,11 @@ class LocalFiles:
         self.sizes = dict(sizes)
         self._opened = functools.lru_cache(MAX_OPEN)(self._open)
 
+    @classmethod
+    def of(cls, folder: Path, manifest: Mapping[str, Any]) -> Self:
+        """Open the shards of a set."""
+        return cls(folder, shard_sizes(manifest))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.sizes)
 
@@ -114,6 +120,26 @@ def read_fully(descriptor: int, offset: int, buffers: Sequence[memoryview]) -> b
             return False
         done += count
     return True
+
+
+def read_member(files: Ranges, shard: str, name: str, offset: int, size: int) -> bytes:
+    """Read a member of a shard where the index has it.
+
+    Args:
+        files: the shards.
+        shard: name of the shard.
+        name: of the member.
+        offset: first byte of the content, behind the header.
+        size: of the content in bytes.
+
+    Raises:
+        UnreadableRange: the shard is missing or damaged, or has something else there.
+    """
+    head, content = bytearray(BLOCK), bytearray(size)
+    files.read(shard, offset - BLOCK, [memoryview(head), memoryview(content)])
+    if not names_member(head, name.encode()):
+        raise UnreadableRange(f"{shard}: {name} is not where the index has it; copy the set anew")
+    return bytes(content)
 
 
 def names_member(header: bytes | bytearray | memoryview, name: bytes) -> bool:
@@ -236,6 +262,14 @@ class Cache:
         """Read the shards of the set with this digest through the cache."""
         fetch = functools.partial(_fetched, files)
         return CachedFiles(self.folder, fetch, limit=self.limit, owner=f"{digest[:16]}-")
+
+
+def shards_of(
+    folder: Path, manifest: Mapping[str, Any], digest: str, cache: Cache | None
+) -> Ranges:
+    """Open the shards of the set with this manifest and digest, through a cache if there is one."""
+    files = LocalFiles.of(folder, manifest)
+    return files if cache is None else cache.over(files, digest)
 
 
 def _fetched(files: Ranges, name: str, offset: int, size: int) -> bytes:

@@ -32,13 +32,13 @@ from pipelines.curate import report as curation_report
 from pipelines.curate import scoring
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
-from pipelines.curate.pack import PLAN, PackShard
+from pipelines.curate.pack import LOCATED, PackShard
 from pipelines.curate.selection import count_reasons, select, shard_tables
 from pipelines.jobs.folder import SetFolder, plain
-from pipelines.jobs.plan import record_path, write_plan
+from pipelines.jobs.plan import PLAN, units_left, write_plan
 from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.jobs.scorers import describe
-from pipelines.jobs.stage import Engine, RayEngine, Resources, StageTime
+from pipelines.jobs.stage import Engine, Resources, StageTime, a_gpu_each, started
 from pipelines.jobs.times import save_times
 
 FORMAT = "latent-pmrf/samples/1"
@@ -88,23 +88,19 @@ class Curation:
             listing = listing.first(self.config.first).first(self.config.limit)
             if self._finished(listing):
                 sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
-            elif engine is not None:
-                self._work(listing, engine)
             else:
-                with RayEngine(self.config.workers) as ray_engine:
-                    self._work(listing, ray_engine)
+                with started(engine, self.config.workers) as running:
+                    self._work(listing, running)
             self._check_budget()
 
     def _work(self, listing: Listing, engine: Engine) -> None:
-        if not self.config.track:
-            self._make(listing, engine)
-            return
         settings = {**self.candidate_fields, **self.cut_fields}
         where = self.set.tracked(
             "latent-pmrf/curate",
             settings,
             lambda: self._make(listing, engine),
             lambda manifest: curation_report.metrics(manifest, engine.times),
+            track=self.config.track,
         )
         sys.stdout.write(where)
 
@@ -170,14 +166,9 @@ class Curation:
         """Give a GPU scorer one worker a GPU, with threads that decode for it; others one a CPU."""
         if choice.device == "cpu":
             return Resources(), 0
-        there = engine.gpus()
-        wanted = there if choice.gpus is None else choice.gpus
-        if not 0 < wanted <= there:
-            raise UsageError(
-                f"--scorer {choice.name}: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; "
-                "give --scorer-gpus 0 to score on CPUs (--dry-run says how slowly)"
-            )
-        return Resources(cpus=1, gpus=1, workers=wanted), DECODERS_PER_GPU
+        otherwise = "give --scorer-gpus 0 to score on CPUs"
+        resources = a_gpu_each(engine, choice.gpus, f"--scorer {choice.name}", otherwise)
+        return resources, DECODERS_PER_GPU
 
     def staging(self, scores: pa.Table) -> Path:
         """Return the folder where this very set is in the making; removes what others left."""
@@ -194,15 +185,11 @@ class Curation:
         """Write every shard of the plan that is not written yet."""
         tables = shard_tables(scores)
         refs = {ref.key: ref for ref in listing.images}
-        write_plan(staging / "plan.parquet", [_located(table, refs) for table in tables.values()])
-        units = [
-            {"name": name, "row_group": number}
-            for number, name in enumerate(tables)
-            if shards.load_record(record_path(staging / name)) is None
-        ]
+        plan = staging / PLAN
+        write_plan(plan, [_located(table, refs) for table in tables.values()])
+        units = units_left(staging, tables)
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
-        plan = str(staging / "plan.parquet")
-        arguments = (plan, self.config.crop_rule(), self.scorer.name, self.config.max_pixels)
+        arguments = (str(plan), self.config.crop_rule(), self.scorer.name, self.config.max_pixels)
         for _ in engine.run("pack", units, PackShard, arguments, total):
             pass
 
@@ -216,7 +203,8 @@ class Curation:
                 scores.replace_schema_metadata({"scorer": canonical_json(self.scorer.identity())})
             ),
         }
-        hashes = {name: storage.write_bytes(staging / name, data) for name, data in files.items()}
+        for name, data in files.items():
+            storage.write_bytes(staging / name, data)
         entries = [shard.entry() for shard in complete]
         sources = scores.group_by("source").aggregate([("source_sha256", "min")])
         pairs = zip(
@@ -245,9 +233,7 @@ class Curation:
             },
             "dropped": count_reasons(scores),
             "shards": entries,
-            "files": {
-                name: {"bytes": len(data), "sha256": hashes[name]} for name, data in files.items()
-            },
+            "files": {name: shards.file_entry(staging / name) for name in files},
             "versions": {
                 "python": platform.python_version(),
                 **{name: metadata.version(name) for name in ENCODERS},
@@ -286,7 +272,7 @@ def _count_broken(scores: pa.Table) -> int:
 def _located(table: pa.Table, refs: dict[str, ImageRef]) -> pa.Table:
     """Add to a shard's rows where each image is read."""
     located = [refs[source] for source in table["source"].to_pylist()]
-    for name in PLAN.names[len(table.schema.names) :]:
-        values = pa.array([getattr(ref, name) for ref in located], PLAN.field(name).type)
+    for name in LOCATED.names[len(table.schema.names) :]:
+        values = pa.array([getattr(ref, name) for ref in located], LOCATED.field(name).type)
         table = table.append_column(name, values)
     return table

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, decode
-from datasets.shards import INDEX
+from datasets.reading.image_set import ImageSet
 from datasets.sources import ImageRef, Listing, read
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
 from pipelines.jobs import page as report
 from pipelines.jobs.stage import StageTime
-from pipelines.jobs.times import bottleneck, time_section
+from pipelines.jobs.times import closing_lines, stage_metrics, time_section
 
 SHOWN = 6  # thumbnails a row
 
@@ -26,14 +25,10 @@ def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) 
     """Return the lines that a run ends with."""
     totals, given, scorer = manifest["totals"], manifest["input"], manifest["scorer"]
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
-    seconds = ", ".join(f"{stage.name} {stage.wall:.1f} s" for stage in times)
     return (
         f"{given['images']:,} images, {totals['candidates']:,} candidates: "
         f"kept {totals['samples']:,}; dropped {dropped or 'none'}\n"
-        f"scorer {scorer['name']}, {_rule(scorer)}\n"
-        f"time: {seconds or 'none'}; bottleneck: {bottleneck(times)}\n"
-        f"shards: {folder.resolve()} ({totals['shards']:,} files, {totals['bytes'] / 1e6:.1f} MB)\n"
-        f"report: {(folder / 'report.html').resolve()}\n"
+        f"scorer {scorer['name']}, {_rule(scorer)}\n" + closing_lines(totals, times, folder)
     )
 
 
@@ -48,7 +43,7 @@ def metrics(manifest: dict[str, Any], times: Sequence[StageTime]) -> dict[str, f
         "shards": totals["shards"],
         "bytes": totals["bytes"],
         **{f"dropped/{reason}": count for reason, count in manifest["dropped"].items()},
-        **{f"seconds/{stage.name.replace(' ', '_')}": stage.wall for stage in times},
+        **stage_metrics(times),
     }
 
 
@@ -176,11 +171,8 @@ class Pictures:
     """
 
     def __init__(self, folder: Path, listing: Listing, rule: CropRule, max_pixels: int) -> None:
-        self.folder = folder
         self.rule = rule
-        index = pq.read_table(folder / INDEX, filters=[("extension", "=", "png")])
-        self._keys = index["key"]
-        self._index = index
+        self._images = ImageSet(folder)
         refs: dict[str, ImageRef] = {ref.key: ref for ref in listing.images}
         # Neighbours in score are often of one photograph; a few decoded ones are kept at hand.
         self._source = lru_cache(maxsize=4)(lambda key: decode(read(refs[key]), max_pixels))
@@ -207,7 +199,5 @@ class Pictures:
         if row["shard"] is None:
             box = Box(row["x"], row["y"], row["w"], row["h"])
             return cut(self._source(row["source"]), box, self.rule)
-        place = self._index.slice(pc.index(self._keys, row["key"]).as_py(), 1).to_pylist()[0]
-        with (self.folder / place["shard"]).open("rb") as shard:
-            shard.seek(place["offset"])
-            return decode(shard.read(place["size"]))
+        number: int = pc.index(self._images.rows["key"], row["key"]).as_py()
+        return self._images.pixels(number)

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from datasets.decoding import encode_png
 from datasets.degradation.batched import degrade_batch
+from datasets.reading.image_set import ImageSample, ImageSet
 from infra.config import pretty_json
 from infra.storage import write_bytes
 from models.metrics.fidelity import psnr
 from pipelines.encode.config import EncodeRule
-from pipelines.encode.images import read_sample
 from pipelines.encode.networks import Encoder, levels
 from pipelines.encode.sums import ChannelSums, latent_sums
 from pipelines.jobs.stage import Stopwatch
@@ -39,24 +39,22 @@ class Probe:
     Args:
         rule: as for the encoding.
         images: folder of the image set.
-        size: side of its images.
         folder: where the result and the pictures go.
     """
 
-    def __init__(self, rule: EncodeRule, images: str, size: int, folder: str) -> None:
+    def __init__(self, rule: EncodeRule, images: str, folder: str) -> None:
         self.encoder = Encoder(rule)
         self.images = Path(images)
-        self.size = size
         self.folder = Path(folder)
         self.watch = Stopwatch()
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Probe ``unit["rows"]``; the result is written last."""
         sums = ChannelSums(self.encoder.vae.latent_channels)
-        found = []
+        images, found = ImageSet(self.images), []
         for number, row in enumerate(unit["rows"]):
             with self.watch("probe"):
-                measured, pictures = self._measure(row, sums)
+                measured, pictures = self._measure(images.sample(row), sums)
             found.append(measured)
             if number < SHOWN:
                 for name, picture in pictures.items():
@@ -67,10 +65,9 @@ class Probe:
         return {"done": len(found), "seconds": self.watch.take()}
 
     def _measure(
-        self, row: dict[str, Any], sums: ChannelSums
+        self, sample: ImageSample, sums: ChannelSums
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return one image's numbers and pictures; counts its latents in ``sums``."""
-        sample = read_sample(self.images, row, self.size)
         parameters = self.encoder.parameters(sample.key, 0)
         (pair,) = degrade_batch([sample.image], [parameters], self.encoder.device)
         lq, hq = self.encoder.tensor([pair.lq]), self.encoder.tensor([pair.hq])

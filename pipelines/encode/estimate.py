@@ -16,7 +16,6 @@ from datasets.latent_format import NPY_HEADER
 from datasets.shards import BLOCK
 from models.rectified_flow import regress
 from pipelines.encode.config import EncodeConfig
-from pipelines.encode.images import read_label
 from pipelines.encode.job import Encoding
 from pipelines.encode.networks import Encoder, batch_size, parameters
 from pipelines.encode.reuse import TARGETS, EarlierSet
@@ -89,7 +88,7 @@ def _reuse(encoding: Encoding, draws: range) -> tuple[tuple[float, float], str]:
     if reuse is None:
         return (0, 0), said
     rows = encoding.images.spread(COMPARED)
-    hashes = {row["key"]: read_label(encoding.images.folder, row)["sha256"] for row in rows}
+    hashes = {row["key"]: encoding.images.label(row)["sha256"] for row in rows}
     earlier = EarlierSet(reuse, latent, keep_images=encoding.config.keep_images)
     found = earlier.find(hashes, draws, functools.partial(parameters, encoding.rule))
     names = [name for copies in found.values() for name in copies]

@@ -30,7 +30,7 @@ from models.frozen import check_takes
 from pipelines.encode import report as encoding_report
 from pipelines.encode.bound import IMAGES, RESULT, Probe, bound
 from pipelines.encode.config import EncodeConfig
-from pipelines.encode.images import ImageSet
+from pipelines.encode.images import latent_shards, open_images
 from pipelines.encode.manifest import Generation, stage_manifest
 from pipelines.encode.members import GenerationSpec
 from pipelines.encode.networks import identity, load_models
@@ -38,8 +38,8 @@ from pipelines.encode.reuse import Reuse, earlier_manifest, reusable
 from pipelines.encode.sums import ChannelSums
 from pipelines.encode.worker import EncodeShard
 from pipelines.jobs.folder import SetFolder, plain
-from pipelines.jobs.plan import record_path, write_plan
-from pipelines.jobs.stage import Engine, RayEngine, Resources
+from pipelines.jobs.plan import PLAN, units_left, write_plan
+from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.jobs.times import save_times
 
 LEAST_STD = 1e-3  # a channel that hardly varies still needs a step in 8 bits
@@ -60,7 +60,7 @@ class Encoding:
         self.rule = config.rule()
         self.set = SetFolder(storage.local_path(config.output), ".encode", "a latent set")
         self.folder, self.state = self.set.path, self.set.state
-        self.images = ImageSet(storage.local_path(config.input), config.limit)
+        self.images = open_images(storage.local_path(config.input), config.limit)
         models = load_models(self.rule)
         factor = models.vae.downsample_factor
         if self.images.size % factor:
@@ -68,7 +68,8 @@ class Encoding:
                 f"--input {config.input}: images of {self.images.size} pixels; --vae {config.vae} "
                 f"takes multiples of {factor}: curate them at another --size"
             )
-        self.shape = (models.vae.latent_channels, *[self.images.size // factor] * 2)
+        side = self.images.size // factor
+        self.shape = models.vae.latent_channels, side, side
         if models.regressor is not None:
             try:
                 check_takes(models.regressor, self.shape)
@@ -102,11 +103,8 @@ class Encoding:
                 sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
                 return
             self.earlier()  # what cannot be used is said before Ray starts
-            if engine is not None:
-                self._work(engine)
-            else:
-                with RayEngine(self.config.workers) as ray_engine:
-                    self._work(ray_engine)
+            with started(engine, self.config.workers) as running:
+                self._work(running)
 
     def earlier(self) -> tuple[Path, dict[str, Any]] | None:
         """Return folder and manifest of the set of --reuse.
@@ -153,14 +151,12 @@ class Encoding:
 
     def _work(self, engine: Engine) -> None:
         resources = self._resources(engine)
-        if not self.config.track:
-            self._make(engine, resources)
-            return
         where = self.set.tracked(
             "latent-pmrf/encode",
             {**self.identity, "draws": self.config.draws},
             lambda: self._make(engine, resources),
             lambda manifest: encoding_report.metrics(manifest, engine.times),
+            track=self.config.track,
         )
         sys.stdout.write(where)
 
@@ -168,14 +164,8 @@ class Encoding:
         """Give a worker a GPU, or one CPU; never the one for the other."""
         if self.config.device == "cpu":
             return Resources()
-        there = engine.gpus()
-        wanted = there if self.config.gpus is None else self.config.gpus
-        if not 0 < wanted <= there:
-            raise UsageError(
-                f"--device cuda: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; give "
-                "--device cpu to encode on CPUs (--dry-run says how slowly)"
-            )
-        return Resources(cpus=1, gpus=1, workers=wanted)
+        otherwise = "give --device cpu to encode on CPUs"
+        return a_gpu_each(engine, self.config.gpus, "--device cuda", otherwise)
 
     def _make(self, engine: Engine, resources: Resources) -> dict[str, Any]:
         storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
@@ -199,7 +189,7 @@ class Encoding:
         folder = self.state / "probe"
         if not (folder / RESULT).exists():
             rows = self.images.spread(IMAGES)
-            arguments = (self.rule, str(self.images.folder), self.images.size, str(folder))
+            arguments = (self.rule, str(self.images.folder), str(folder))
             units = [{"rows": rows}]
             for _ in engine.run("probe", units, Probe, arguments, len(rows), resources):
                 pass
@@ -223,17 +213,13 @@ class Encoding:
         taken: dict[str, int] = {}
         for entry in manifest["shards"] if manifest else ():
             taken[entry["split"]] = taken.get(entry["split"], 0) + 1
-        tables = self.images.shards(self.config.samples_per_shard, taken)
-        write_plan(staging / "plan.parquet", list(tables.values()))
-        units = [
-            {"name": name, "row_group": number}
-            for number, name in enumerate(tables)
-            if shards.load_record(record_path(staging / name)) is None
-        ]
+        tables = latent_shards(self.images.rows, self.config.samples_per_shard, taken)
+        write_plan(staging / PLAN, list(tables.values()))
+        units = units_left(staging, tables)
         reuse, said = self.reuse(latent)
         sys.stdout.write(said)
         spec = GenerationSpec(
-            plan=str(staging / "plan.parquet"),
+            plan=str(staging / PLAN),
             images=str(self.images.folder),
             size=self.images.size,
             first=first,

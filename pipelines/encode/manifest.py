@@ -130,15 +130,13 @@ def stage_manifest(
             "bytes": sum(shard.bytes for shard in written),
         },
         "shards": [shard.entry() for shard in written],
-        "files": {name: _file(new.staging / name) for name in (shards.INDEX, PAIRS, STATISTICS)},
+        "files": {
+            name: shards.file_entry(new.staging / name)
+            for name in (shards.INDEX, PAIRS, STATISTICS)
+        },
         "generations": generations,
     }
     storage.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
-
-
-def _file(path: Path) -> dict[str, Any]:
-    """Return a table's entry in the manifest."""
-    return {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
 
 
 def _published(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Shard]:

@@ -11,16 +11,13 @@ import numpy.typing as npt
 from datasets.decoding import encode_png
 from datasets.degradation.parameters import DegradationParameters
 from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, members
+from datasets.reading.image_set import ImageSet, Row
 from infra.config import pretty_json, to_dict
 from infra.errors import UserError
 from infra.storage import write_bytes
-from pipelines.encode.images import read_label
 from pipelines.encode.networks import Encoded
 from pipelines.encode.reuse import KEPT_IMAGES, TARGETS, Copies, EarlierSet, Reuse
 from pipelines.encode.sums import ChannelSums, latent_sums, latent_values, shard_table, write_tables
-
-Row = Mapping[str, Any]
-"""As in `image_plan.PLAN`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +59,7 @@ class Packer:
 
     Args:
         spec: what the shards have in common.
+        images: the set that is encoded.
         latent: how a latent is stored.
         parameters: draws (key, number).
         earlier: the set that latents are copied from, if any.
@@ -70,18 +68,20 @@ class Packer:
     def __init__(
         self,
         spec: GenerationSpec,
+        images: ImageSet,
         latent: LatentFormat,
         parameters: Callable[[str, int], DegradationParameters],
         earlier: EarlierSet | None,
     ) -> None:
         self.spec = spec
+        self.images = images
         self.latent = latent
         self.parameters = parameters
         self.earlier = earlier
         self.draws = range(spec.first, spec.last)
         targets = TARGETS if spec.first == 0 else ()
         self.names = [*targets, *(f"source_{number}" for number in self.draws)]
-        self.images = KEPT_IMAGES if spec.keep_images else ()
+        self.kept_images = KEPT_IMAGES if spec.keep_images else ()
         self.copies: Copies = {}
         self.copied = {"targets": 0, "sources": 0}
         self.counted: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -89,8 +89,7 @@ class Packer:
     def find_copies(self, rows: Sequence[Row]) -> None:
         """Look up what of the shard's rows the earlier set has."""
         if self.earlier is not None:
-            images = Path(self.spec.images)
-            hashes = {row["key"]: read_label(images, row)["sha256"] for row in rows}
+            hashes = {row["key"]: self.images.label(row)["sha256"] for row in rows}
             self.copies = self.earlier.find(hashes, self.draws, self.parameters)
 
     def lacks(self, key: str, name: str) -> bool:
@@ -104,7 +103,7 @@ class Packer:
     def pack(self, row: Row, computed: Computed) -> dict[str, bytes]:
         """Turn a sample's latents into tar members, and count them."""
         key = row["key"]
-        label = computed.labels.get(key) or read_label(Path(self.spec.images), row)
+        label = computed.labels.get(key) or self.images.label(row)
         targets = None
         if self.spec.first == 0:
             targets = (
@@ -123,7 +122,7 @@ class Packer:
             raise UserError(f"{key}: {error}; choose another --dtype") from error
         for name in self.names:
             self._count(key, name, packed[f"{name}.npy"], computed)
-        for extension in [f"{name}_{n}.png" for n in self.draws for name in self.images]:
+        for extension in [f"{name}_{n}.png" for n in self.draws for name in self.kept_images]:
             pixels = computed.images.get(f"{key}.{extension}")
             if pixels is None:
                 packed[extension] = self._copy(key, extension)

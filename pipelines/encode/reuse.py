@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 
 from datasets.degradation.parameters import DegradationParameters
 from datasets.latent_format import LatentFormat
-from datasets.reading.ranges import LocalFiles, names_member
-from datasets.shards import BLOCK, INDEX, MANIFEST, read_manifest
+from datasets.reading.ranges import LocalFiles, UnreadableRange, read_member
+from datasets.shards import INDEX, MANIFEST, published, read_manifest
 from infra.config import differences, flat, to_dict
 from infra.errors import UsageError, UserError
 from infra.storage import sha256
@@ -146,22 +146,18 @@ class EarlierSet:
         self.takes_sources = reuse.sources
         self.latent = latent
         self.images = KEPT_IMAGES if keep_images else ()
-        manifest = read_manifest(self.folder)
-        if manifest is None or sha256(self.folder / MANIFEST) != reuse.manifest:
+        manifest, digest = published(self.folder)
+        if digest != reuse.manifest:
             raise UserError(
                 f"--reuse {self.folder} has changed since this run began; run the command again"
             )
-        self._entries = {entry["name"]: entry for entry in manifest["shards"]}
-        self._files = LocalFiles(
-            self.folder, {name: entry["bytes"] for name, entry in self._entries.items()}
-        )
+        self._files = LocalFiles.of(self.folder, manifest)
+        hashes = {entry["name"]: entry["sha256"] for entry in manifest["shards"]}
         for name in (INDEX, STATISTICS):
             self._check(name, manifest["files"][name]["sha256"])
         self._index = pq.read_table(self.folder / INDEX)
         self._table = LatentTable(self.folder / STATISTICS, latent.height * latent.width)
-        self._checked = functools.cache(
-            lambda shard: self._check(shard, self._entries[shard]["sha256"])
-        )
+        self._checked = functools.cache(lambda shard: self._check(shard, hashes[shard]))
         self._sums: Latents = {}
 
     def find(self, hashes: Mapping[str, str], draws: range, parameters: Parameters) -> Copies:
@@ -235,12 +231,10 @@ class EarlierSet:
         return label
 
     def _read(self, key: str, extension: str, place: MemberPlace) -> bytes:
-        head, content = bytearray(BLOCK), bytearray(place.size)
-        views = [memoryview(head), memoryview(content)]
-        self._files.read(place.shard, place.offset - BLOCK, views)
-        if not names_member(head, f"{key}.{extension}".encode()):
-            raise UserError(self._damaged(place.shard, f"{key}.{extension} is not in its place"))
-        return bytes(content)
+        try:
+            return read_member(self._files, place.shard, f"{key}.{extension}", *place[1:])
+        except UnreadableRange as error:
+            raise UserError(f"--reuse: {error}, or leave --reuse out") from error
 
     def _check(self, name: str, expected: str) -> None:
         try:

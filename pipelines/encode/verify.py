@@ -18,6 +18,8 @@ from datasets.degradation.parameters import DegradationConfig, DegradationParame
 from datasets.degradation.reference import draw_parameters
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
+from datasets.reading.image_set import ImageSample
+from datasets.reading.ranges import LocalFiles, read_member
 from datasets.shards import INDEX, read_manifest
 from datasets.verify import Inspected, set_problems
 from infra.config import differences, flat, from_dict, to_dict
@@ -25,7 +27,7 @@ from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines.encode import sums as latent_table
 from pipelines.encode.config import EncodeConfig
-from pipelines.encode.images import ImageSample, ImageSet
+from pipelines.encode.images import open_images
 from pipelines.encode.networks import Encoder
 from pipelines.encode.sums import latent_values
 from pipelines.jobs.folder import plain
@@ -43,6 +45,16 @@ class Options(Protocol):
 
     def over(self, config: EncodeConfig) -> EncodeConfig:
         """Return the set's configuration with what the user gave in its place."""
+
+
+def all_problems(folder: Path, options: Options) -> Iterator[str]:
+    """Yield the `problems` of a set; if there are none, those of its latents, computed again."""
+    sound = True
+    for problem in problems(folder):
+        sound = False
+        yield problem
+    if sound and options.recompute:
+        yield from recomputed(folder, options)
 
 
 def problems(folder: Path) -> Iterator[str]:
@@ -149,7 +161,7 @@ def recomputed(folder: Path, options: Options) -> Iterator[str]:
     assert manifest is not None, "problems() found none"
     saved = json.loads((folder / "config.json").read_bytes())
     config = options.over(from_dict(EncodeConfig, saved))
-    images = ImageSet(local_path(config.input), config.limit)
+    images = open_images(local_path(config.input), config.limit)
     encoder = Encoder(config.rule())
     wanted = {**encoder.identity, "images": images.digest}
     made = {name: manifest["identity"][name] for name in wanted}
@@ -211,11 +223,17 @@ class _Reader:
                 pc.equal(index["shard"].cast("string"), pair["source_shard"]),
             )
         ).to_pylist()[0]
-        label = json.loads(self._read(pair["source_shard"], place["offset"], place["size"]))
+        name = f"{pair['key']}.json"
+        member = self._read(pair["source_shard"], name, place["offset"], place["size"])
+        label = json.loads(member)
         return from_dict(DegradationParameters, label["draws"][str(pair["draw"])]["parameters"])
 
     def latent(self, pair: Mapping[str, Any], side: str) -> npt.NDArray[np.float32]:
-        content = self._read(*(pair[f"{side}_{name}"] for name in ("shard", "offset", "size")))
+        extension = f"source_{pair['draw']}.npy"
+        if side == "target":
+            extension = target_extension(pair["draw"], pair["flip"], pair["gray"])
+        shard, offset, size = (pair[f"{side}_{what}"] for what in ("shard", "offset", "size"))
+        content = self._read(shard, f"{pair['key']}.{extension}", offset, size)
         return latent_values(content, self.format)
 
     def half_step(self, stored: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
@@ -227,10 +245,8 @@ class _Reader:
             return np.spacing(np.abs(stored).astype(np.float16)).astype(np.float64) / 2
         return np.zeros(1)
 
-    def _read(self, shard: str, offset: int, size: int) -> bytes:
-        with (self.folder / shard).open("rb") as tar:
-            tar.seek(offset)
-            return tar.read(size)
+    def _read(self, shard: str, name: str, offset: int, size: int) -> bytes:
+        return read_member(LocalFiles.of(self.folder, self.manifest), shard, name, offset, size)
 
 
 def _in_range(latent: npt.NDArray[np.float32], form: LatentFormat) -> npt.NDArray[np.float32]:

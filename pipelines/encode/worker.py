@@ -15,22 +15,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 
 from datasets.degradation.batched import degrade_batch
 from datasets.degradation.reference import Degraded
 from datasets.latent_format import LatentFormat
+from datasets.reading.image_set import ImageSample, ImageSet, Row
 from datasets.shards import save_record, write_shard
 from infra.ahead import map_ahead
 from infra.config import from_dict
 from infra.errors import UserError
 from pipelines.encode.config import EncodeRule
-from pipelines.encode.images import ImageSample, read_sample
-from pipelines.encode.members import Computed, GenerationSpec, Packer, Row
+from pipelines.encode.members import Computed, GenerationSpec, Packer
 from pipelines.encode.networks import Encoder, Image, batch_size, levels
 from pipelines.encode.reuse import TARGETS, EarlierSet
-from pipelines.jobs.plan import record_path
+from pipelines.jobs.plan import planned, record_path
 from pipelines.jobs.stage import Stopwatch
 
 PREPARERS_PER_GPU = 6  # threads that decode and degrade: JPEG and noise stay on the CPU
@@ -53,20 +52,24 @@ class EncodeShard:
         self.watch = Stopwatch()
 
     @functools.cached_property
+    def images(self) -> ImageSet:
+        """Return the image set, opened by the first unit, which can say why it cannot be."""
+        return ImageSet(Path(self.spec.images))
+
+    @functools.cached_property
     def earlier(self) -> EarlierSet | None:
-        """Return the set that latents are copied from, opened by the first unit: it can refuse."""
+        """Return the set that latents are copied from, if any; opened as `images`."""
         if self.spec.reuse is None:
             return None
         return EarlierSet(self.spec.reuse, self.latent, keep_images=self.spec.keep_images)
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
-        rows = pq.ParquetFile(self.spec.plan).read_row_group(unit["row_group"]).to_pylist()
-        path = Path(self.spec.plan).with_name(unit["name"])
+        path, rows = planned(Path(self.spec.plan), unit)
         self.parameters = functools.cache(self.encoder.parameters)
-        self.packer = Packer(self.spec, self.latent, self.parameters, self.earlier)
+        self.packer = Packer(self.spec, self.images, self.latent, self.parameters, self.earlier)
         try:
-            shard = write_shard(path, self._timed(self.samples(rows)))
+            shard = write_shard(path, self.watch.between("write", self.samples(rows)))
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{unit['name']}: the GPU's memory does not hold a batch of {self.batch} images; "
@@ -118,8 +121,7 @@ class EncodeShard:
 
     def _load(self, rows: Sequence[Row]) -> list[ImageSample]:
         with self.watch("read"):
-            images, size = Path(self.spec.images), self.spec.size
-            return [read_sample(images, row, size) for row in rows if self.packer.is_new(row)]
+            return [self.images.sample(row) for row in rows if self.packer.is_new(row)]
 
     def _degrade(self, load: Callable[[], list[ImageSample]], number: int) -> "_Prepared":
         samples = [s for s in load() if self.packer.lacks(s.key, f"source_{number}")]
@@ -174,12 +176,6 @@ class EncodeShard:
         with self.watch("encode"):
             encoded = self.encoder.encode(batch, names, regressed=regressed)
         computed.latents.update(zip(names, encoded, strict=True))
-
-    def _timed(self, samples: Iterator[Any]) -> Iterator[Any]:
-        """Count the consumer's time between two samples as writing."""
-        for sample in samples:
-            with self.watch("write"):
-                yield sample
 
 
 _Prepared = tuple[list[ImageSample], list[Degraded]]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets.shards import MANIFEST
+from datasets.shards import MANIFEST, lacking, shard_sizes
 from infra import storage
 from infra.config import differences, flat
 from infra.errors import UsageError
@@ -73,9 +73,8 @@ class SetFolder:
 
     def lacks(self, manifest: Mapping[str, Any]) -> list[str]:
         """List the files of a manifest that are absent or of another length."""
-        sizes = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
-        sizes |= {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        return [name for name, size in sizes.items() if not _has_size(self.path / name, size)]
+        files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+        return lacking(self.path, shard_sizes(manifest) | files)
 
     def tracked(
         self,
@@ -83,6 +82,8 @@ class SetFolder:
         settings: Mapping[str, Any],
         make: Callable[[], dict[str, Any]],
         metrics: Callable[[dict[str, Any]], dict[str, float]],
+        *,
+        track: bool,
     ) -> str:
         """Do the work inside an MLflow run; returns a line that says where to look.
 
@@ -91,7 +92,11 @@ class SetFolder:
             settings: the run's parameters.
             make: does the work and returns the set's manifest.
             metrics: the run's numbers, from the manifest.
+            track: False does the work without a run; the line is then empty.
         """
+        if not track:
+            make()
+            return ""
         name = self.path.name
         with start_run(
             experiment, folder=self.state / "tracking", name=name, params=settings
@@ -110,7 +115,3 @@ def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields as JSON gives them back."""
     values: dict[str, Any] = json.loads(json.dumps(fields))
     return values
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size

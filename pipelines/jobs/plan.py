@@ -1,11 +1,16 @@
 """A plan of shards on disk: a table, a row group a shard; and the record of each that is done."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets.shards import load_record
 from infra.storage import write_bytes
+
+PLAN = "plan.parquet"
 
 
 def record_path(shard: Path) -> Path:
@@ -20,3 +25,23 @@ def write_plan(path: Path, shards: list[pa.Table]) -> None:
         for table in shards:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
     write_bytes(path, buffer.getvalue().to_pybytes())
+
+
+def units_left(staging: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return a unit of work for every shard of the plan that is not written yet.
+
+    Args:
+        staging: folder of the plan and of the shards.
+        names: of the shards, in the order of the plan.
+    """
+    return [
+        {"name": name, "row_group": number}
+        for number, name in enumerate(names)
+        if load_record(record_path(staging / name)) is None
+    ]
+
+
+def planned(plan: Path, unit: dict[str, Any]) -> tuple[Path, list[dict[str, Any]]]:
+    """Return where a unit's shard is to be written, and the rows of the plan that it holds."""
+    rows = pq.ParquetFile(plan).read_row_group(unit["row_group"]).to_pylist()
+    return plan.with_name(unit["name"]), rows

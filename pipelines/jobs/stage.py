@@ -9,19 +9,20 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
-from infra.errors import UserError
+from infra.errors import UsageError, UserError
 from infra.storage import explained
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECT_STORE_BYTES = 256 << 20  # units and results are kilobytes; pixels never enter the store
 
+T = TypeVar("T")
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -45,6 +46,12 @@ class Stopwatch:
         """Count seconds measured elsewhere; any thread may."""
         with self._lock:
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
+    def between(self, step: str, items: Iterable[T]) -> Iterator[T]:
+        """Pass items on; the time that the consumer takes between two of them is ``step``'s."""
+        for item in items:
+            with self(step):
+                yield item
 
     def total(self) -> float:
         """Return the seconds of all steps so far."""
@@ -108,6 +115,33 @@ class Engine(Protocol):
     def gpus(self) -> int:
         """Return how many GPUs there are to compute on."""
         ...
+
+
+def started(engine: Engine | None, workers: int | None) -> AbstractContextManager[Engine]:
+    """Return the engine that is given, or else Ray with so many workers, for a `with` block."""
+    return RayEngine(workers) if engine is None else nullcontext(engine)
+
+
+def a_gpu_each(engine: Engine, gpus: int | None, option: str, otherwise: str) -> Resources:
+    """Give each worker one CPU and one GPU.
+
+    Args:
+        engine: where the work is done.
+        gpus: to use; None takes all there are.
+        option: that asks for GPUs, for the message.
+        otherwise: what to do without one, for the message.
+
+    Raises:
+        UsageError: there are not so many, or none.
+    """
+    there = engine.gpus()
+    wanted = there if gpus is None else gpus
+    if not 0 < wanted <= there:
+        raise UsageError(
+            f"{option}: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; {otherwise} "
+            "(--dry-run says how slowly)"
+        )
+    return Resources(cpus=1, gpus=1, workers=wanted)
 
 
 class RayEngine:

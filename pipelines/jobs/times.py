@@ -1,8 +1,9 @@
 """Where a job's time went: in one line, as a file, as a section of its page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from infra.config import pretty_json
 from infra.storage import write_bytes
@@ -18,6 +19,21 @@ def bottleneck(times: Sequence[StageTime]) -> str:
     stage, step = max(steps, key=lambda key: steps[key])
     share = steps[stage, step] / sum(steps.values())
     return f"step {step!r} of stage {stage!r}, {share:.0%} of the workers' time"
+
+
+def closing_lines(totals: Mapping[str, Any], times: Sequence[StageTime], folder: Path) -> str:
+    """Return the last lines of a run: its times, its shards and its page."""
+    seconds = ", ".join(f"{stage.name} {stage.wall:.1f} s" for stage in times)
+    return (
+        f"time: {seconds or 'none'}; bottleneck: {bottleneck(times)}\n"
+        f"shards: {folder.resolve()} ({totals['shards']:,} files, {totals['bytes'] / 1e6:.1f} MB)\n"
+        f"report: {(folder / 'report.html').resolve()}\n"
+    )
+
+
+def stage_metrics(times: Sequence[StageTime]) -> dict[str, float]:
+    """Return the seconds of each stage, for MLflow."""
+    return {f"seconds/{stage.name.replace(' ', '_')}": stage.wall for stage in times}
 
 
 def save_times(path: Path, times: Sequence[StageTime]) -> None:

@@ -14,7 +14,7 @@ from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, write
 from datasets.latent_pairs import PAIRS, pair_table
 from datasets.shards import Shard, index_table, parquet_bytes, shard_name, write_shard
 from infra.config import canonical_json, pretty_json, to_dict
-from infra.storage import sha256, write_bytes
+from infra.storage import write_bytes
 
 SMALL = LatentFormat(channels=4, height=8, width=8)
 
@@ -101,10 +101,7 @@ def write_images(
 
 def _finish(folder: Path, written: Sequence[Shard], tables: list[str], **manifest: Any) -> Path:
     write_bytes(folder / shards.INDEX, parquet_bytes(index_table(written)))
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-        for name in [shards.INDEX, *tables]
-    }
+    files = {name: shards.file_entry(folder / name) for name in [shards.INDEX, *tables]}
     entries = [shard.entry() for shard in written]
     content = pretty_json({**manifest, "shards": entries, "files": files})
     write_bytes(folder / shards.MANIFEST, content)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from datasets.reading.images import ImageSet
+from datasets.reading.image_set import ImageSet
 from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
