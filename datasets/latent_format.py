@@ -14,15 +14,13 @@ C order with a header of 128 bytes, so that data start at a multiple of 64 in th
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from datasets.shards import Shard, write_shard
 from infra.config import canonical_json
 
 NPY_HEADER = 128
@@ -179,11 +177,6 @@ class LatentSample:
     them."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the sample's JSON."""
-
-
-def write_latent_shard(path: Path, samples: Iterable[LatentSample], latent: LatentFormat) -> Shard:
-    """Write one tar of a latent set, atomically; see `datasets.shards.write_shard`."""
-    return write_shard(path, ((sample.key, members(sample, latent)) for sample in samples))
 
 
 def members(sample: LatentSample, latent: LatentFormat) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """Small published sets, written with the project's own writers: images, and latents of noise."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from datasets import shards
 from datasets.decoding import encode_png
-from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, write_latent_shard
+from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, members
 from datasets.latent_pairs import PAIRS, pair_table
 from datasets.shards import Shard, index_table, parquet_bytes, shard_name, write_shard
 from infra.config import canonical_json, pretty_json, to_dict
@@ -49,6 +49,11 @@ def sample(
         ],
         targets=both if targets else None,
     )
+
+
+def write_latent_shard(path: Path, samples: Iterable[LatentSample], latent: LatentFormat) -> Shard:
+    """Write one tar of a latent set."""
+    return write_shard(path, ((sample.key, members(sample, latent)) for sample in samples))
 
 
 def write_latents(
