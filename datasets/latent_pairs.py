@@ -1,7 +1,6 @@
-"""The pair table of a latent set: where both members of every pair lie.
+"""The pair table of a latent set: the places of source and target of every pair.
 
-It is made from the tars alone, so it can be made again, and when draws are added it is the only
-thing beside the manifest that is written anew.
+It is made from the tars alone, so it can be made again.
 """
 
 import json
@@ -78,7 +77,7 @@ def pair_table(folder: Path, shards: Sequence[Shard]) -> pa.Table:
 def problems(folder: Path) -> Iterator[str]:
     """Yield one sentence for everything in a latent set's pair table that cannot be right.
 
-    Lengths and hashes of the files are `datasets.verify`'s affair.
+    Lengths and hashes of the files are checked by `datasets.verify`.
     """
     manifest = read_manifest(folder)
     if manifest is None:

@@ -1,10 +1,10 @@
-"""Shards: how samples become tars, a manifest, an index; how a set appears all at once.
+"""Shards: how samples are written as tars with a manifest and an index, and published as a set.
 
 A set is a folder of `SPLIT-000000.tar` files, `index.parquet` (the byte range of every member),
 `manifest.json` (written last: without it there is no set) and whatever tables the program adds.
-Tars are USTAR with zero times and ids, one sample's members adjacent, so plain webdataset reads
-them and equal samples give equal bytes. A new set is prepared in a staging folder and published by
-renames.
+Tars are USTAR with zero times and ids and with the members of a sample side by side, so webdataset
+reads them and equal samples give equal bytes. A new set is prepared in a staging folder and
+published by renaming its files.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A finished tar and where everything in it lies."""
+    """A finished tar and the places of its members."""
 
     name: str
     samples: int
@@ -110,7 +110,7 @@ def fits_ustar(key: str) -> bool:
 
 
 def save_record(path: Path, shard: Shard) -> None:
-    """Write what a finished shard is beside it: the mark that it need not be written again."""
+    """Write the record of a finished shard; a shard with a record is not written again."""
     members = [[m.key, m.extension, m.offset, m.size] for m in shard.members]
     write_bytes(path, pretty_json({"entry": shard.entry(), "members": members}))
 
@@ -204,7 +204,7 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def publish(staging: Path, folder: Path) -> None:
-    """Make a staged set the set of ``folder``: the old one goes, then the new one is there whole.
+    """Replace the set in ``folder`` by a staged one, such that no mixture of both counts as a set.
 
     ``staging`` holds a manifest and every file it names. Killed at any point, the same call
     finishes the work; between the first and the last rename the folder holds no manifest, so no

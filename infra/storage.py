@@ -1,7 +1,7 @@
-"""Files that are whole or absent: atomic writes, exclusive folders, readable failures.
+"""Files that are whole or absent: atomic writes, folders held by one process, readable errors.
 
-Every byte this project keeps is written here. A file appears under its name only after its bytes
-are on the disk, so a kill at any moment leaves the old file, the new one, or none; never a half.
+A file appears under its name only after its bytes are on the disk, so a process that is killed at
+any moment leaves the old file, the new one, or none, but never a part of one.
 """
 
 import errno
@@ -116,19 +116,19 @@ def has_size(path: Path, size: int) -> bool:
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed writer left under temporary names in ``folder`` and below."""
+    """Delete the temporary files that killed processes left in ``folder`` and below."""
     if folder.is_dir():
         for path in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
             path.unlink(missing_ok=True)
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder and all below it; absent is fine."""
+    """Delete a folder and all below it, if it exists."""
     shutil.rmtree(folder, ignore_errors=not folder.exists())
 
 
 def local_path(uri: str) -> Path:
-    """Turn what the user typed into a local path.
+    """Return the local path that a user gave.
 
     Raises:
         UsageError: for a URI of another kind of storage.
@@ -166,7 +166,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def explained(error: OSError, path: str | os.PathLike[str]) -> UserError:
-    """Say an operating-system error in the user's terms, with the remedy."""
+    """Turn an operating-system error into a message with the path and a remedy."""
     remedies = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again to resume",
         errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",

@@ -1,11 +1,11 @@
-"""Image sets -> batches: crops for the VAE, and whole pairs degraded afresh for online training.
+"""Batches of image sets: crops for the VAE, and whole pairs degraded anew at each visit.
 
     sets = [ImageSet(Path(name), split="train") for name in ("lsdir", "ffhq")]
     crops = Crops(sets, weights=[1, 1])
     for batch, state in Loader(crops, layout, LoaderConfig(processes=True)): ...
 
-What happens to a sample is a function of (seed, key, visit): the same crop, flip and degradation
-whichever process does it. Every image in a batch is in [-1, 1].
+Crop, flip and degradation of a sample are functions of (seed, key, visit), whichever process
+computes them. Every image in a batch is in [-1, 1].
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ class ImageBatch:
     images: Tensor
     """[B, 3, H, W] float32 in [-1, 1]."""
     keys: Sequence[str]
-    """Of the samples."""
+    """Keys of the samples."""
     skipped: Sequence[str]
-    """One message per unreadable image, in whose place another of the batch stands."""
+    """One message for each unreadable image that was replaced by another of the batch."""
 
     def pin_memory(self) -> "ImageBatch":
         """Return the batch in page-locked memory."""
@@ -45,16 +45,16 @@ class ImageBatch:
 
 @dataclass(frozen=True, slots=True)
 class DegradedBatch:
-    """Pairs degraded afresh, from which the trainer computes source and target itself."""
+    """Pairs of HQ and LQ images, from which the trainer computes source and target itself."""
 
     hq: Tensor
-    """[B, 3, H, W] float32 in [-1, 1], flipped and gray as the degradation has it."""
+    """[B, 3, H, W] float32 in [-1, 1]; flipped, or gray, where its degradation says so."""
     lq: Tensor
-    """As ``hq``."""
+    """The degraded images, as ``hq``."""
     keys: Sequence[str]
-    """Of the samples."""
+    """Keys of the samples."""
     skipped: Sequence[str]
-    """One message per unreadable image, in whose place another of the batch stands."""
+    """One message for each unreadable image that was replaced by another of the batch."""
 
     def pin_memory(self) -> "DegradedBatch":
         """Return the batch in page-locked memory."""
@@ -96,10 +96,10 @@ class Crops(Mixture):
     """Random crops, mirrored half of the time.
 
     Args:
-        sets: what to mix.
-        weights: how often an epoch holds each sample of each set; None: once.
+        sets: the image sets to mix.
+        weights: how often an epoch holds each sample of each set; None is once.
         crop: side in pixels; None takes whole images, which must have one size.
-        flip: whether to mirror half of the visits.
+        flip: whether to mirror a sample in half of its visits.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class Crops(Mixture):
 
 
 class OnlinePairs(Mixture):
-    """Whole images with a fresh degradation at each visit: as many draws as there are epochs.
+    """Whole images with another degradation at each visit.
 
     Args:
-        sets: what to mix.
-        degradation: from where the parameters are drawn.
-        weights: how often an epoch holds each sample of each set; None: once.
+        sets: the image sets to mix.
+        degradation: the ranges that its parameters are drawn from.
+        weights: how often an epoch holds each sample of each set; None is once.
     """
 
     def __init__(

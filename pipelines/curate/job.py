@@ -1,15 +1,16 @@
-"""The curation job: list, score what is not scored, select, pack what is not packed, publish.
+"""The curation job: list the images, score those without a score, select, pack, publish.
 
-Everything the job knows is in the output folder; a killed job loses at most what its workers held.
+The state of the job is in the output folder; a killed job loses at most the units under way.
 
     OUTPUT/                          the set: shards, manifest.json, index.parquet, scores.parquet
     OUTPUT/config.json               the resolved configuration, for --config
-    OUTPUT/report.html               what a person reads
-    OUTPUT/.curate/                  the job's memory
-        candidates.json              the fields that made the candidates: another value is another
-        set listing.json                 fingerprint of the inputs of the published set
-        scores-ID/part-*.parquet     scores by unit, ID from the candidate fields and the scorer's
-        weights cut-ID/                      shards in the making, ID from the plan
+    OUTPUT/report.html               the page to read
+    OUTPUT/.curate/                  the state of the job
+        candidates.json              the settings that the candidates depend on; others are refused
+        listing.json                 fingerprint of the inputs of the published set
+        scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
+                                     and the scorer's weights
+        cut-ID/                      the shards that are being written; ID from their plan
 """
 
 import hashlib
@@ -73,12 +74,12 @@ class Curation:
         """Do what is left to do.
 
         Args:
-            engine: carries out the units; by default Ray.
+            engine: what carries out the units; by default Ray.
 
         Raises:
             UsageError: an input or output that cannot be used; nothing was written.
             BudgetExceeded: the set is complete, but more images were broken than ``max_bad``.
-            UserError: the work could not be finished for a reason the user can mend.
+            UserError: the set could not be finished for a reason that the user can mend.
         """
         with self.set.held():
             self.set.claim(
@@ -124,7 +125,7 @@ class Curation:
         return self.report(scores, listing, engine.times)
 
     def report(self, scores: pa.Table, listing: Listing, times: list[StageTime]) -> dict[str, Any]:
-        """Say what was made, on the terminal and as a page; returns the set's manifest."""
+        """Write the page and print the summary; returns the set's manifest."""
         manifest = shards.read_manifest(self.folder)
         assert manifest is not None
         rule, limit = self.config.crop_rule(), self.config.max_pixels
@@ -163,7 +164,7 @@ class Curation:
         return scoring.known(folder, listing)
 
     def _scoring_resources(self, choice: ScorerChoice, engine: Engine) -> tuple[Resources, int]:
-        """Give a GPU scorer one worker a GPU, with threads that decode for it; others one a CPU."""
+        """Return the resources of a scoring worker, a GPU or a CPU, and its decoding threads."""
         if choice.device == "cpu":
             return Resources(), 0
         otherwise = "give --scorer-gpus 0 to score on CPUs"
@@ -171,7 +172,7 @@ class Curation:
         return resources, DECODERS_PER_GPU
 
     def staging(self, scores: pa.Table) -> Path:
-        """Return the folder where this very set is in the making; removes what others left."""
+        """Return the staging folder of this set; removes those of other selections."""
         versions = {name: metadata.version(name) for name in ENCODERS}
         rows = hashlib.sha256(shards.parquet_bytes(scores)).hexdigest()
         identity = digest([FORMAT, self.candidate_fields, self.cut_fields, versions, rows])
@@ -242,7 +243,7 @@ class Curation:
         storage.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
 
     def _finished(self, listing: Listing) -> bool:
-        """Tell whether the published set is the one asked for, from lengths and times alone."""
+        """Tell whether the published set is the one asked for, by lengths and times of files."""
         manifest = shards.read_manifest(self.folder)
         record = self.state / "listing.json"
         if manifest is None or not record.exists():
@@ -270,7 +271,7 @@ def _count_broken(scores: pa.Table) -> int:
 
 
 def _located(table: pa.Table, refs: dict[str, ImageRef]) -> pa.Table:
-    """Add to a shard's rows where each image is read."""
+    """Add to a shard's rows the columns of `LOCATED` that say where each image is read."""
     located = [refs[source] for source in table["source"].to_pylist()]
     for name in LOCATED.names[len(table.schema.names) :]:
         values = pa.array([getattr(ref, name) for ref in located], LOCATED.field(name).type)

@@ -1,4 +1,4 @@
-"""Kept candidates -> shards: decode, crop, encode as PNG, write the tar of one shard."""
+"""Packing of kept candidates: their images are decoded, cut, encoded as PNG, written as shards."""
 
 import hashlib
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ LOCATED = pa.schema(
 
 
 class PackShard:
-    """The actor: one shard of the plan in, one durable tar out.
+    """The worker that writes one shard of the plan.
 
     A shard is done when its record exists and its tar has the recorded length; a repeated unit
     writes the same bytes.
@@ -56,7 +56,7 @@ class PackShard:
         return {"done": shard.samples, "seconds": self.watch.take()}
 
     def samples(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """Encode the rows' patches; neighbours from one image share one decoding."""
+        """Yield the rows' samples; an image is decoded once for successive rows of its patches."""
         for row in rows:
             image = self._decoded(row)
             with self.watch("encode"):

@@ -1,4 +1,4 @@
-"""What a person sees of a curation: the closing lines, the times, the page."""
+"""The report of a curation: the lines that it ends with, its numbers for MLflow, its page."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -58,7 +58,7 @@ def build(
     Args:
         manifest: of the set.
         scores: rows of `SCORES`.
-        pictures: where thumbnails are read.
+        pictures: reads the thumbnails.
         times: of this run's stages.
     """
     totals, scorer = manifest["totals"], manifest["scorer"]
@@ -101,7 +101,7 @@ def _rule(scorer: dict[str, Any]) -> str:
 def _score_sections(
     scores: pa.Table, scorer: dict[str, Any], pictures: "Pictures"
 ) -> list[tuple[str, str]]:
-    """Show the distribution and what lies at its ends and on both sides of the threshold."""
+    """Show the distribution, and pictures from its ends and from both sides of the threshold."""
     scored = scores.filter(pc.is_valid(scores["quality"]))
     values = scored["quality"].to_numpy()
     threshold, higher = scorer["threshold"], scorer["higher_is_better"]
@@ -165,9 +165,9 @@ class Pictures:
 
     Args:
         folder: of the published set.
-        listing: where the source images are.
+        listing: the source images.
         rule: how they are cut.
-        max_pixels: as in the run.
+        max_pixels: the limit of the run.
     """
 
     def __init__(self, folder: Path, listing: Listing, rule: CropRule, max_pixels: int) -> None:

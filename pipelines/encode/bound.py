@@ -1,11 +1,11 @@
-"""The distortion bound, before any training: what a few images lose by encoding alone.
+"""The distortion bound: what a few images lose by encoding alone, measured before any training.
 
-x is an image as one of its draws turned it, x_hat the posterior mean of that draw. D(E(x)) against
-x says about what a restoration can reach; ||D(E(x_hat)) - x_hat|| is how far a latent flow starts
-from the posterior mean that it should start from. Both by the mode of the posterior. Neither knows
-a regressor g. With one, the flow starts from g(E(x_hat)), and two numbers more say what g does:
-PSNR of D(g(E(x_hat))) against x; and ||g(E(x_hat)) - E(x)|| as a part of ||E(x_hat) - E(x)||, which
-g was trained to make small: at 1 or above it was trained for other latents.
+x is an image, flipped or gray as its draw has it, and x_hat the posterior mean of that draw. The
+PSNR of D(E(x)) against x is about the best that a restoration can reach; ||D(E(x_hat)) - x_hat|| is
+how far the start of a latent flow is from the posterior mean. Both take the mode of the encoder's
+posterior, and no regressor g. With a regressor the flow starts from g(E(x_hat)), and there are two
+more numbers: the PSNR of D(g(E(x_hat))) against x; and ||g(E(x_hat)) - E(x)|| divided by ||E(x_hat)
+- E(x)||, which g was trained to make small. If that is 1 or more, g was trained for other latents.
 """
 
 from pathlib import Path
@@ -27,19 +27,19 @@ from pipelines.encode.sums import ChannelSums, latent_sums
 from pipelines.jobs.stage import Stopwatch
 
 IMAGES = 16
-SHOWN = 6  # whose pictures the report has
+SHOWN = 6  # images whose pictures the report shows
 PICTURES = ("hq", "lq", "posterior_mean", "hq_decoded", "posterior_mean_decoded")
 REGRESSED = "regressed_decoded"
 RESULT = "probe.json"
 
 
 class Probe:
-    """The actor: rows of an image set in, what encoding does to them out, as a file.
+    """The worker that measures what encoding does to some images, and writes it to a file.
 
     Args:
-        rule: as for the encoding.
+        rule: the networks, as for the encoding.
         images: folder of the image set.
-        folder: where the result and the pictures go.
+        folder: folder for the result and the pictures.
     """
 
     def __init__(self, rule: EncodeRule, images: str, folder: str) -> None:
@@ -49,7 +49,7 @@ class Probe:
         self.watch = Stopwatch()
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Probe ``unit["rows"]``; the result is written last."""
+        """Measure the images of ``unit["rows"]``; the result is written last."""
         sums = ChannelSums(self.encoder.vae.latent_channels)
         images, found = ImageSet(self.images), []
         for number, row in enumerate(unit["rows"]):
@@ -67,7 +67,7 @@ class Probe:
     def _measure(
         self, sample: ImageSample, sums: ChannelSums
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return one image's numbers and pictures; counts its latents in ``sums``."""
+        """Return one image's numbers and pictures, and add its latents to ``sums``."""
         parameters = self.encoder.parameters(sample.key, 0)
         (pair,) = degrade_batch([sample.image], [parameters], self.encoder.device)
         lq, hq = self.encoder.tensor([pair.lq]), self.encoder.tensor([pair.hq])
@@ -107,7 +107,7 @@ def bound(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture_path(folder: Path, number: int, name: str) -> Path:
-    """Return where a picture of the probe lies."""
+    """Return the path of a picture of the probe."""
     return folder / f"{number}-{name}.png"
 
 

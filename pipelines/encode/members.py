@@ -1,4 +1,4 @@
-"""One shard's samples, computed or copied -> tar members, and the sums of every latent."""
+"""The tar members of one shard's samples, computed or copied, and the sums of every latent."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,46 +22,46 @@ from pipelines.encode.sums import ChannelSums, latent_sums, latent_values, shard
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationSpec:
-    """What every shard of a generation has in common."""
+    """The settings that all shards of a generation share."""
 
     plan: str
-    """The plan's path; tars are written beside it."""
+    """Path of the plan; tars are written beside it."""
     images: str
     """Folder of the image set."""
     size: int
     """Side of every image in pixels."""
     first: int
-    """First draw; 0: the targets too."""
+    """Number of the first draw; with 0 the targets are encoded too."""
     last: int
-    """One after the last draw."""
+    """Number of the last draw, plus 1."""
     latent: Mapping[str, Any]
-    """The `LatentFormat` as JSON values."""
+    """How a latent is stored: a `LatentFormat` as JSON values."""
     keep_images: bool
     """Whether LQ and posterior mean are stored too, as PNG."""
     reuse: Reuse | None = None
-    """The set whose latents are copied where nothing has changed them."""
+    """The set from which latents are copied that would come out the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Computed:
-    """What was computed of one group."""
+    """The results of the networks for one group of samples."""
 
     labels: Mapping[str, Mapping[str, Any]]
-    """JSON of the new samples, by key."""
+    """The JSON of the new samples, by key."""
     latents: dict[str, Encoded] = field(default_factory=dict)
-    """By key and name, such as `00042.source_1`."""
+    """Latents by key and name, such as `00042.source_1`."""
     images: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
-    """By key and extension, RGB uint8 [H, W, 3]; where images are kept."""
+    """LQ and posterior mean by key and extension, RGB uint8 [H, W, 3], if images are kept."""
 
 
 class Packer:
     """Makes the members of one shard's samples.
 
     Args:
-        spec: what the shards have in common.
+        spec: the settings that the shards share.
         images: the set that is encoded.
         latent: how a latent is stored.
-        parameters: draws (key, number).
+        parameters: returns the parameters of a degradation for (key, number).
         earlier: the set that latents are copied from, if any.
     """
 
@@ -87,7 +87,7 @@ class Packer:
         self.counted: dict[tuple[str, str], Mapping[str, Any]] = {}
 
     def find_copies(self, rows: Sequence[Row]) -> None:
-        """Look up what of the shard's rows the earlier set has."""
+        """Look up which members of these rows' samples the earlier set has."""
         if self.earlier is not None:
             hashes = {row["key"]: self.images.label(row)["sha256"] for row in rows}
             self.copies = self.earlier.find(hashes, self.draws, self.parameters)
@@ -97,11 +97,11 @@ class Packer:
         return f"{name}.npy" not in self.copies.get(key, {})
 
     def is_new(self, row: Row) -> bool:
-        """Tell whether a network must see anything of this row's image."""
+        """Tell whether any latent of this row's image must be computed."""
         return any(self.lacks(row["key"], name) for name in self.names)
 
     def pack(self, row: Row, computed: Computed) -> dict[str, bytes]:
-        """Turn a sample's latents into tar members, and count them."""
+        """Return a sample's tar members, and add its latents to the sums."""
         key = row["key"]
         label = computed.labels.get(key) or self.images.label(row)
         targets = None
@@ -166,7 +166,7 @@ class Packer:
         self.counted[key, f"{name}.npy"] = part
 
     def save_statistics(self, path: Path, by_what: Mapping[str, Any]) -> None:
-        """Write the sums of every latent, their totals, and what is said of the computation."""
+        """Write the sums of every latent, and their totals with ``by_what`` added."""
         sides = {name: ChannelSums(self.latent.channels) for name in ("target", "source")}
         for (_, extension), part in self.counted.items():
             sides[extension.partition("_")[0]].add(part)
@@ -179,10 +179,10 @@ class Packer:
 
 
 def statistics_path(shard: Path) -> Path:
-    """Return where a staged shard's channel sums lie."""
+    """Return the path of a staged shard's channel sums."""
     return shard.with_name(f"{shard.name}.sums.json")
 
 
 def table_path(shard: Path) -> Path:
-    """Return where a staged shard's table of sums lies."""
+    """Return the path of a staged shard's table of sums."""
     return shard.with_name(f"{shard.name}.sums.parquet")

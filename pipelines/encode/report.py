@@ -1,4 +1,4 @@
-"""What a person sees of an encoding: the closing lines, the page."""
+"""The report of an encoding: the lines that it ends with, its numbers for MLflow, its page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipelines.jobs import page as report
 from pipelines.jobs.stage import StageTime
 from pipelines.jobs.times import closing_lines, stage_metrics, time_section
 
-SOURCE_NOISE = 0.1  # sigma_s of the flow, in whose light the posterior's sigma is read
+SOURCE_NOISE = 0.1  # sigma_s of the flow, which the posterior's sigma is compared with
 TITLES = {
     "hq": "HQ, x",
     "lq": "LQ",
@@ -77,10 +77,10 @@ def build(
     """Make the page of a set.
 
     Args:
-        manifest: of the set.
-        probe: its images, one by one.
-        folder: where the probe's pictures are.
-        times: of this run's stages.
+        manifest: manifest of the set.
+        probe: result of the probe, image by image.
+        folder: folder of the probe's pictures.
+        times: times of this run's stages.
     """
     totals = manifest["totals"]
     lead = (

@@ -1,4 +1,4 @@
-"""Verify a latent set: by its own records, and by computing some of its latents again."""
+"""Verification of a latent set: by its own records, and by computing some latents again."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -32,19 +32,19 @@ from pipelines.encode.networks import Encoder
 from pipelines.encode.sums import latent_values
 from pipelines.jobs.folder import plain
 
-EXACT = 1e-3  # of a standard deviation: another batch or PyTorch rounds sums otherwise
-LOOSE = 0.05  # at low precision; on another device, where JPEG makes levels of the blur's rounding
+EXACT = 1e-3  # of a standard deviation: sums are rounded differently in other batches or versions
+LOOSE = 0.05  # the same at low precision or on another device, where JPEG amplifies the difference
 
 
 class Options(Protocol):
-    """What is computed again, and with what: `pipelines.encode.VerifyConfig`."""
+    """The options of a verification, `pipelines.encode.config.VerifyConfig`."""
 
     @property
     def recompute(self) -> int:
-        """How many image samples."""
+        """Number of images whose latents are computed again."""
 
     def over(self, config: EncodeConfig) -> EncodeConfig:
-        """Return the set's configuration with what the user gave in its place."""
+        """Return the set's configuration, changed where the user gave something else."""
 
 
 def all_problems(folder: Path, options: Options) -> Iterator[str]:
@@ -85,7 +85,7 @@ def problems(folder: Path) -> Iterator[str]:
 
 
 class _Inspector:
-    """Inspects the samples of a latent set, one tar's part of a sample at a time."""
+    """Inspects the samples of a latent set, of which each tar holds a part."""
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
         self.latent = from_dict(LatentFormat, manifest["latent"])
@@ -98,7 +98,7 @@ class _Inspector:
     def sample(
         self, path: Path, key: str, members: dict[str, bytes], inspected: Inspected
     ) -> Iterator[str]:
-        """Inspect what one tar holds of a sample; see `datasets.verify.Inspect`."""
+        """Inspect the part of a sample that is in one tar; see `datasets.verify.Inspect`."""
         where = f"{path.name}: {key}"
         inspected.shard_of.setdefault(key, path.name)
         try:
@@ -155,7 +155,7 @@ def recomputed(folder: Path, options: Options) -> Iterator[str]:
     of another batch or library; a twentieth at low precision or on another kind of device.
 
     Raises:
-        UsageError: the images or weights are not at hand, or not those of the set.
+        UsageError: the images or weights cannot be read, or are not those of the set.
     """
     manifest = read_manifest(folder)
     assert manifest is not None, "problems() found none"
@@ -237,7 +237,7 @@ class _Reader:
         return latent_values(content, self.format)
 
     def half_step(self, stored: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Return how far rounding to the set's dtype can move a value."""
+        """Return by how much rounding to the set's dtype can change a value."""
         latent = self.format
         if latent.scale is not None:
             return np.array(latent.scale)[:, None, None] / 2
@@ -250,7 +250,7 @@ class _Reader:
 
 
 def _in_range(latent: npt.NDArray[np.float32], form: LatentFormat) -> npt.NDArray[np.float32]:
-    """Clip to what 8 bits can hold."""
+    """Clip a latent to the range of its 8-bit levels, if it is stored so."""
     if form.scale is None or form.offset is None:
         return latent
     low = np.array(form.offset)[:, None, None]

@@ -1,10 +1,9 @@
-"""Image samples -> latent shards: degrade, predict, encode, write the tar of one shard.
+"""Encoding of image samples: they are degraded, predicted, encoded and written as latent shards.
 
-Every call of a network sees images that the plan alone chooses: of one shard, ``batch`` neighbours
-at a time, one draw at a time. So neither workers nor a resumed run change what a call sees, nor
-does the number of draws: the latents of draw k are the same bits whether it came alone or with
-others. Of an image whose latents are copied from an earlier set the networks see nothing, and its
-neighbours fill the batch: where a batch is one image, as on a CPU, that too changes no bit.
+Which images share a call of a network follows from the plan alone: ``batch`` neighbours of one
+shard, of one draw. So neither the number of workers or of draws nor a resumed run changes a bit of
+a latent. An image whose latents are copied from an earlier set is left out of the batches, which
+its neighbours fill; where a batch is one image, as on a CPU, that changes no bit either.
 """
 
 import functools
@@ -32,11 +31,11 @@ from pipelines.encode.reuse import TARGETS, EarlierSet
 from pipelines.jobs.plan import planned, record_path
 from pipelines.jobs.stage import Stopwatch
 
-PREPARERS_PER_GPU = 6  # threads that decode and degrade: JPEG and noise stay on the CPU
+PREPARERS_PER_GPU = 6  # threads that decode and degrade, since JPEG and noise are made on the CPU
 
 
 class EncodeShard:
-    """The actor: one shard of the plan in, one durable tar out.
+    """The worker that writes one shard of the plan.
 
     A shard is done when its record exists and its tar has the recorded length; a repeated unit
     writes the same bytes.
@@ -53,7 +52,7 @@ class EncodeShard:
 
     @functools.cached_property
     def images(self) -> ImageSet:
-        """Return the image set, opened by the first unit, which can say why it cannot be."""
+        """Return the image set, opened by the first unit, whose errors reach the user."""
         return ImageSet(Path(self.spec.images))
 
     @functools.cached_property
@@ -100,7 +99,7 @@ class EncodeShard:
                 yield row["key"], packed
 
     def _groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Cut the rows into neighbours of which at most ``batch`` are new."""
+        """Group neighbouring rows, at most ``batch`` new ones in a group."""
         group: list[Row] = []
         new = 0
         for row in rows:
@@ -112,7 +111,7 @@ class EncodeShard:
         yield group
 
     def _preparations(self, groups: Sequence[Sequence[Row]]) -> "Iterator[Callable[[], _Prepared]]":
-        """List what the CPU does, in order: for each group its images, then each of its draws."""
+        """Yield what the CPU does, in order: load the images of a group, then degrade each draw."""
         for group in groups:
             load = functools.cache(functools.partial(self._load, group))
             yield lambda load=load: (load(), [])  # type: ignore[misc]  # mypy cannot infer it
@@ -141,7 +140,7 @@ class EncodeShard:
             self._encode(turned, [f"{sample.key}.{name}" for sample in lacking], computed)
 
     def _draw(self, number: int, prepared: "_Prepared", computed: Computed) -> None:
-        """Encode one draw of every sample of a group that lacks it."""
+        """Encode one draw of those samples of a group that lack it."""
         samples, degraded = prepared
         if not samples:
             return
@@ -169,7 +168,7 @@ class EncodeShard:
         *,
         regressed: bool = False,
     ) -> None:
-        """Encode images, if there are any, under the names of their latents."""
+        """Encode images, if there are any, and keep the latents by name."""
         if not names:
             return
         batch = images if isinstance(images, torch.Tensor) else self.encoder.tensor(images)
@@ -187,5 +186,5 @@ def _pixels(images: torch.Tensor) -> npt.NDArray[np.uint8]:
 
 
 def device_name(device: torch.device) -> str:
-    """Name what computed, for the manifest."""
+    """Name the device that computed, for the manifest."""
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)

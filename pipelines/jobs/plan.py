@@ -1,4 +1,4 @@
-"""A plan of shards on disk: a table, a row group a shard; and the record of each that is done."""
+"""The plan of a set: a table with a row group for each shard, and the units of work left."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,12 +14,12 @@ PLAN = "plan.parquet"
 
 
 def record_path(shard: Path) -> Path:
-    """Return where a staged shard's record lies."""
+    """Return the path of the record that says that a staged shard is finished."""
     return shard.with_name(f"{shard.name}.done.json")
 
 
 def write_plan(path: Path, shards: list[pa.Table]) -> None:
-    """Write the plan, one row group a shard; all tables have the first one's schema."""
+    """Write the plan, one row group for each shard; all tables have the schema of the first."""
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(buffer, shards[0].schema, compression="zstd") as writer:
         for table in shards:

@@ -1,4 +1,4 @@
-"""Where a job's time went: in one line, as a file, as a section of its page."""
+"""The times of a job's stages, as a line, a file and a section of its page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from pipelines.jobs.stage import StageTime
 
 
 def bottleneck(times: Sequence[StageTime]) -> str:
-    """Name the step in which the workers spent most of their time."""
+    """Return a phrase that names the step in which the workers spent most of their time."""
     steps = {(stage.name, step): t for stage in times for step, t in stage.steps.items()}
     if not steps:
         return "nothing to do"
@@ -37,7 +37,7 @@ def stage_metrics(times: Sequence[StageTime]) -> dict[str, float]:
 
 
 def save_times(path: Path, times: Sequence[StageTime]) -> None:
-    """Keep the stages' times beside the job's other memory."""
+    """Write the stages' times as JSON."""
     write_bytes(path, pretty_json([asdict(stage) for stage in times]))
 
 

@@ -1,4 +1,4 @@
-"""How a verification ends: every problem on a line, then a verdict and an exit code."""
+"""The output of a verification: a line for each problem, a verdict, and an exit code."""
 
 import sys
 from collections.abc import Iterable
