@@ -27,7 +27,7 @@ ROW = pa.schema(
         ("json_size", pa.int64()),
     ]
 )
-"""A sample, and where its two members are read."""
+"""A sample, and where its two members are read; a set of images alone has no place of a JSON."""
 Row = Mapping[str, Any]
 """A sample as in `ROW`."""
 
@@ -162,8 +162,14 @@ class ImageSet:
         return ImageSample(row["key"], image, label)
 
     def _member(self, row: Row, extension: str) -> bytes:
-        place = row[f"{extension}_offset"], row[f"{extension}_size"]
-        return read_member(self.files, row["shard"], f"{row['key']}.{extension}", *place)
+        name = f"{row['key']}.{extension}"
+        offset, size = row[f"{extension}_offset"], row[f"{extension}_size"]
+        if offset is None:
+            raise UnreadableRange(
+                f"{self.folder / INDEX} lists no {name}; make the set with python -m "
+                "pipelines.curate, which describes every image in a JSON member"
+            )
+        return read_member(self.files, row["shard"], name, offset, size)
 
     def _decoded(self, row: Row, png: bytes) -> Pixels:
         try:
@@ -179,6 +185,9 @@ def _rows(path: Path, shards: Sequence[str]) -> pa.Table:
     index = index.filter(pc.is_in(index["shard"].cast(pa.string()), pa.array(shards, pa.string())))
     extension = index["extension"].cast(pa.string())
     png, label = (index.filter(pc.equal(extension, name)) for name in ("png", "json"))
+    if not len(label):
+        missing = pa.nulls(len(png), pa.int64())
+        label = pa.table([png["key"], missing, missing], ["key", "offset", "size"])
     if not png["key"].equals(label["key"]):
         raise UserError(f"{path} does not list png and json of every sample; copy the set anew")
     places = [table[column] for table in (png, label) for column in ("offset", "size")]
