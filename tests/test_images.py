@@ -23,7 +23,7 @@ SIDE = 48
 
 
 def pixels(number: int, side: int = SIDE) -> npt.NDArray[np.uint8]:
-    """Picks the picture of a number."""
+    """Return the picture of a number."""
     return np.array(picture(number, side, side))
 
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from datasets.decoding import Pixels, decode
 from datasets.reading.image_set import ImageSet
 from datasets.sources import ImageRef, Listing, read
+from infra.config import flat
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
 from pipelines.jobs import page as report
@@ -75,7 +76,10 @@ def build(
             report.table(["split", "shards", "samples", "MB"], _split_rows(manifest["shards"])),
         ),
         ("Time", time_section(times)),
-        ("Configuration", report.table(["field", "value"], _settings(manifest["config"]))),
+        (
+            "Configuration",
+            report.table(["field", "value"], list(flat(manifest["config"]).items())),
+        ),
     ]
     lead = f"{totals['candidates']:,} candidates from {manifest['input']['images']:,} images"
     return report.page("Curation report", lead, sections)
@@ -149,15 +153,6 @@ def _split_rows(entries: list[dict[str, Any]]) -> list[tuple[object, ...]]:
         (split, len(group), sum(e["samples"] for e in group), sum(e["bytes"] for e in group) / 1e6)
         for split, group in groups.items()
     ]
-
-
-def _settings(config: dict[str, Any]) -> list[tuple[str, object]]:
-    """List a configuration's fields, nested ones under dotted names."""
-    rows: list[tuple[str, object]] = []
-    for name, value in config.items():
-        nested = value.items() if isinstance(value, dict) else ()
-        rows += [(f"{name}.{inner}", text) for inner, text in nested] or [(name, value)]
-    return rows
 
 
 class Pictures:

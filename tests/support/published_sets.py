@@ -20,7 +20,7 @@ SMALL = LatentFormat(channels=4, height=8, width=8)
 
 
 def latent(latent_format: LatentFormat, *name: object) -> npt.NDArray[np.float32]:
-    """Picks the latent that a test knows under ``name``: standard normal noise."""
+    """Return the latent that a test knows under ``name``: standard normal noise."""
     rng = np.random.default_rng([zlib.crc32(repr(part).encode()) for part in name])
     return rng.standard_normal(latent_format.shape, np.float32)
 
