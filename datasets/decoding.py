@@ -1,4 +1,4 @@
-"""Encoded bytes -> RGB uint8 pixels, by one rule for every kind of image; and back to PNG.
+"""Decoding of image files into RGB uint8 pixels, by one rule for every kind; encoding as PNG.
 
 | kind | rule |
 |---|---|
@@ -41,8 +41,8 @@ PNG_OPTIONS = (
 )
 
 
-class UndecodableImage(ValueError):  # noqa: N818  (an outcome that is counted, not a fault of ours)
-    """An image that cannot be used; ``reason`` is its drop reason, one word for a table.
+class UndecodableImage(ValueError):  # noqa: N818  (an outcome that is counted)
+    """An image that cannot be used, with the reason in one word.
 
     Attributes:
         reason: `empty_file`, `not_an_image`, `truncated`, `too_many_pixels`, `unsupported_mode` or
@@ -59,7 +59,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 
     Args:
         data: a whole encoded file.
-        max_pixels: largest width x height that is decoded; Pillow has an end at `MAX_PIXELS`.
+        max_pixels: largest width x height that is decoded; Pillow refuses more than `MAX_PIXELS`.
 
     Returns:
         RGB uint8 [H, W, 3], upright, C-contiguous.
@@ -85,7 +85,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
         except Image.DecompressionBombError as error:
             raise UndecodableImage("too_many_pixels", str(error)) from error
         except DAMAGE as error:
-            # Pillow tells cut-off from corrupt data by words alone; to a data set both are one.
+            # Only the wording of Pillow's errors tells data that end early from corrupt data.
             raise UndecodableImage("truncated", str(error)) from error
 
 
@@ -120,5 +120,5 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def single_threaded() -> None:
-    """Keep OpenCV to one thread: workers are one per core already."""
+    """Limit OpenCV to one thread, because there is one worker for each core."""
     cv2.setNumThreads(1)

@@ -14,15 +14,13 @@ C order with a header of 128 bytes, so that data start at a multiple of 64 in th
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from datasets.shards import Shard, write_shard
 from infra.config import canonical_json
 
 NPY_HEADER = 128
@@ -37,21 +35,21 @@ class LatentFormat:
     """
 
     channels: int
-    """C of a latent [C, h, w]."""
+    """Number of channels C of a latent [C, h, w]."""
     height: int
-    """h, in latent pixels."""
+    """Height h of a latent."""
     width: int
-    """w, in latent pixels."""
+    """Width w of a latent."""
     dtype: str = "float16"
     """Stored type: float16, float32 or uint8."""
     scale: tuple[float, ...] | None = None
-    """Step of each channel; for uint8 only."""
+    """Difference between two levels of each channel; for uint8 only."""
     offset: tuple[float, ...] | None = None
-    """What q = 0 stands for in each channel; for uint8 only."""
+    """Value that q = 0 stands for in each channel; for uint8 only."""
     mean: tuple[float, ...] | None = None
-    """Of each channel over the set's targets; nothing is normalised by it here."""
+    """Mean of each channel over the set's targets; nothing is normalised by it here."""
     std: tuple[float, ...] | None = None
-    """Of each channel over the set's targets."""
+    """Standard deviation of each channel over the set's targets."""
 
     def __post_init__(self) -> None:
         if min(self.channels, self.height, self.width) < 1:
@@ -157,35 +155,30 @@ class LatentDraw:
     """One degradation of an image, encoded."""
 
     number: int
-    """k: which draw of the image."""
+    """Number k of the draw."""
     flip: bool
     """Whether the image was mirrored first."""
     source: npt.NDArray[Any] | bytes
-    """Latent of the posterior mean, [C, h, w]; or its `.npy` member, from a set of this format."""
+    """Latent of the posterior mean, [C, h, w]; or the `.npy` member of a set of the same format."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """Of the degradation, as JSON: enough to draw it again."""
+    """Parameters of the degradation, as JSON values."""
     gray_target: npt.NDArray[Any] | bytes | None = None
-    """Target where the draw changes it, as ``source``; None: the image's own of that flip."""
+    """Target of a draw that changes it, as ``source``; None where the target is the image's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentSample:
-    """What one tar holds of one image."""
+    """The latents of an image that one tar holds."""
 
     key: str
-    """Of the image sample."""
+    """Key of the image."""
     draws: Sequence[LatentDraw]
-    """In any order."""
+    """Draws of the image, in any order."""
     targets: tuple[npt.NDArray[Any] | bytes, npt.NDArray[Any] | bytes] | None
-    """HQ as it is and flipped, as `LatentDraw.source`; None where an earlier tar of the set has
-    them."""
+    """Latents of HQ as it is and flipped, as `LatentDraw.source`; None where an earlier tar of the
+    set has them."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the sample's JSON."""
-
-
-def write_latent_shard(path: Path, samples: Iterable[LatentSample], latent: LatentFormat) -> Shard:
-    """Write one tar of a latent set, atomically; see `datasets.shards.write_shard`."""
-    return write_shard(path, ((sample.key, members(sample, latent)) for sample in samples))
 
 
 def members(sample: LatentSample, latent: LatentFormat) -> dict[str, bytes]:

@@ -1,11 +1,9 @@
-"""The pair table of a latent set: where both members of every pair lie.
+"""The pair table of a latent set: the places of source and target of every pair.
 
-It is made from the tars alone, so it can be made again, and when draws are added it is the only
-thing beside the manifest that is written anew.
+It is made from the tars alone, so it can be made again.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -15,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
-from datasets.reading.ranges import LocalFiles, UnreadableRange, names_member
-from datasets.shards import BLOCK, Shard, read_manifest
+from datasets.reading.ranges import LocalFiles, UnreadableRange, names_member, read_member
+from datasets.shards import BLOCK, Shard, read_manifest, shard_sizes
 from infra.config import from_dict
 from infra.errors import UserError
 
@@ -49,18 +47,18 @@ def pair_table(folder: Path, shards: Sequence[Shard]) -> pa.Table:
     Raises:
         UserError: a draw without its target, or one draw twice.
     """
+    files = LocalFiles(folder, {shard.name: shard.bytes for shard in shards})
     places: dict[tuple[str, str, str], tuple[str, int, int]] = {}
     drawn: list[tuple[str, str, dict[str, Any]]] = []
     for shard in shards:
         split = shard.entry()["split"]
-        with (folder / shard.name).open("rb") as tar:
-            for member in shard.members:
-                place = (shard.name, member.offset, member.size)
-                if member.extension == "json":
-                    described = json.loads(os.pread(tar.fileno(), member.size, member.offset))
-                    drawn.append((split, member.key, described["draws"]))
-                elif places.setdefault((split, member.key, member.extension), place) != place:
-                    raise UserError(f"{shard.name}: {member.key}.{member.extension} occurs twice")
+        for member in shard.members:
+            place = (shard.name, member.offset, member.size)
+            if member.extension == "json":
+                label = json.loads(read_member(files, shard.name, f"{member.key}.json", *place[1:]))
+                drawn.append((split, member.key, label["draws"]))
+            elif places.setdefault((split, member.key, member.extension), place) != place:
+                raise UserError(f"{shard.name}: {member.key}.{member.extension} occurs twice")
     rows = []
     for split, key, draws in drawn:
         for number, draw in draws.items():
@@ -79,15 +77,15 @@ def pair_table(folder: Path, shards: Sequence[Shard]) -> pa.Table:
 def problems(folder: Path) -> Iterator[str]:
     """Yield one sentence for everything in a latent set's pair table that cannot be right.
 
-    Lengths and hashes of the files are `datasets.verify`'s affair.
+    Lengths and hashes of the files are checked by `datasets.verify`.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         yield f"{folder}: not a complete set"
         return
     latent = from_dict(LatentFormat, manifest["latent"])
-    sizes = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
-    files = LocalFiles(folder, sizes)
+    sizes = shard_sizes(manifest)
+    files = LocalFiles.of(folder, manifest)
     head = bytearray(BLOCK + NPY_HEADER)
     rows = pq.read_table(folder / PAIRS).to_pylist()
     for _, same in groupby(rows, key=lambda row: (row["split"], row["key"], row["draw"])):

@@ -1,4 +1,4 @@
-"""The schemas: what a candidate's row and a sample's JSON hold, from curation to the loaders.
+"""The schemas of a candidate's row and of a sample's JSON.
 
 One row of `scores.parquet` is one candidate patch, kept or dropped; an image that gave no patch
 (broken, too small) has one row too, with its reason and no crop. A sample is a kept candidate
@@ -39,7 +39,7 @@ SCORES = pa.schema([*CANDIDATE, *PLACEMENT])
 
 
 def empty_row(**values: Any) -> dict[str, Any]:
-    """Make a candidate row, every column null but those given.
+    """Make a candidate row in which every column but those given is null.
 
     Raises:
         KeyError: a name that is no column.

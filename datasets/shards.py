@@ -1,12 +1,13 @@
-"""Shards: how samples become tars, a manifest, an index; how a set appears all at once.
+"""Shards: how samples are written as tars with a manifest and an index, and published as a set.
 
 A set is a folder of `SPLIT-000000.tar` files, `index.parquet` (the byte range of every member),
 `manifest.json` (written last: without it there is no set) and whatever tables the program adds.
-Tars are USTAR with zero times and ids, one sample's members adjacent, so plain webdataset reads
-them and equal samples give equal bytes. A new set is prepared in a staging folder and published by
-renames.
+Tars are USTAR with zero times and ids and with the members of a sample side by side, so webdataset
+reads them and equal samples give equal bytes. A new set is prepared in a staging folder and
+published by renaming its files.
 """
 
+import hashlib
 import io
 import json
 import tarfile
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from infra.config import pretty_json
 from infra.errors import UserError
-from infra.storage import AtomicFile, move, remove_tree, write_bytes
+from infra.storage import AtomicFile, has_size, move, remove_tree, sha256, write_bytes
 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
@@ -41,7 +42,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A finished tar and where everything in it lies."""
+    """A finished tar and the places of its members."""
 
     name: str
     samples: int
@@ -109,7 +110,7 @@ def fits_ustar(key: str) -> bool:
 
 
 def save_record(path: Path, shard: Shard) -> None:
-    """Write what a finished shard is beside it: the mark that it need not be written again."""
+    """Write the record of a finished shard; a shard with a record is not written again."""
     members = [[m.key, m.extension, m.offset, m.size] for m in shard.members]
     write_bytes(path, pretty_json({"entry": shard.entry(), "members": members}))
 
@@ -118,10 +119,10 @@ def load_record(path: Path) -> Shard | None:
     """Read a finished shard's record; None unless the shard is there at its full length."""
     try:
         record = json.loads(path.read_bytes())
-        entry = record["entry"]
-        if path.with_name(entry["name"]).stat().st_size != entry["bytes"]:
-            return None
     except FileNotFoundError:
+        return None
+    entry = record["entry"]
+    if not has_size(path.with_name(entry["name"]), entry["bytes"]):
         return None
     members = tuple(Member(*member) for member in record["members"])
     return Shard(entry["name"], entry["samples"], entry["bytes"], entry["sha256"], members)
@@ -156,17 +157,54 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        manifest["shards"], manifest["files"]
+        return _parsed(path, path.read_bytes())
     except FileNotFoundError:
         return None
+
+
+def published(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the manifest of a set and its digest, the SHA-256 of the file in hex.
+
+    Raises:
+        UserError: there is no complete set.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: no complete set here (no {MANIFEST}); give the folder that "
+            "python -m pipelines.curate or pipelines.encode wrote, or run it again to finish"
+        ) from error
+    return _parsed(path, content), hashlib.sha256(content).hexdigest()
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(content)
+        manifest["shards"], manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a manifest of a set ({error}); move it away") from error
     return manifest
 
 
+def shard_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Return the length in bytes of each shard of a manifest, by name."""
+    return {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
+
+
+def lacking(folder: Path, sizes: Mapping[str, int]) -> list[str]:
+    """List the files of a folder that are absent or of another length than ``sizes`` says."""
+    return [name for name, size in sizes.items() if not has_size(folder / name, size)]
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a file that is no shard."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
 def publish(staging: Path, folder: Path) -> None:
-    """Make a staged set the set of ``folder``: the old one goes, then the new one is there whole.
+    """Replace the set in ``folder`` by a staged one, such that no mixture of both counts as a set.
 
     ``staging`` holds a manifest and every file it names. Killed at any point, the same call
     finishes the work; between the first and the last rename the folder holds no manifest, so no

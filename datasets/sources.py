@@ -1,13 +1,14 @@
-"""Raw inputs: folders, archives and files of images, as keys and bytes in a fixed order.
+"""Raw inputs: the images of folders, archives and files, with their keys, in a fixed order.
 
 An input is a folder (searched below), one image file, or an archive as LSDIR is distributed
 (`.tar`, `.tar.gz`, `.tgz`, `.zip`), read in place: nothing is unpacked. A `.tar.gz` gets a seek
-index (indexed_gzip) on first sight, so that any member costs at most a few megabytes of
+index (indexed_gzip) when it is first listed, so that any member costs at most a few megabytes of
 decompression. `NAME=PATH` puts NAME/ before the keys of that input; `pkg:PACKAGE/PATH` names a file
 that an installed package ships.
 
 The key of an image is its path inside the input without the extension, dots turned into underscores
-(webdataset ends a key at the first dot). Keys decide membership and order; paths never do.
+(webdataset ends a key at the first dot). The order and the split of an image depend on its key, not
+on its path.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ OPEN_ARCHIVES = 8  # handles a reading process keeps open
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRef:
-    """Where one image's bytes are: small enough to send to a worker instead of the bytes."""
+    """The place of one image's bytes, which is sent to workers instead of the bytes."""
 
     key: str
     """Unique over all inputs; no dot."""
@@ -43,15 +44,15 @@ class ImageRef:
     path: str
     """The image file, or the archive that holds it."""
     member: str | None = None
-    """Name inside a .zip; None for plain files and for tars, which are read by offset."""
+    """Name inside a .zip; None for files, and for tars, which are read by offset."""
     offset: int = 0
-    """First byte inside the (decompressed) tar."""
+    """First byte inside the (decompressed) tar; 0 for other files."""
     size: int
-    """Bytes."""
+    """Length in bytes."""
     stamp: int
-    """Modification time of ``path`` in nanoseconds: tells an unchanged file without reading it."""
+    """Modification time of ``path`` in nanoseconds, by which a changed file is noticed."""
     seek_index: str | None = None
-    """The seek index of a .tar.gz."""
+    """Path of the seek index of a .tar.gz; None for other files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Listing:
 
     images: tuple[ImageRef, ...]
     ignored: int
-    """Files that are not images by their extension."""
+    """Number of files that are not images by their extension."""
 
     def first(self, count: int | None) -> "Listing":
         """Return the first ``count`` images by key; all of them for None."""
@@ -130,7 +131,7 @@ def sample_key(path: PurePosixPath | Path, prefix: str = "") -> str:
 
 
 def _refuse_duplicates(images: Sequence[ImageRef]) -> None:
-    """Two images of one key would be one sample to every reader: the user must decide."""
+    """Refuse two images of one key, which every reader would take for one sample."""
     twice = [(a, b) for a, b in pairwise(images) if a.key == b.key]
     if twice:
         a, b = twice[0]

@@ -1,10 +1,11 @@
-"""Verify a set: recompute every claim of its manifest, index, tables and samples."""
+"""Verification of a set: its manifest, index, tables and samples are compared with each other."""
 
 import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +29,29 @@ def problems(folder: Path) -> Iterator[str]:
         yield from _scores(folder, inspected)
 
 
+@dataclass(slots=True)
 class Inspected:
-    """What was found in the shards.
+    """What was found in the shards that have been read so far."""
 
-    Attributes:
-        members: as the index lists them.
-        shard_of: the first shard of every key.
-        split_of: the split of every source image.
-    """
-
-    def __init__(self) -> None:
-        self.members: list[tuple[str, str, str, int, int]] = []
-        self.shard_of: dict[str, str] = {}
-        self.split_of: dict[str, str] = {}
+    members: list[tuple[str, str, str, int, int]] = field(default_factory=list)
+    """Shard, key, extension, offset and size of every member, in order, as the index lists them."""
+    shard_of: dict[str, str] = field(default_factory=dict)
+    """Name of the first shard that holds a key, by key."""
+    split_of: dict[str, str] = field(default_factory=dict)
+    """Split of every source image."""
 
 
 Inspect = Callable[[Path, str, dict[str, bytes], Inspected], Iterator[str]]
-"""(shard, key, {extension: content}, what was seen before) -> what is wrong with a sample."""
+"""A function of a shard, a key, its members' contents by extension, and what was inspected before;
+it yields what is wrong with the sample, and adds the sample to what was inspected."""
 
 
 def set_problems(folder: Path, inspect: Inspect, inspected: Inspected) -> Iterator[str]:
     """Yield one sentence for everything that is wrong with a set of any kind.
 
     Checked: the manifest exists; every file has its length and SHA-256, no shard is missing, extra
-    or out of number; tars are USTAR with zero times and ids; a sample's members are adjacent; the
-    index gives the bytes of every member; totals add up; and of each sample what ``inspect`` says.
+    or wrongly numbered; tars are USTAR with zero times and ids; a sample's members are adjacent;
+    the index has the place of every member; totals add up; and each sample passes ``inspect``.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -91,7 +90,7 @@ def _files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
 def _shard(
     path: Path, entry: dict[str, Any], inspect: Inspect, inspected: Inspected
 ) -> Iterator[str]:
-    """Walk a tar, one sample in memory at a time."""
+    """Inspect every sample of a tar, one in memory at a time."""
     keys: set[str] = set()
     current, contents = "", dict[str, bytes]()
     try:

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: atomic writes, exclusive folders, readable failures.
+"""Files that are whole or absent: atomic writes, folders held by one process, readable errors.
 
-Every byte this project keeps is written here. A file appears under its name only after its bytes
-are on the disk, so a kill at any moment leaves the old file, the new one, or none; never a half.
+A file appears under its name only after its bytes are on the disk, so a process that is killed at
+any moment leaves the old file, the new one, or none, but never a part of one.
 """
 
 import errno
@@ -11,18 +11,38 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from infra.errors import UsageError, UserError
 
 TEMPORARY_SUFFIX = ".partial"
 
 
+@contextmanager
+def written_by_name(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``, which takes what was written there at the end.
+
+    An error leaves ``path`` as it was and no temporary file; a system error that names no file,
+    as a full disk's, gets the name of ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        move(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 class AtomicFile:
-    """A file being written under a temporary name beside its target; it takes the name on success.
+    """A binary file that appears under its name when its `with` block ends without an error.
 
     Attributes:
         bytes_written: length so far.
@@ -33,13 +53,15 @@ class AtomicFile:
         self.path = Path(path)
         self.bytes_written = 0
         self.sha256 = hashlib.sha256()
-        name = f".{self.path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
-        self._temporary = self.path.with_name(name)
         self._fd = -1
+        self._opened = ExitStack()
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with ExitStack() as opened:
+            temporary = opened.enter_context(written_by_name(self.path))
+            self._fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            opened.callback(os.close, self._fd)
+            self._opened = opened.pop_all()
         return self
 
     def write(self, data: bytes | memoryview) -> int:
@@ -56,41 +78,8 @@ class AtomicFile:
         """Return the offset of the next byte."""
         return self.bytes_written
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if error is None:
-                os.fsync(self._fd)
-        except OSError as failed:
-            error = failed
-            raise
-        finally:
-            os.close(self._fd)
-            if error is not None:
-                self._temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(self.path)  # a full disk is said with the file it stopped
-        if error is None:
-            move(self._temporary, self.path)
-
-
-@contextmanager
-def written_by_name(path: Path) -> Iterator[Path]:
-    """Yield a temporary name for a library that writes by name; ``path`` takes it at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    move(temporary, path)
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> str:
@@ -102,12 +91,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> str:
 
 def move(source: Path, target: Path) -> None:
     """Rename a file on the same file system, durably: the folder's entry is on disk on return."""
-    try:
-        os.replace(source, target)  # noqa: PTH105  (patched by the tests that fail the n-th call)
-    except BaseException:
-        if source.name.endswith(TEMPORARY_SUFFIX):
-            source.unlink(missing_ok=True)
-        raise
+    os.replace(source, target)  # noqa: PTH105  (patched by the tests that fail the n-th call)
     sync_folder(target.parent)
 
 
@@ -126,20 +110,25 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def has_size(path: Path, size: int) -> bool:
+    """Tell whether there is a file of this length in bytes."""
+    return path.is_file() and path.stat().st_size == size
+
+
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed writer left under temporary names in ``folder`` and below."""
+    """Delete the temporary files that killed processes left in ``folder`` and below."""
     if folder.is_dir():
         for path in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
             path.unlink(missing_ok=True)
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder and all below it; absent is fine."""
+    """Delete a folder and all below it, if it exists."""
     shutil.rmtree(folder, ignore_errors=not folder.exists())
 
 
 def local_path(uri: str) -> Path:
-    """Turn what the user typed into a local path.
+    """Return the local path that a user gave.
 
     Raises:
         UsageError: for a URI of another kind of storage.
@@ -177,7 +166,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def explained(error: OSError, path: str | os.PathLike[str]) -> UserError:
-    """Say an operating-system error in the user's terms, with the remedy."""
+    """Turn an operating-system error into a message with the path and a remedy."""
     remedies = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again to resume",
         errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",

@@ -11,7 +11,6 @@ generator; they are made on its device and moved, so a CPU generator gives every
 from collections.abc import Callable
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,46 +46,32 @@ def regress(network: Callable[[Tensor, Tensor], Tensor], x_0: Tensor) -> Tensor:
     return x_0 + network(x_0, x_0.new_zeros(len(x_0)))
 
 
-def keyed_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Return a CPU generator that is a function of its key alone, so that resuming repeats it."""
-    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
 def sample_t(
     batch_size: int,
     generator: torch.Generator,
     *,
-    rank: int = 0,
-    world_size: int = 1,
     distribution: TimeDistribution = "stratified",
 ) -> Tensor:
     """Draw the times of a training batch, float32 [batch_size].
 
-    Stratified: of the global batch's ``batch_size * world_size`` equal strata of [0, 1], each rank
-    has every ``world_size``-th, and draws one time from each, t_i = ((rank + world i) + u_i) / (B
-    world). Each t is uniform, their mean varies less. Logit-normal: t = sigmoid(N(0, 1)).
+    Stratified: one time from each of ``batch_size`` equal strata of [0, 1], t_i = (i + u_i) / B.
+    Each t is uniform, and their mean varies less. Logit-normal: t = sigmoid(N(0, 1)).
 
     Args:
-        batch_size: B, of one rank.
-        generator: must differ between ranks; see `keyed_generator`.
-        rank: this process.
-        world_size: number of processes.
+        batch_size: B, of all ranks together.
+        generator: gives u_i, uniform in [0, 1).
         distribution: of t.
 
     Raises:
-        ValueError: an unknown distribution, or a rank outside the world.
+        ValueError: an unknown distribution.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank={rank}: must be from 0 to world_size - 1 = {world_size - 1}")
     # In float64: the sum of a stratum and a float32 rounds into the next stratum now and then.
     t = torch.empty(batch_size, dtype=torch.float64, device=generator.device)
     if distribution == "logit_normal":
         return t.normal_(generator=generator).sigmoid().float()
     t.uniform_(generator=generator)
     if distribution == "stratified":
-        strata = rank + world_size * torch.arange(batch_size, device=generator.device)
-        t = (strata + t) / (batch_size * world_size)
+        t = (torch.arange(batch_size, device=generator.device) + t) / batch_size
     elif distribution != "uniform":
         raise ValueError(f"distribution={distribution!r}: choose from {get_args(TimeDistribution)}")
     return t.float()

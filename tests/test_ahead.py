@@ -1,26 +1,36 @@
 """Working ahead: order kept, no further than asked, errors in their place."""
 
+import contextlib
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.jobs.ahead import in_order
+from infra import ahead
+from infra.ahead import map_ahead
 
 
 @settings(max_examples=30)
-@given(count=st.integers(0, 20), threads=st.integers(0, 4))
-def test_results_come_in_the_order_of_the_calls(count: int, threads: int) -> None:
-    """However many threads make them."""
-    calls = [lambda number=number: number for number in range(count)]
+@given(
+    count=st.integers(0, 20),
+    threads=st.integers(0, 4),
+    ahead=st.one_of(st.none(), st.integers(1, 9)),
+)
+def test_results_come_in_the_order_of_the_items(
+    count: int, threads: int, ahead: int | None
+) -> None:
+    """However many threads compute them, and however far ahead, they are those of `map`."""
+    assert list(map_ahead(str, range(count), threads=threads, ahead=ahead)) == [
+        str(number) for number in range(count)
+    ]
 
-    assert list(in_order(calls, threads)) == list(range(count))
 
-
-@pytest.mark.parametrize("threads", [0, 2])
-def test_no_more_is_begun_than_the_threads_and_one(threads: int) -> None:
-    """Memory is bounded by what waits."""
+@pytest.mark.parametrize(("threads", "ahead"), [(0, None), (2, None), (2, 5)])
+def test_no_more_is_begun_than_may_be_ahead(threads: int, ahead: int | None) -> None:
+    """Beyond the result that was yielded there are ``ahead`` calls at most, or one a thread."""
     begun = []
     lock = threading.Lock()
 
@@ -29,21 +39,59 @@ def test_no_more_is_begun_than_the_threads_and_one(threads: int) -> None:
             begun.append(number)
         return number
 
-    results = in_order((lambda number=number: call(number) for number in range(20)), threads)
+    results = map_ahead(call, range(20), threads=threads, ahead=ahead)
     for number in range(5):
         assert next(results) == number
-        assert len(begun) <= number + 1 + threads
+        assert len(begun) <= number + 1 + (threads if ahead is None else ahead)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_an_error_comes_where_its_result_would(threads: int) -> None:
-    """What was before it is not lost."""
+    """What was before it is not lost, and nothing comes after it."""
 
-    def fail() -> int:
-        raise ValueError("third")
+    def inverse(number: int) -> float:
+        return 1 / number
 
-    results = in_order([lambda: 1, lambda: 2, fail], threads)
+    results = map_ahead(inverse, [1, 2, 0, 4], threads=threads)
 
-    assert [next(results), next(results)] == [1, 2]
-    with pytest.raises(ValueError, match="third"):
+    assert [next(results), next(results)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
         next(results)
+    assert list(results) == []
+
+
+def test_leaving_early_cancels_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing the iterator waits for the call under way, and no other is made."""
+    begun: list[int] = []
+    cancelled = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            cancelled.set()
+            super().shutdown(wait=wait)
+
+    def call(number: int) -> int:
+        begun.append(number)
+        assert number == 0 or cancelled.wait(timeout=60)
+        return number
+
+    monkeypatch.setattr(ahead, "ThreadPoolExecutor", Pool)
+    with contextlib.closing(map_ahead(call, range(20), threads=1, ahead=10)) as results:
+        assert next(results) == 0
+
+    assert begun in ([0], [0, 1])
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_result_is_not_kept(threads: int) -> None:
+    """Once the caller has dropped a result and asked for the next, its memory is free."""
+
+    class Result:
+        pass
+
+    results = map_ahead(lambda _: Result(), range(3), threads=threads)
+    kept = weakref.ref(next(results))
+    next(results)
+
+    assert kept() is None

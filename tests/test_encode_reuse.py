@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from datasets.reading.image_set import ImageSet
 from pipelines.encode.config import VerifyConfig
-from pipelines.encode.images import ImageSet
 from pipelines.encode.job import Encoding
 from pipelines.encode.networks import Encoded, Encoder
 from pipelines.encode.report import metrics

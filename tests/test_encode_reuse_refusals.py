@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from datasets.latent_format import LatentFormat
+from datasets.reading.image_set import ImageSet
 from infra.config import from_dict, pretty_json
 from infra.errors import UsageError, UserError
 from infra.storage import sha256
 from pipelines.encode import __main__ as encode
-from pipelines.encode.images import ImageSet
 from pipelines.encode.networks import parameters
 from pipelines.encode.reuse import EarlierSet, Reuse
 from pipelines.encode.verify import problems

@@ -10,7 +10,8 @@ import torch
 
 from datasets.degradation.parameters import degradation_preset
 from datasets.degradation.reference import degrade, draw_parameters
-from datasets.reading.images import Crops, ImageBatch, ImageSet, OnlinePairs
+from datasets.reading.image_set import ImageSet
+from datasets.reading.images import Crops, ImageBatch, OnlinePairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.memory import Memory
 from datasets.reading.order import Layout, Picks
@@ -22,7 +23,7 @@ SIDE = 48
 
 
 def pixels(number: int, side: int = SIDE) -> npt.NDArray[np.uint8]:
-    """Picks the picture of a number."""
+    """Return the picture of a number."""
     return np.array(picture(number, side, side))
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.reading.images import Crops, ImageSet
+from datasets.reading.image_set import ImageSet
+from datasets.reading.images import Crops
 from infra.errors import UserError
 from models.metrics.brisque import Brisque
 from models.metrics.fidelity import ms_ssim, to_model_range, to_uint8

@@ -14,14 +14,21 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.latent_format import LatentFormat, write_latent_shard
+from datasets.latent_format import LatentFormat
 from datasets.latent_pairs import PAIRS, pair_table, problems
 from datasets.reading.latents import LatentBatch, LatentPairs, check_belongs
 from datasets.reading.memory import Memory
 from datasets.reading.order import Picks
 from datasets.shards import BLOCK, load_record, save_record
 from infra.errors import UserError
-from tests.support.published_sets import SMALL, latent, publish_latents, sample, write_latents
+from tests.support.published_sets import (
+    SMALL,
+    latent,
+    publish_latents,
+    sample,
+    write_latent_shard,
+    write_latents,
+)
 
 KEYS = [f"face/{number:03d}" for number in range(12)]
 

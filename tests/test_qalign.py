@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from infra.ahead import map_ahead
 from models.qalign import scorer as qalign
 from models.qalign.checkpoint import build
 from models.qalign.network import QAlignConfig, Shortcuts, flops_per_image
@@ -186,7 +188,8 @@ def test_stream_reads_no_further_than_needed(scorer: QAlign) -> None:
     """A lazy source is read at most four batches ahead of the score that is handed out."""
     read = itertools.count()
     source = (photo(8, 8) for _ in range(100) if next(read) >= 0)
-    next(scorer.stream(source, ("quality",)))
+    preparing = partial(map_ahead, threads=2, ahead=2 * scorer.batch_size)
+    next(scorer.stream(source, ("quality",), preparing))
 
     assert next(read) <= 4 * scorer.batch_size
 
@@ -256,7 +259,10 @@ def test_images_are_prepared_while_the_network_computes(
     monkeypatch.setattr(qalign, "prepare", prepare)
     monkeypatch.setattr(scorer.network, "image_tokens", see)
 
-    assert len(QAlign(scorer.network, batch_size=1).score([photo(40, 60), photo(60, 40)])) == 2
+    pair, preparing = [photo(40, 60), photo(60, 40)], partial(map_ahead, threads=1)
+    one_by_one = QAlign(scorer.network, batch_size=1)
+
+    assert len(list(one_by_one.stream(pair, ("quality",), preparing))) == 2
 
 
 def test_full_size_has_the_862_published_keys() -> None:

@@ -38,7 +38,7 @@ def test_lines_come_back_in_order(tmp_path: Path) -> None:
     assert lines(opened(tmp_path / "a"), offsets[2]) == [{"n": 3}, {"n": 4}]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(torn=st.binary(max_size=200_000).map(lambda data: data.replace(b"\n", b"")))
 def test_a_torn_tail_is_cut(tmp_path_factory: pytest.TempPathFactory, torn: bytes) -> None:
     """Half a line, however long, that a dying writer left does not damage what comes after it."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from datasets.reading.images import ImageSet
+from datasets.reading.image_set import ImageSet
 from infra.errors import UserError
 from models.checkpoint import load_checkpoint
 from models.frozen import load_vae

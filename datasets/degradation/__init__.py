@@ -1,1 +1,1 @@
-"""High-quality image -> low-quality image, every parameter drawn, kept and replayed."""
+"""Degradation of high-quality images, with every parameter drawn, kept and replayed."""

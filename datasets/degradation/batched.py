@@ -1,16 +1,16 @@
 """The degradation of a batch: blur and downscale in PyTorch on any device, the rest per image.
 
-Of a draw at 512 pixels the 41 x 41 blur is nearly all the work: 41^2 * 3 * 512^2 * 2 = 2.6 GFLOP by
-its definition. Here it is a product of spectra at 576 x 576. And since the downscale reads but four
-pixels for each one it makes, what it does not read is not transformed back: forward three channels
-and a kernel at 2.5 N log2 N, back along y as much as half of that a channel, along x the rows that
-are read: 0.08 GFLOP. On a GPU memory bounds it, not arithmetic.
+At 512 pixels the 41 x 41 blur is nearly all the work: 41^2 * 3 * 512^2 * 2 = 2.6 GFLOP by its
+definition. Here it is a product of spectra at 576 x 576. The downscale reads only four pixels for
+each that it makes, so only the rows that it reads are transformed back along x. Three channels and
+a kernel forward at 2.5 N log2 N operations, half as much back along y, and those rows make 0.08
+GFLOP. On a GPU the time is limited by memory, not by arithmetic.
 
-This is not the reference path bit for bit: what enters the noise differs by less than 0.001 levels
-of 255. JPEG and rounding pass most of that over, but where a value lies on an edge they make whole
-levels of it: of 256 draws at 512 pixels 96 % gave the same LQ to the bit, and the largest
-difference was 5 levels. A stored pair is replayed exactly by the path that made it; from the
-noise on, both are one code.
+The result is not that of `reference` to the bit: before the noise is added, the two differ by less
+than 0.001 levels of 255. JPEG and rounding remove most of that, but turn it into whole levels where
+a value is near the border between two: of 256 draws at 512 pixels 96 % gave the same LQ to the bit,
+and the largest difference was 5 levels. A stored pair is replayed exactly by the function that made
+it; from the noise on, both run the same code.
 """
 
 from collections.abc import Sequence
@@ -36,12 +36,12 @@ def degrade_batch(
     """Degrade images of one size, each in the way that its parameters record.
 
     Args:
-        hq: each RGB [H, W, 3], uint8 or float32 in [0, 1], as `degradation.degrade` takes it.
+        hq: each RGB [H, W, 3], uint8 or float32 in [0, 1], as `reference.degrade` takes it.
         parameters: one for each image.
-        device: where to blur. On "cpu" images pass one by one, since one fits the cache.
+        device: where to blur. On "cpu" images are blurred one by one, since one fits the cache.
 
     Raises:
-        ValueError: unequal numbers or sizes, or what `degradation.degrade` refuses.
+        ValueError: unequal numbers or sizes, or what `reference.degrade` refuses.
     """
     if len(hq) != len(parameters):
         raise ValueError(f"{len(hq)} images but {len(parameters)} parameters: give one for each")
@@ -94,11 +94,11 @@ def blur_and_downscale(
     radius = parameters[0].kernel_size // 2
     tall, wide = (next_fast_len(side + 2 * radius, real=True) for side in (height, width))
     batch = torch.stack([torch.from_numpy(image).to(device).permute(2, 0, 1) for image in images])
-    # mirrored on as far as the transforms reach, which would otherwise copy to append zeros
+    # mirrored as far as the transforms reach, which otherwise would copy in order to append zeros
     right, below = (min(n - m - radius, m - 1) for n, m in ((wide, width), (tall, height)))
     padded = F.pad(batch, (radius, right, radius, below), mode="reflect")
     spectra = _forward(padded, tall, wide)  # [B, 3, tall, wide // 2 + 1]
-    # conj: a correlation, so that the results start at pixel 0 and what wraps around lies beyond
+    # With conj this is a correlation: results start at pixel 0, and what wraps around is not read.
     spectra *= _forward(torch.from_numpy(np.stack(kernels)).to(device), tall, wide).conj()[:, None]
     small = []
     for columns, record in zip(torch.fft.ifft(spectra, dim=-2), parameters, strict=True):
@@ -110,7 +110,7 @@ def blur_and_downscale(
 
 
 def _forward(images: Tensor, tall: int, wide: int) -> Tensor:
-    """Transform the last two axes, zeros added below and to the right."""
+    """Transform the last two axes, with zeros added below and to the right."""
     spectra: Tensor = torch.fft.fft(torch.fft.rfft(images, wide), tall, dim=-2)
     return spectra
 
@@ -125,7 +125,7 @@ def _read(lines: Tensor, size: int, new_size: int) -> Tensor:
 
 
 def _finish(hq: Image, small: Image, record: DegradationParameters) -> Degraded:
-    """Apply what follows the downscale, by the reference path."""
+    """Apply the steps after the downscale, as `reference` does."""
     steps = recorded(record, hq.shape)
     for done in ("flip", "blur", "downscale"):
         steps.pop(done, None)

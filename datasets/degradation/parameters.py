@@ -1,4 +1,4 @@
-"""What a degradation may be (a configuration) and what one was (its parameters), as plain data.
+"""The configuration of a degradation, and the parameters of one that was drawn, as plain data.
 
 Everything here is JSON through `infra.config.to_dict` and `from_dict`; nothing heavy is imported,
 so that configurations of programs can hold a `DegradationConfig`.
@@ -35,9 +35,9 @@ def _require_odd(kernel_size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DegradationConfig:
-    """From where each parameter is drawn; the defaults are DifFace's and PMRF's training.
+    """The ranges that each parameter is drawn from; the defaults are DifFace's and PMRF's training.
 
-    A pair of ends means uniform between them; with ``among``, every listed value is as likely.
+    A parameter is uniform between two ends; with ``among``, every listed value is equally likely.
     """
 
     flip_probability: float = 0.5
@@ -75,7 +75,7 @@ class DegradationConfig:
     hue: tuple[float, float] = (-0.1, 0.1)
     """Range of the hue shift, in turns."""
     among: bool = False
-    """Draw blur, downscale, noise and quality from the values listed, not between two ends."""
+    """Whether blur, downscale, noise and quality are drawn from listed values, not between ends."""
 
     def __post_init__(self) -> None:
         _require_odd(self.kernel_size)
@@ -169,7 +169,7 @@ class ColorJitter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DegradationParameters:
-    """Everything that turned one HQ image into its LQ image: with HQ, it gives LQ again."""
+    """All parameters of one degradation; applied to its HQ image again, they give the same LQ."""
 
     flip: bool
     """Whether HQ was mirrored left to right first."""

@@ -1,4 +1,4 @@
-"""hq -> lq: the blind-face degradation, drawn by key and replayed from its record.
+"""The blind-face degradation of HQ into LQ, drawn by key and replayed from its record.
 
     parameters = draw_parameters(PRESETS["pmrf"], seed=0, key="00042", draw=3)
     degraded = degrade(image, parameters)                         # degraded.lq, degraded.hq
@@ -119,7 +119,7 @@ def check_size(height: int, width: int, parameters: DegradationParameters) -> No
 def recorded(
     parameters: DegradationParameters, shape: tuple[int, ...]
 ) -> dict[str, dict[str, Any]]:
-    """Translate a record into what `degradation_steps.replay` takes: arguments by applied step.
+    """Translate a record into what `steps.replay` takes: arguments by applied step.
 
     Args:
         parameters: the record.

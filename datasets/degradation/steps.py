@@ -19,7 +19,7 @@ import numpy.typing as npt
 from datasets.degradation.parameters import NOISE_SEEDS, DegradationConfig, Values, downscaled_size
 from infra.config import digest
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import asks a server for news
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks a server
 import albumentations as A
 
 Image = npt.NDArray[np.float32]
@@ -59,9 +59,9 @@ def steps(config: DegradationConfig) -> dict[str, Any]:
 def seeded(ordered: dict[str, Any], *, seed: int, key: str, draw: int) -> dict[str, Any]:
     """Give every step its own seed, from SHA-256 of (seed, key, draw, name); return the steps.
 
-    ``A.Compose(seed=...)`` would give all of them the same one, so that blur, downscale, noise and
-    quality would rise and fall together; and what DataLoader workers inherit is equal in all. With
-    a seed for each step, switching one off leaves the numbers of the others alone.
+    ``A.Compose(seed=...)`` would give all steps the same seed, so that blur, downscale, noise and
+    quality would be large or small together. With a seed for each step, switching one off does not
+    change the numbers of the others.
     """
     for name, step in ordered.items():
         step.set_random_seed(int(digest([seed, key, draw, name]), 16))
@@ -106,7 +106,7 @@ def gaussian_kernel(sigma: tuple[float, float], angle: float, size: int) -> npt.
     across = (math.cos(angle) * y - math.sin(angle) * x) / sigma[1]
     kernel = np.exp(-0.5 * (along**2 + across**2))
     normalised: npt.NDArray[np.float32] = (kernel / kernel.sum()).astype(np.float32)
-    return normalised  # float32 is what OpenCV computes in anyway
+    return normalised  # OpenCV computes in float32 too
 
 
 class Step(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped to mypy
@@ -149,7 +149,7 @@ class GaussianBlur(Step):
 
 
 class Downscale(Step):
-    """Shrink by s, bilinear between the four nearest pixels: it aliases, as the references do.
+    """Shrink by s, bilinear between the four nearest pixels; it aliases, as in the references.
 
     albumentations' Downscale shrinks and enlarges in one step; noise and JPEG go in between.
     """

@@ -1,95 +1,30 @@
-"""Image sets -> batches: crops for the VAE, and whole pairs degraded afresh for online training.
+"""Batches of image sets: crops for the VAE, and whole pairs degraded anew at each visit.
 
-    crops = Crops([ImageSet(Path("lsdir")), ImageSet(Path("ffhq"))], weights=[1, 1])
+    sets = [ImageSet(Path(name), split="train") for name in ("lsdir", "ffhq")]
+    crops = Crops(sets, weights=[1, 1])
     for batch, state in Loader(crops, layout, LoaderConfig(processes=True)): ...
 
-What happens to a sample is a function of (seed, key, visit): the same crop, flip and degradation
-whichever process does it. Every image in a batch is in [-1, 1].
+Crop, flip and degradation of a sample are functions of (seed, key, visit), whichever process
+computes them. Every image in a batch is in [-1, 1].
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from datasets.decoding import UndecodableImage, decode
+from datasets.decoding import Pixels
 from datasets.degradation.parameters import DegradationConfig
-from datasets.reading.loader import published, stand_ins
+from datasets.reading.image_set import ImageSet
+from datasets.reading.loader import stand_ins
 from datasets.reading.memory import Memory
 from datasets.reading.order import Picks, WeightedSet, keyed_integers
-from datasets.reading.ranges import Cache, LocalFiles, Ranges, UnreadableRange, names_member
-from datasets.shards import BLOCK, INDEX
+from datasets.reading.ranges import UnreadableRange
 from infra.config import digest
 from infra.errors import UserError
-
-Pixels = npt.NDArray[np.uint8]
-
-
-class ImageSet:
-    """The images of one split of a set of shards.
-
-    Args:
-        folder: holds the manifest, the index and the shards.
-        split: `train` or `val`.
-        cache: keeps what is read of the shards, where the folder is on slow storage.
-
-    Attributes:
-        manifest: of the set.
-        digest: identity of the set and split.
-
-    Raises:
-        UserError: no complete set, or no image of that split.
-    """
-
-    def __init__(self, folder: Path, *, split: str = "train", cache: Cache | None = None) -> None:
-        self.manifest, manifest_digest = published(folder)
-        self.digest = f"{manifest_digest}/{split}"
-        sizes = {entry["name"]: entry["bytes"] for entry in self.manifest["shards"]}
-        files = LocalFiles(folder, sizes)
-        self.files: Ranges = files if cache is None else cache.over(files, manifest_digest)
-        self._shards = [e["name"] for e in self.manifest["shards"] if e["split"] == split]
-        table = pq.read_table(folder / INDEX, filters=[("extension", "=", "png")])
-        shard = pc.index_in(
-            table["shard"].cast(pa.string()), value_set=pa.array(self._shards, pa.string())
-        )
-        table = table.set_column(0, "shard", shard).filter(shard.is_valid())
-        if not len(table):
-            raise UserError(f"{folder}: no image of split {split!r} in {INDEX}")
-        self._keys = table["key"].combine_chunks()
-        self._places = [table[name].to_numpy() for name in ("shard", "offset", "size")]
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def key(self, index: int) -> str:
-        """Return the key of a sample."""
-        key: str = self._keys[index].as_py()
-        return key
-
-    def pixels(self, index: int) -> Pixels:
-        """Read and decode a sample: RGB [H, W, 3].
-
-        Raises:
-            UnreadableRange: the shard is missing or damaged; the message names it and the key.
-        """
-        shard, offset, size = (int(column[index]) for column in self._places)
-        name = f"{self.key(index)}.png"
-        content = memoryview(bytearray(BLOCK + size))
-        self.files.read(self._shards[shard], offset - BLOCK, [content])
-        where = f"{self._shards[shard]}: {name}"
-        if not names_member(content[:BLOCK], name.encode()):
-            raise UnreadableRange(f"{where} is not where the index has it; copy the set anew")
-        try:
-            return decode(bytes(content[BLOCK:]))
-        except UndecodableImage as error:
-            raise UnreadableRange(f"{where}: {error}; copy the shard anew") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +34,9 @@ class ImageBatch:
     images: Tensor
     """[B, 3, H, W] float32 in [-1, 1]."""
     keys: Sequence[str]
-    """Of the samples."""
+    """Keys of the samples."""
     skipped: Sequence[str]
-    """One message per unreadable image, in whose place another of the batch stands."""
+    """One message for each unreadable image that was replaced by another of the batch."""
 
     def pin_memory(self) -> "ImageBatch":
         """Return the batch in page-locked memory."""
@@ -110,16 +45,16 @@ class ImageBatch:
 
 @dataclass(frozen=True, slots=True)
 class DegradedBatch:
-    """Pairs degraded afresh, from which the trainer computes source and target itself."""
+    """Pairs of HQ and LQ images, from which the trainer computes source and target itself."""
 
     hq: Tensor
-    """[B, 3, H, W] float32 in [-1, 1], flipped and gray as the degradation has it."""
+    """[B, 3, H, W] float32 in [-1, 1]; flipped, or gray, where its degradation says so."""
     lq: Tensor
-    """As ``hq``."""
+    """The degraded images, as ``hq``."""
     keys: Sequence[str]
-    """Of the samples."""
+    """Keys of the samples."""
     skipped: Sequence[str]
-    """One message per unreadable image, in whose place another of the batch stands."""
+    """One message for each unreadable image that was replaced by another of the batch."""
 
     def pin_memory(self) -> "DegradedBatch":
         """Return the batch in page-locked memory."""
@@ -161,10 +96,10 @@ class Crops(Mixture):
     """Random crops, mirrored half of the time.
 
     Args:
-        sets: what to mix.
-        weights: how often an epoch holds each sample of each set; None: once.
+        sets: the image sets to mix.
+        weights: how often an epoch holds each sample of each set; None is once.
         crop: side in pixels; None takes whole images, which must have one size.
-        flip: whether to mirror half of the visits.
+        flip: whether to mirror a sample in half of its visits.
     """
 
     def __init__(
@@ -208,12 +143,12 @@ class Crops(Mixture):
 
 
 class OnlinePairs(Mixture):
-    """Whole images with a fresh degradation at each visit: as many draws as there are epochs.
+    """Whole images with another degradation at each visit.
 
     Args:
-        sets: what to mix.
-        degradation: from where the parameters are drawn.
-        weights: how often an epoch holds each sample of each set; None: once.
+        sets: the image sets to mix.
+        degradation: the ranges that its parameters are drawn from.
+        weights: how often an epoch holds each sample of each set; None is once.
     """
 
     def __init__(

@@ -1,13 +1,13 @@
-"""Latent sets -> batches of pairs: source E(posterior mean) and target E(HQ), for the flow.
+"""Batches of latent sets: pairs of source E(posterior mean) and target E(HQ), for the flow.
 
     pairs = LatentPairs(Path("data/latents"))
     check_belongs(pairs.manifest, vae=vae_digest, predictor=predictor_digest)
     for batch, state in Loader(pairs, layout, LoaderConfig()): ...
 
-A pair whose members are neighbours in the tar costs one ranged read, any other pair two; none reads
-a byte more than the headers between them. The kernel copies straight into the batch. The headers
-are compared with what the pair table promises, so a shard that is not the one it describes is
-noticed; flipped bits inside a latent are not (`verify` compares the hashes).
+A pair whose members are neighbours in the tar is read at once, any other pair in two reads; nothing
+is read but the latents and their headers. The kernel copies straight into the batch. The headers
+are compared with what the pair table says, so a shard that is not the one it describes is noticed;
+flipped bits inside a latent are not (`verify` compares the hashes).
 """
 
 import functools
@@ -26,17 +26,19 @@ from torch import Tensor
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
-from datasets.reading.loader import published, stand_ins
+from datasets.reading.loader import stand_ins
 from datasets.reading.memory import Memory
 from datasets.reading.order import Picks, WeightedSet, scattered
-from datasets.reading.ranges import Cache, LocalFiles, Ranges, UnreadableRange, names_member
-from datasets.shards import BLOCK
+from datasets.reading.ranges import Cache, UnreadableRange, names_member, shards_of
+from datasets.shards import BLOCK, published, shard_sizes
 from infra.config import differences, from_dict
 from infra.errors import UserError
 
-HEAD = BLOCK + NPY_HEADER  # what stands before the data of a member
-_Pair = tuple[str, int, int, int, int, int]  # key, variant; shard, offset of source; of target
-_Member = tuple[int, int, bytes, memoryview]  # number of the shard, offset, name, where to
+HEAD = BLOCK + NPY_HEADER  # bytes before the data of a member: headers of tar and .npy
+# key, variant, shard and offset of the source, shard and offset of the target
+_Pair = tuple[str, int, int, int, int, int]
+# number of the shard, offset, name, memory to read into
+_Member = tuple[int, int, bytes, memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +46,17 @@ class LatentBatch:
     """Pairs for the flow."""
 
     source: Tensor
-    """x_0 without its noise, [B, C, h, w]: float16 or float32 as stored; 8-bit as float32."""
+    """x_0 before noise is added, [B, C, h, w]: float16 or float32 as stored, float32 for 8 bits."""
     target: Tensor
-    """x_1, as ``source``."""
+    """x_1, in shape and type as ``source``."""
     keys: Sequence[str]
-    """Of the image samples."""
+    """Keys of the images."""
     draws: Sequence[int]
-    """Which draw of each image; its parameters are in the tar's JSON."""
+    """Number of each pair's draw, whose parameters are in the tar's JSON."""
     flips: Sequence[bool]
     """Whether each pair is mirrored."""
     skipped: Sequence[str]
-    """One message per unreadable pair, in whose place another of the batch stands."""
+    """One message for each unreadable pair that was replaced by another of the batch."""
 
     def pin_memory(self) -> "LatentBatch":
         """Return the batch in page-locked memory."""
@@ -64,7 +66,7 @@ class LatentBatch:
 class LatentPairs:
     """The pairs of one split of a latent set; an epoch visits every image once.
 
-    The draw is a function of (seed, image, visit): K visits meet each of an image's K draws once.
+    The draw is a function of (seed, image, visit); K visits go once through an image's K draws.
 
     Args:
         folder: holds the manifest, the pair table and the shards.
@@ -72,7 +74,7 @@ class LatentPairs:
         cache: keeps what is read of the shards, where the folder is on slow storage.
 
     Attributes:
-        manifest: of the set.
+        manifest: the manifest of the set.
         latent: how a latent is stored.
 
     Raises:
@@ -82,13 +84,11 @@ class LatentPairs:
     def __init__(self, folder: Path, *, split: str = "train", cache: Cache | None = None) -> None:
         self.manifest, digest = published(folder)
         self.latent = from_dict(LatentFormat, self.manifest["latent"])
-        sizes = {entry["name"]: entry["bytes"] for entry in self.manifest["shards"]}
         self._header = self.latent.header()
         self._dtype = getattr(torch, self.latent.dtype)
         self._padding = -self.latent.member_bytes % BLOCK
         self._apart = BLOCK + self.latent.member_bytes + self._padding  # of neighbouring members
-        files = LocalFiles(folder, sizes)
-        self.files: Ranges = files if cache is None else cache.over(files, digest)
+        self.files = shards_of(folder, self.manifest, digest, cache)
         table = pq.read_table(folder / PAIRS, filters=[("split", "=", split)])
         if not len(table):
             raise UserError(f"{folder}: no pair of split {split!r} in {PAIRS}")
@@ -98,7 +98,7 @@ class LatentPairs:
         self._first = np.flatnonzero(np.diff(codes, prepend=-1))
         self._count = np.diff(self._first, append=len(codes))
         self._keys: list[str] = keys.dictionary.to_pylist()
-        self._shards = sorted(sizes)
+        self._shards = sorted(shard_sizes(self.manifest))
         self._table = _integers(table, self._shards)
         self.weighted_sets = (WeightedSet(size=len(self._first)),)
 
@@ -126,12 +126,12 @@ class LatentPairs:
     def _read(self, pairs: Iterable[_Pair], both: npt.NDArray[Any]) -> dict[int, str]:
         """Read pairs; returns a message for each row that could not be read.
 
-        All headers pass through the same two buffers and are compared at once, while the processor
-        has them in its cache, and the interpreter too: a batch of pairs sweeps out both.
+        All headers are read into the same two buffers and compared at once, while they are in the
+        processor's cache.
 
         Args:
-            pairs: which.
-            both: where sources and targets go, [2, B, C, h, w].
+            pairs: the pairs to read.
+            both: memory for sources and targets, [2, B, C, h, w].
         """
         size, half = both[0, 0].nbytes, both[0].nbytes
         data = both.reshape(-1).view(np.uint8).data
@@ -154,7 +154,7 @@ class LatentPairs:
         return unreadable
 
     def _fill(self, first: _Member, second: _Member, head: memoryview, gap: memoryview) -> None:
-        """Read two members and what stands before their data, at once if they are neighbours."""
+        """Read two members with their headers, at once if they are neighbours."""
         shard, offset, _, data = first
         other_shard, other, _, other_data = second
         if shard == other_shard and other - offset == self._apart:
@@ -164,7 +164,7 @@ class LatentPairs:
             self.files.read(self._shards[other_shard], other - BLOCK, [gap[-HEAD:], other_data])
 
     def _check(self, member: _Member, head: bytearray) -> None:
-        """Compare the headers that stood before a member's data with what should be there."""
+        """Compare the headers that were before a member's data with those that it must have."""
         shard, _, name, _ = member
         usual = head.startswith(name, -HEAD)  # a short name fills the first field, with zeros
         if not (usual or names_member(head[-HEAD:], name[:-1])) or not head.endswith(self._header):
@@ -176,20 +176,20 @@ class LatentPairs:
 
 @functools.lru_cache(maxsize=8)
 def _starts(seed: int, images: int) -> npt.NDArray[np.int64]:
-    """Return the turn of every image at visit 0: for all at once, not for each batch anew."""
+    """Return the number of every image's first draw, modulo K; computed once for all batches."""
     return scattered(seed, np.arange(images), np.zeros(images, np.int64))
 
 
 @functools.cache
 def _extensions(variant: int) -> tuple[bytes, bytes]:
-    """Name what follows the key in the names of a pair's members, up to the zero that ends them."""
+    """Return the ends of the names of a pair's members: extension, and the zero byte after it."""
     draw, flip, gray = variant >> 2, bool(variant & 2), bool(variant & 1)
     target = target_extension(draw, flip, gray)
     return f".source_{draw}.npy\0".encode(), f".{target}\0".encode()
 
 
 def _integers(table: pa.Table, shards: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return what reading needs of the pair table, a row per pair.
+    """Return the columns of the pair table that reading needs, a row for each pair.
 
     Columns: variant (draw x 4 + flip x 2 + gray), shard and offset of the source, of the target.
     """
@@ -216,8 +216,8 @@ def check_belongs(manifest: dict[str, Any], **identity: Any) -> None:
     """Refuse a latent set that other weights or another degradation made.
 
     Args:
-        manifest: of a latent set; its `identity` entry names what the latents depend on.
-        identity: what the caller has, under the same names: ``vae="sha256…"``, ``predictor=…``.
+        manifest: of a latent set; its `identity` entry says what the latents depend on.
+        identity: what the caller uses, under the same names: ``vae="sha256…"``, ``predictor=…``.
 
     Raises:
         UserError: something differs; the message names it, with both values.

@@ -5,20 +5,18 @@
         ...                                 # state: resume here to go on after this batch
     Loader(pairs, Layout(ranks=2, ...), config, state)      # the rest, on another layout
 
-What a batch holds is settled before any worker sees it, so workers change when it is there and
-nothing else, and the state counts what was handed out, not what was read ahead. Reading latents is
-a system call that lets other threads run: threads, and no copy between processes. Decoding images
-is computation: processes, through PyTorch's DataLoader.
+Which samples a batch holds is decided before a worker gets it, so the number of workers changes
+only how soon it is there. The state counts the batches that were handed out, not those read ahead.
+Latents are read by threads: a system call lets other threads run, and nothing is copied between
+processes. Images are decoded by processes, through PyTorch's DataLoader, because decoding is
+computation.
 """
 
-import hashlib
 import itertools
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -27,19 +25,19 @@ from torch.utils.data import DataLoader
 
 from datasets.reading.memory import Memory
 from datasets.reading.order import Layout, Order, Picks, WeightedSet, sweep
-from datasets.shards import MANIFEST, read_manifest
+from infra.ahead import map_ahead
 from infra.errors import UsageError, UserError
 
 logger = logging.getLogger(__name__)
-LOOKED_UP = 16  # steps at once: every batch sweeps NumPy out of the processor's cache
+LOOKED_UP = 16  # steps whose picks are computed at once, which costs less than one by one
 
 
 class Batch(Protocol):
-    """What every kind of batch has."""
+    """The properties that every kind of batch has."""
 
     @property
     def skipped(self) -> Sequence[str]:
-        """One message for each sample that could not be read; another of the batch stands in."""
+        """One message for each sample that could not be read and was replaced by another."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory."""
@@ -53,7 +51,7 @@ class Samples(Protocol[B_co]):
 
     @property
     def weighted_sets(self) -> Sequence[WeightedSet]:
-        """The data sets it mixes, and how often."""
+        """The data sets that are mixed, with their weights."""
 
     @property
     def digest(self) -> str:
@@ -65,23 +63,23 @@ class Samples(Protocol[B_co]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig:
-    """How batches are brought; none of it but the seed changes what they hold."""
+    """How batches are loaded; of all options only the seed changes what they hold."""
 
     seed: int = 0
-    """Of the shuffle, the crops, the flips and the degradations."""
+    """Seed of the shuffle, the crops, the flips and the degradations."""
     workers: int = 2
-    """Threads or processes that read ahead; 0: each batch is read when it is asked for."""
+    """Threads or processes that read ahead; with 0 each batch is read when it is asked for."""
     processes: bool = False
-    """Processes, as decoding and degrading need; threads are enough for latents."""
+    """Whether the workers are processes, for decoding and degrading; latents need threads only."""
     start_method: str = "forkserver"
-    """Of processes: `fork` starts faster, but not safely beside threads or CUDA; workers of `spawn`
+    """How processes start. `fork` is fast, but unsafe beside threads or CUDA; processes of `spawn`
     may abort with a message as they end (PyTorch 2.13)."""
     ahead: int = 2
     """Batches that each worker reads ahead."""
     pin_memory: bool = False
-    """Page-locked batches, from which copies to a GPU run beside the computation."""
+    """Whether batches lie in page-locked memory, for copies to a GPU beside the computation."""
     skip_budget: int = 0
-    """Unreadable samples that each rank may skip, from its start, before it stops."""
+    """Unreadable samples that each rank may skip in one run of the program before it stops."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.skip_budget < 0:
@@ -97,17 +95,17 @@ class LoaderConfig:
 
 
 class Loader(Generic[B_co]):
-    """Batches of one rank.
+    """The batches of one rank.
 
     Args:
-        samples: what to load.
-        layout: this rank's place.
-        config: how.
-        state: where to go on, from the checkpoint of any layout; None starts at the beginning.
+        samples: the data.
+        layout: this rank among the others.
+        config: how batches are loaded.
+        state: position to go on from, of a checkpoint of any layout; None starts at the beginning.
 
     Attributes:
-        order: the sequence.
-        skipped: samples skipped so far by this rank.
+        order: the sequence of samples.
+        skipped: number of samples that this rank has skipped so far.
 
     Raises:
         UsageError: the layout cannot be served, or the state belongs to other data.
@@ -130,18 +128,18 @@ class Loader(Generic[B_co]):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Where to go on after the last batch that was handed out."""
+        """Position after the last batch that was handed out, for a checkpoint."""
         return self.order.state(self._position)
 
     def __iter__(self) -> Iterator[tuple[B_co, dict[str, Any]]]:
-        """Yield batches without end, each with the state after it; again: from there on."""
+        """Yield batches without end, each with the state after it; a second loop goes on there."""
         for batch in self._loaded(self._picks()):
             self._position += self.layout.stride
             yield batch, self.state
-            del batch  # else its memory stays taken while the next one is read
+            del batch  # so that its memory can be reused while the next batch is read
 
     def _picks(self) -> Iterator[Picks]:
-        """Yield the picks from here on without end, looked up for many steps at once."""
+        """Yield the picks from the position on without end, computed for many steps at once."""
         size = self.layout.micro_batch
         ahead = self.layout.stride * np.arange(LOOKED_UP)[:, None]
         for start in itertools.count(self._position, self.layout.stride * LOOKED_UP):
@@ -164,40 +162,19 @@ class Loader(Generic[B_co]):
         yield from zip(batches, (count for _, count in shares), strict=True)
 
     def _loaded(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
-        if self.config.workers == 0:
-            load = self._when_asked
-        else:
-            load = self._by_processes if self.config.processes else self._by_threads
+        in_processes = self.config.processes and self.config.workers > 0
+        load = self._by_processes if in_processes else self._by_threads
         for batch in load(sequence):
             self._count(batch.skipped)
             yield batch
             del batch
 
-    def _memory(self) -> Memory:
-        return Memory("pinned" if self.config.pin_memory else "reused")
-
-    def _when_asked(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
-        memory = self._memory()
-        return (self.samples.load(picks, memory) for picks in sequence)
-
     def _by_threads(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
-        memory, sequence = self._memory(), iter(sequence)
-        pending: deque[Future[B_co]] = deque()
-        with ThreadPoolExecutor(self.config.workers, thread_name_prefix="loader") as pool:
-            try:
-                for picks in itertools.islice(sequence, self.config.workers * self.config.ahead):
-                    pending.append(pool.submit(self.samples.load, picks, memory))
-                while pending:
-                    batch = pending.popleft().result()
-                    pending.extend(
-                        pool.submit(self.samples.load, picks, memory)
-                        for picks in itertools.islice(sequence, 1)
-                    )
-                    yield batch
-                    del batch
-            finally:
-                for future in pending:
-                    future.cancel()
+        workers = self.config.workers
+        load = partial(
+            self.samples.load, memory=Memory("pinned" if self.config.pin_memory else "reused")
+        )
+        return map_ahead(load, sequence, threads=workers, ahead=workers * self.config.ahead)
 
     def _by_processes(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
         return iter(
@@ -210,7 +187,7 @@ class Loader(Generic[B_co]):
                 multiprocessing_context=self.config.start_method,
                 collate_fn=_as_it_is,
                 pin_memory=self.config.pin_memory,
-                generator=torch.Generator(),  # else it takes a number from the global one
+                generator=torch.Generator(),  # or it would draw from the global generator
             )
         )
 
@@ -226,7 +203,7 @@ class Loader(Generic[B_co]):
 
 
 class _Served(torch.utils.data.Dataset[Any]):
-    """Samples behind the interface of PyTorch's DataLoader: an index is what to load."""
+    """Samples as PyTorch's DataLoader wants them: an index is the picks of a whole batch."""
 
     def __init__(self, samples: Samples[Any]) -> None:
         self.samples = samples
@@ -241,7 +218,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def stand_ins(unreadable: Mapping[int, str], count: int) -> dict[int, int]:
-    """Choose for every unreadable row of a batch the next readable one, so that its size stays.
+    """Choose for every unreadable row of a batch the next readable one, to stand in its place.
 
     Raises:
         UserError: no row could be read.
@@ -254,18 +231,3 @@ def stand_ins(unreadable: Mapping[int, str], count: int) -> dict[int, int]:
         )
         for row in unreadable
     }
-
-
-def published(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the manifest of a set and its digest.
-
-    Raises:
-        UserError: there is no complete set.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(
-            f"{folder}: no {MANIFEST}, hence no complete set of shards; give the folder that "
-            "pipelines.curate or pipelines.encode wrote, or run it again to finish"
-        )
-    return manifest, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()

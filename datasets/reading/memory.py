@@ -1,4 +1,4 @@
-"""Memory for batches, used again and again."""
+"""Memory for batches, which is used again when a batch is no longer needed."""
 
 import math
 import weakref
@@ -14,12 +14,12 @@ ALIGNMENT = 64  # bytes of a cache line: the kernel copies into aligned memory f
 
 
 class Memory:
-    """Where batches are read into; the first touch of fresh pages costs several times the read.
+    """A source of tensors that batches are read into; writing to new pages costs more than reading.
 
     Args:
-        kind: `reused` takes a block again as soon as no tensor sees it any more; `pinned` leaves
-            that to PyTorch, which also knows of copies to the GPU under way; `shared` can pass
-            between processes, and is fresh each time.
+        kind: `reused` hands a block out again once no tensor views it; `pinned` leaves that to
+            PyTorch, which also knows which copies to the GPU are under way; `shared` can be sent
+            to another process, and is new each time.
     """
 
     def __init__(self, kind: Literal["reused", "pinned", "shared"]) -> None:

@@ -1,4 +1,4 @@
-"""The order of samples: one endless sequence that every rank and worker agrees on by arithmetic.
+"""The order of samples: one endless sequence that every rank computes for itself, and alike.
 
     sets = [WeightedSet(size=84_991), WeightedSet(size=10_000, weight=2.0)]
     order = Order(sets, digest="…", seed=0)
@@ -37,9 +37,9 @@ class WeightedSet:
     """One data set in a mixture."""
 
     size: int
-    """Its samples."""
+    """Number of its samples."""
     weight: float = 1.0
-    """How often an epoch holds each: 1 once, 2 twice, 0.5 every second epoch."""
+    """How often an epoch holds each sample: 1 is once, 2 twice, 0.5 in every second epoch."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -49,26 +49,26 @@ class WeightedSet:
 
     @property
     def taken(self) -> int:
-        """How many samples an epoch takes from it, at least one."""
+        """Number of samples that an epoch takes from this set, at least one."""
         return max(1, round(Fraction(self.weight) * self.size))
 
 
 @dataclass(frozen=True, slots=True)
 class Picks:
-    """What a loader picked for a batch: samples in order, and how often each was visited before.
+    """The samples picked for a batch, in order, and how often each was picked before.
 
-    The visit, with the key and the seed, is what crops, flips and degradations are drawn from. At
-    weight 1 it is the epoch.
+    That count is called the visit. Crops, flips and degradations are functions of it, of the key
+    and of the seed. At weight 1 it is the number of the epoch.
     """
 
     set_index: Integers
-    """Which data set, [B]."""
+    """Number of each sample's data set, [B]."""
     index: Integers
-    """Which sample of it, [B]."""
+    """Number of each sample in that data set, [B]."""
     visit: Integers
-    """0 when the sample is met for the first time, [B]."""
+    """How often each sample was picked before, [B]."""
     seed: int
-    """Of the order."""
+    """Seed of the order."""
 
     def __getitem__(self, rows: slice) -> "Picks":
         """Return some of the samples."""
@@ -77,14 +77,14 @@ class Picks:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How a global step is shared."""
+    """How the samples of a micro-step are shared among the ranks."""
 
     ranks: int = 1
     """Processes that train together."""
     rank: int = 0
-    """Which of them this is."""
+    """Number of this process, from 0."""
     micro_batch: int = 1
-    """Samples per rank and micro-step."""
+    """Samples that a rank takes in a micro-step."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
@@ -94,7 +94,7 @@ class Layout:
 
     @property
     def stride(self) -> int:
-        """Samples that all ranks together take in one micro-step."""
+        """Number of samples that all ranks together take in a micro-step."""
         return self.ranks * self.micro_batch
 
     def share(self, position: int) -> Integers:
@@ -107,9 +107,9 @@ class Order:
     """The sequence of samples of one run.
 
     Attributes:
-        digest: identity of the data in their order: their digest, sizes and weights.
-        seed: of the shuffle.
-        epoch: positions in an epoch.
+        digest: identity of the sequence but for the seed: the data's digest, sizes and weights.
+        seed: seed of the shuffle.
+        epoch: number of positions in an epoch.
     """
 
     def __init__(self, sets: Sequence[WeightedSet], *, digest: str, seed: int) -> None:
@@ -119,7 +119,7 @@ class Order:
         taken = [one.taken for one in self.sets]
         self.epoch = sum(taken)
         self._starts = np.cumsum([0, *taken[:-1]])
-        # Two epochs meet in a batch; a set taken in fractions is in a few of its passes at once.
+        # A batch may reach into the next epoch, and with it into other passes over each set.
         self._shuffled = functools.lru_cache(maxsize=2 + 2 * len(taken))(self._shuffle)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,10 +133,11 @@ class Order:
         index, visit = np.empty_like(slots), np.empty_like(slots)
         for number, (here, start) in enumerate(zip(self.sets, self._starts, strict=True)):
             mine = which == number
-            # A set is an endless stream too, of its own passes; each epoch takes the next piece.
+            # The samples of one set, too, are an endless stream: shuffled passes over the set, of
+            # which each epoch takes the next piece.
             stream = epochs[mine] * here.taken + slots[mine] - start
             visit[mine], place = np.divmod(stream, here.size)
-            if here.taken % here.size:  # pieces of passes: which samples come first must vary
+            if here.taken % here.size:  # an epoch takes part of a pass: which part must vary
                 place = self._looked_up(("pass", number), visit[mine], place, here.size)
             index[mine] = place
         return Picks(which, index, visit, self.seed)
@@ -144,7 +145,7 @@ class Order:
     def _looked_up(
         self, name: tuple[str | int, ...], rounds: Integers, places: Integers, size: int
     ) -> Integers:
-        """Look places up in the shuffle of each one's round."""
+        """Return what stands at each place in the shuffle of its round (an epoch, or a pass)."""
         found = np.empty_like(places)
         for number in np.unique(rounds).tolist():
             here = rounds == number
@@ -194,11 +195,11 @@ class Order:
 def sweep(size: int, layout: Layout, seed: int = 0) -> Iterator[tuple[Picks, int]]:
     """Yield this rank's share of one plain pass over a data set, as validation needs it.
 
-    Every sample comes at visit 0, so its crop, flip and degradation never change. All ranks get
-    equally many batches of equal size; where the samples run out, the first ones fill up.
+    Every sample has visit 0, so its crop, flip and degradation never change. All ranks get equally
+    many batches of equal size; where the samples run out, the first ones are repeated.
 
     Yields:
-        Picks, and how many of them, from the front, are to be counted.
+        Picks, and how many of them, from the front, are no repetition.
     """
     for position in range(0, size, layout.stride):
         share = layout.share(position)
@@ -216,10 +217,11 @@ def keyed_integers(seed: int, key: str, visit: int, *ranges: int) -> list[int]:
 
 
 def scattered(seed: int, index: Integers, visit: Integers) -> Integers:
-    """Return ``visit`` counted from a random start of each sample's own, a function of all three.
+    """Return ``visit`` plus a random number of each sample's own, a function of (seed, index).
 
-    Modulo K, the visits of a sample go round K choices, and samples are out of step. The start is
-    the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+    Modulo K, successive visits of a sample go through all K choices, and different samples begin
+    with different ones. The number comes from the finaliser of SplitMix64 (Steele, Lea, Flood
+    2014).
     """
     key = np.uint64(seed % 2**64)
     word = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key

@@ -1,9 +1,9 @@
 """Byte ranges of shards, straight into memory that the caller owns.
 
-`LocalFiles` reads a folder; `CachedFiles` fetches what it lacks from elsewhere and keeps it, below
-a limit of bytes, in a folder that processes and sets may share (`Cache`). Both only ever read at
-explicit offsets (`preadv`), so threads and forked processes may use one object; a pickled one opens
-its files anew.
+`LocalFiles` reads the files of a folder; `CachedFiles` fetches ranges from elsewhere and keeps
+them, up to a limit of bytes, in a folder that processes and sets may share (`Cache`). Both read at
+explicit offsets only (`preadv`), so threads and forked processes may use one object; a pickled one
+opens its files anew.
 """
 
 import fcntl
@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+from datasets.shards import BLOCK, shard_sizes
 from infra.errors import UsageError, UserError
 from infra.storage import TEMPORARY_SUFFIX, explained
 
@@ -24,19 +25,19 @@ Fetch = Callable[[str, int, int], bytes]
 
 
 class UnreadableRange(UserError):  # noqa: N818  (counted against a budget before it is a failure)
-    """Bytes that should be there and are not; the message names the shard."""
+    """Bytes of a shard that are missing or not what they should be; the message names the shard."""
 
 
 class Ranges(Protocol):
-    """Where the bytes of a set's shards come from."""
+    """A source of the bytes of a set's shards."""
 
     def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill ``buffers``, one after another, with the bytes of shard ``name`` from ``offset``.
 
         Args:
-            name: of the shard.
-            offset: in the shard.
-            buffers: of bytes.
+            name: name of the shard.
+            offset: first byte to read.
+            buffers: memory to fill, of bytes.
 
         Raises:
             UnreadableRange: the shard is missing or shorter than that.
@@ -44,7 +45,7 @@ class Ranges(Protocol):
 
 
 class _Descriptor:
-    """An open file that closes with its last user: eviction cannot pull it from under a read."""
+    """An open file, closed with its last user, so never while a thread still reads from it."""
 
     def __init__(self, path: Path) -> None:
         self.number = -1
@@ -59,14 +60,19 @@ class LocalFiles:
     """Shards in a folder.
 
     Args:
-        folder: where they are.
-        sizes: the length each shard must have, by name, from the manifest.
+        folder: the folder that holds them.
+        sizes: the length in bytes that each shard must have, by name.
     """
 
     def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
         self.folder = folder
         self.sizes = dict(sizes)
         self._opened = functools.lru_cache(MAX_OPEN)(self._open)
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Mapping[str, Any]) -> Self:
+        """Open the shards of a set."""
+        return cls(folder, shard_sizes(manifest))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.sizes)
@@ -116,6 +122,26 @@ def read_fully(descriptor: int, offset: int, buffers: Sequence[memoryview]) -> b
     return True
 
 
+def read_member(files: Ranges, shard: str, name: str, offset: int, size: int) -> bytes:
+    """Read a member of a shard where the index has it.
+
+    Args:
+        files: the shards.
+        shard: name of the shard.
+        name: of the member.
+        offset: first byte of the content, behind the header.
+        size: of the content in bytes.
+
+    Raises:
+        UnreadableRange: the shard is missing or damaged, or has something else there.
+    """
+    head, content = bytearray(BLOCK), bytearray(size)
+    files.read(shard, offset - BLOCK, [memoryview(head), memoryview(content)])
+    if not names_member(head, name.encode()):
+        raise UnreadableRange(f"{shard}: {name} is not where the index has it; copy the set anew")
+    return bytes(content)
+
+
 def names_member(header: bytes | bytearray | memoryview, name: bytes) -> bool:
     """Tell whether a USTAR header of 512 bytes is that of the member called ``name``."""
     stored = bytes(header[:100]).rstrip(b"\0")
@@ -125,18 +151,18 @@ def names_member(header: bytes | bytearray | memoryview, name: bytes) -> bool:
 
 
 class CachedFiles:
-    """Shards elsewhere, with the ranges that were read kept on the local disk.
+    """Shards of a slower storage, whose ranges are kept on the local disk once they were read.
 
-    What is fetched and kept is exactly the range asked for. Under a global shuffle the next read of
-    a shard may be anywhere in it: whole shards would be fetched for one sample each as soon as the
-    limit is below the size of the set. The least recently used ranges go first, down to nine tenths
-    of the limit at once, since finding them means listing the folder.
+    Exactly the range asked for is fetched and kept. Under a global shuffle the next read of a shard
+    may be anywhere in it, so with a limit below the size of the set whole shards would be fetched
+    for one sample each. The least recently used ranges are deleted first, until nine tenths of the
+    limit remain, because finding them means listing the folder.
 
     Args:
         folder: the cache; processes of one machine share it by giving the same folder.
-        fetch: (name, offset, size) -> the bytes; retries are its own affair.
-        limit: bytes the folder may hold.
-        owner: tells the shards of one set from those of others, which bear the same names.
+        fetch: returns the bytes for (name, offset, size); retries are its business.
+        limit: number of bytes that the folder may hold.
+        owner: prefix that tells the shards of a set from shards of the same name in other sets.
     """
 
     def __init__(self, folder: Path, fetch: Fetch, *, limit: int, owner: str = "") -> None:
@@ -172,8 +198,8 @@ class CachedFiles:
     def _kept(self, path: Path, buffers: Sequence[memoryview]) -> bool:
         try:
             file = _Descriptor(path)
-            os.utime(file.number)  # the clock of "least recently used"
-            # A file cut short by a power failure is no hit: it is fetched and replaced.
+            os.utime(file.number)  # the time that "least recently used" goes by
+            # A file that a power failure cut short does not count: it is fetched and replaced.
             return read_fully(file.number, 0, buffers)
         except FileNotFoundError:
             return False
@@ -181,7 +207,7 @@ class CachedFiles:
             raise explained(error, path) from error
 
     def _keep(self, path: Path, data: bytes) -> None:
-        """Add a range. Its bytes are counted before it appears: a kill can only count too much."""
+        """Add a range; its bytes are counted first, so a killed process can only count too many."""
         if len(data) > self.limit:
             raise UsageError(
                 f"cache {self.folder}: a limit of {self.limit} bytes cannot hold one read of "
@@ -195,7 +221,7 @@ class CachedFiles:
                 if held > self.limit:
                     held = self._evict(max(0, self.limit * 9 // 10 - len(data))) + len(data)
                 os.pwrite(counter, held.to_bytes(8, "little"), 0)
-                temporary.write_bytes(data)  # no fsync: whatever a crash loses is fetched again
+                temporary.write_bytes(data)  # not flushed: what a crash loses is fetched again
                 temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -225,17 +251,25 @@ class CachedFiles:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A folder on a fast disk for what is read of sets on slow storage."""
+    """A folder on a fast disk that keeps what is read of sets on slow storage."""
 
     folder: Path
-    """Shared by all sets and processes of a machine."""
+    """The folder, shared by all sets and processes of a machine."""
     limit: int
-    """Bytes it may hold."""
+    """Number of bytes that it may hold."""
 
     def over(self, files: Ranges, digest: str) -> CachedFiles:
         """Read the shards of the set with this digest through the cache."""
         fetch = functools.partial(_fetched, files)
         return CachedFiles(self.folder, fetch, limit=self.limit, owner=f"{digest[:16]}-")
+
+
+def shards_of(
+    folder: Path, manifest: Mapping[str, Any], digest: str, cache: Cache | None
+) -> Ranges:
+    """Open the shards of the set with this manifest and digest, through a cache if there is one."""
+    files = LocalFiles.of(folder, manifest)
+    return files if cache is None else cache.over(files, digest)
 
 
 def _fetched(files: Ranges, name: str, offset: int, size: int) -> bytes:

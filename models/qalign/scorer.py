@@ -9,10 +9,8 @@ code. 8-bit and 4-bit loading is left out: transformers offers it only through `
 with accelerate and bitsandbytes, which are not in the stack, and it changes the scores.
 """
 
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -28,6 +26,8 @@ from models.qalign.language import KeysValues
 from models.qalign.network import QAlignNetwork, Shortcuts
 from models.qalign.prompts import LEVEL_VALUES, find_prompt
 
+Picture = Pixels | Image.Image
+Preparing = Callable[[Callable[[Picture], Pixels], Iterable[Picture]], Iterator[Pixels]]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -45,7 +45,6 @@ class QAlign:
         prompt: name of the question that ``score`` asks.
         digest: identity of the weights alone; see ``identity`` for what else a score depends on.
         batch_size: images per forward pass.
-        workers: threads that prepare images while the device computes.
         shortcuts: work left out without changing the result; on unless measured.
     """
 
@@ -65,7 +64,6 @@ class QAlign:
         self.batch_size = batch_size
         self.model = model
         self.digest = digest
-        self.workers = min(16, os.cpu_count() or 1)
         self.shortcuts = Shortcuts()
         self._prefixes: dict[str, list[KeysValues]] = {}
 
@@ -86,7 +84,7 @@ class QAlign:
             device: where to score.
             dtype: "float16" (the documented precision and the default on CUDA), "bfloat16" (what
                 the files hold; coarser), or "float32" (the default elsewhere).
-            prompt: name of the question; see ``qalign_prompts.PROMPTS``.
+            prompt: name of the question; see `models.qalign.prompts.PROMPTS`.
             batch_size: images per forward pass.
             revision: of a hub id: branch, tag or commit.
 
@@ -111,7 +109,7 @@ class QAlign:
         dtype = str(self._weight.dtype).removeprefix("torch.")
         return {"model": self.model, "digest": self.digest, "prompt": self.prompt, "dtype": dtype}
 
-    def score(self, images: Sequence[Pixels | Image.Image]) -> list[Score]:
+    def score(self, images: Sequence[Picture]) -> list[Score]:
         """Score RGB uint8 [H, W, 3] images of any sizes (or PIL images); an empty list gives one.
 
         Raises:
@@ -120,18 +118,23 @@ class QAlign:
         return [scores[0] for scores in self.stream(images, (self.prompt,))]
 
     def stream(
-        self, images: Iterable[Pixels | Image.Image], prompts: Sequence[str]
+        self, images: Iterable[Picture], prompts: Sequence[str], preparing: Preparing = map
     ) -> Iterator[tuple[Score, ...]]:
         """Score images as they come, for several prompts from one vision pass.
 
-        Images are prepared up to two batches ahead; one batch's scores are read while the next
-        batch is on the device.
+        One batch's scores are read while the next batch is on the device.
+
+        Args:
+            images: as for `score`.
+            prompts: names of questions.
+            preparing: applies a function to every image and yields the results in order: the
+                built-in `map`, or one that works ahead in threads while the device computes.
 
         Yields:
             Per image, in order, one score per prompt.
         """
         waiting: Tensor | None = None
-        for batch in self._batches(images):
+        for batch in self._batches(images, preparing):
             logits = self.logits(batch, prompts)
             if waiting is not None:
                 yield from _scores(waiting)
@@ -143,23 +146,15 @@ class QAlign:
     def _weight(self) -> Tensor:
         return self.network.lm_head.weight
 
-    def _batches(self, images: Iterable[Pixels | Image.Image]) -> Iterator[Tensor]:
-        """Yield uint8 [B, image, image, 3] on the device, prepared by threads ahead of need."""
+    def _batches(self, images: Iterable[Picture], preparing: Preparing) -> Iterator[Tensor]:
+        """Yield uint8 [B, image, image, 3] on the device."""
         size = self.network.config.vision.image_size
-        ahead = 2 * self.batch_size
-        with ThreadPoolExecutor(self.workers) as pool:
-            source = iter(images)
-            queue: deque[Future[Pixels]] = deque()
-            while True:
-                more = islice(source, ahead - len(queue))
-                queue.extend(pool.submit(prepare, image, size) for image in more)
-                if not queue:
-                    return
-                count = min(self.batch_size, len(queue))
-                batch = torch.from_numpy(np.stack([queue.popleft().result() for _ in range(count)]))
-                if self._weight.is_cuda:
-                    batch = batch.pin_memory()  # or the copy waits for the device
-                yield batch.to(self._weight.device, non_blocking=True)
+        prepared = preparing(partial(prepare, size=size), images)
+        while group := list(islice(prepared, self.batch_size)):
+            batch = torch.from_numpy(np.stack(group))
+            if self._weight.is_cuda:
+                batch = batch.pin_memory()  # or the copy waits for the device
+            yield batch.to(self._weight.device, non_blocking=True)
 
     @torch.inference_mode()
     def logits(self, batch: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 LOGVAR_RANGE = (-30.0, 20.0)  # of the authors and of diffusers: keeps exp(logvar) inside float32
-IMAGE_TOLERANCE = 1e-3  # rounding only; a resampling overshoot is larger, and the caller's to clamp
 
 
 class Posterior(NamedTuple):
@@ -102,27 +101,6 @@ def check_images(images: Tensor, factor: int) -> None:
         raise ValueError(
             f"images are {height} x {width}; both sides must be positive multiples of {factor}: "
             "pad before encoding and crop after decoding"
-        )
-
-
-def check_range(images: Tensor, tolerance: float = IMAGE_TOLERANCE) -> None:
-    """Refuse images with values outside [-1, 1] or not finite.
-
-    Reads every value and waits for the device: call it where images enter a program, not on each
-    training step.
-
-    Args:
-        images: any shape.
-        tolerance: how far outside [-1, 1] a value may lie.
-
-    Raises:
-        ValueError: names the range that came.
-    """
-    low, high = torch.stack(torch.aminmax(images.detach().float())).tolist()
-    if not (low >= -1 - tolerance and high <= 1 + tolerance):  # false for NaN too
-        raise ValueError(
-            f"images range over [{low:.4g}, {high:.4g}]; expected finite values in [-1, 1]: map "
-            "uint8 by x / 127.5 - 1 and [0, 1] by 2 x - 1, and clamp what resampling overshot"
         )
 
 

@@ -158,8 +158,7 @@ class SimVAE(nn.Module):
     def encode(self, images: Tensor) -> Posterior:
         """Turn images [B, 3, H, W] in [-1, 1] into a posterior over latents [B, C, h, w].
 
-        The range is not checked here, since that waits for the device: `check_range` does, where
-        images enter a program.
+        The range is not checked, since reading the values would wait for the device.
 
         Raises:
             TypeError: images are not floats.

@@ -18,6 +18,7 @@ from infra import cli
 from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines.curate.config import PRESETS, CurateConfig
+from pipelines.jobs.verdict import verdict
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,12 +47,7 @@ def verify(arguments: list[str]) -> int:
     from datasets.verify import problems
 
     folder = local_path(arguments[0])
-    found = 0
-    for problem in problems(folder):
-        sys.stdout.write(f"{problem}\n")
-        found += 1
-    sys.stdout.write(f"{folder}: {f'problems: {found}' if found else 'everything agrees'}\n")
-    return 1 if found else 0
+    return verdict(folder, problems(folder))
 
 
 def export_scores(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Image -> candidate patches: where they lie, what they are called, and why there may be none."""
+"""Candidate patches of an image: their places, their keys and their pixels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def cut(image: Pixels, box: Box, rule: CropRule) -> Pixels:
 
     Args:
         image: RGB uint8 [H, W, 3].
-        box: as from :func:`boxes`.
+        box: from `boxes`.
         rule: the rule that gave ``box``.
 
     Returns:

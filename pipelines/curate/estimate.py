@@ -1,4 +1,4 @@
-"""The dry run: what a curation will cost and give, from a probe of a few images."""
+"""The dry run: what a curation will cost and yield, estimated from a few images."""
 
 import os
 import tempfile
@@ -15,13 +15,13 @@ from pipelines.curate.job import Curation
 from pipelines.curate.scoring import ScoreImages
 
 PROBES = 8  # images, evenly spaced in key order
-PROBED_PATCHES = 4  # of an image, evenly spaced; scored and encoded on behalf of all its patches
+PROBED_PATCHES = 4  # of an image, evenly spaced; their times and sizes stand for all its patches
 PROBE_SECONDS = 20.0
 SAMPLE_OVERHEAD = 4 * BLOCK  # two headers, the JSON and padding
 
 
 def estimate(config: CurateConfig) -> str:
-    """Do to a few images what the job does to all, and scale by their share of the input's bytes.
+    """Score and encode a few images, and scale the results by their share of the input's bytes.
 
     Returns:
         Lines for the user. Nothing is written to the output folder.
@@ -65,7 +65,7 @@ def estimate(config: CurateConfig) -> str:
 
 
 class _Probe:
-    """Adds up what a few images cost and give."""
+    """Adds up the time that a few images take, and the samples and bytes that they yield."""
 
     def __init__(self, curation: Curation, worker: ScoreImages) -> None:
         single_threaded()
@@ -75,7 +75,7 @@ class _Probe:
         self.kept = self.shard_bytes = self.score_seconds = self.pack_seconds = 0.0
 
     def add(self, ref: ImageRef) -> None:
-        """Open one image; score and encode some of its patches for all of them."""
+        """Open one image, score and encode some of its patches, and count them for all."""
         start = time.perf_counter()
         rows, patches = self.worker.open(ref)
         opening = time.perf_counter() - start

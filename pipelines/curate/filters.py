@@ -1,4 +1,4 @@
-"""Scored candidate -> kept, or dropped with a reason; the first predicate that speaks wins."""
+"""Filters, each of which returns the reason to drop a scored candidate, or None to keep it."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,13 +14,13 @@ BROKEN = frozenset(
 
 
 def already_dropped(row: Row) -> str | None:
-    """Keep the reason an earlier stage gave: unreadable, too small, and the like."""
+    """Return the reason that an earlier stage gave, such as unreadable or too small."""
     reason: str | None = row["drop_reason"]
     return reason
 
 
 def unscorable(row: Row) -> str | None:
-    """Drop what the scorer has no number for, such as a patch of one colour."""
+    """Drop a candidate for which the scorer has no number, such as a patch of one colour."""
     return "unscorable" if row["quality"] is None or math.isnan(row["quality"]) else None
 
 

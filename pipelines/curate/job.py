@@ -1,15 +1,16 @@
-"""The curation job: list, score what is not scored, select, pack what is not packed, publish.
+"""The curation job: list the images, score those without a score, select, pack, publish.
 
-Everything the job knows is in the output folder; a killed job loses at most what its workers held.
+The state of the job is in the output folder; a killed job loses at most the units under way.
 
     OUTPUT/                          the set: shards, manifest.json, index.parquet, scores.parquet
     OUTPUT/config.json               the resolved configuration, for --config
-    OUTPUT/report.html               what a person reads
-    OUTPUT/.curate/                  the job's memory
-        candidates.json              the fields that made the candidates: another value is another
-        set listing.json                 fingerprint of the inputs of the published set
-        scores-ID/part-*.parquet     scores by unit, ID from the candidate fields and the scorer's
-        weights cut-ID/                      shards in the making, ID from the plan
+    OUTPUT/report.html               the page to read
+    OUTPUT/.curate/                  the state of the job
+        candidates.json              the settings that the candidates depend on; others are refused
+        listing.json                 fingerprint of the inputs of the published set
+        scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
+                                     and the scorer's weights
+        cut-ID/                      the shards that are being written; ID from their plan
 """
 
 import hashlib
@@ -32,13 +33,13 @@ from pipelines.curate import report as curation_report
 from pipelines.curate import scoring
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
-from pipelines.curate.pack import PLAN, PackShard
+from pipelines.curate.pack import LOCATED, PackShard
 from pipelines.curate.selection import count_reasons, select, shard_tables
 from pipelines.jobs.folder import SetFolder, plain
-from pipelines.jobs.plan import record_path, write_plan
+from pipelines.jobs.plan import PLAN, units_left, write_plan
 from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.jobs.scorers import describe
-from pipelines.jobs.stage import Engine, RayEngine, Resources, StageTime
+from pipelines.jobs.stage import Engine, Resources, StageTime, a_gpu_each, started
 from pipelines.jobs.times import save_times
 
 FORMAT = "latent-pmrf/samples/1"
@@ -73,12 +74,12 @@ class Curation:
         """Do what is left to do.
 
         Args:
-            engine: carries out the units; by default Ray.
+            engine: what carries out the units; by default Ray.
 
         Raises:
             UsageError: an input or output that cannot be used; nothing was written.
             BudgetExceeded: the set is complete, but more images were broken than ``max_bad``.
-            UserError: the work could not be finished for a reason the user can mend.
+            UserError: the set could not be finished for a reason that the user can mend.
         """
         with self.set.held():
             self.set.claim(
@@ -88,23 +89,19 @@ class Curation:
             listing = listing.first(self.config.first).first(self.config.limit)
             if self._finished(listing):
                 sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
-            elif engine is not None:
-                self._work(listing, engine)
             else:
-                with RayEngine(self.config.workers) as ray_engine:
-                    self._work(listing, ray_engine)
+                with started(engine, self.config.workers) as running:
+                    self._work(listing, running)
             self._check_budget()
 
     def _work(self, listing: Listing, engine: Engine) -> None:
-        if not self.config.track:
-            self._make(listing, engine)
-            return
         settings = {**self.candidate_fields, **self.cut_fields}
         where = self.set.tracked(
             "latent-pmrf/curate",
             settings,
             lambda: self._make(listing, engine),
             lambda manifest: curation_report.metrics(manifest, engine.times),
+            track=self.config.track,
         )
         sys.stdout.write(where)
 
@@ -128,7 +125,7 @@ class Curation:
         return self.report(scores, listing, engine.times)
 
     def report(self, scores: pa.Table, listing: Listing, times: list[StageTime]) -> dict[str, Any]:
-        """Say what was made, on the terminal and as a page; returns the set's manifest."""
+        """Write the page and print the summary; returns the set's manifest."""
         manifest = shards.read_manifest(self.folder)
         assert manifest is not None
         rule, limit = self.config.crop_rule(), self.config.max_pixels
@@ -167,20 +164,15 @@ class Curation:
         return scoring.known(folder, listing)
 
     def _scoring_resources(self, choice: ScorerChoice, engine: Engine) -> tuple[Resources, int]:
-        """Give a GPU scorer one worker a GPU, with threads that decode for it; others one a CPU."""
+        """Return the resources of a scoring worker, a GPU or a CPU, and its decoding threads."""
         if choice.device == "cpu":
             return Resources(), 0
-        there = engine.gpus()
-        wanted = there if choice.gpus is None else choice.gpus
-        if not 0 < wanted <= there:
-            raise UsageError(
-                f"--scorer {choice.name}: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; "
-                "give --scorer-gpus 0 to score on CPUs (--dry-run says how slowly)"
-            )
-        return Resources(cpus=1, gpus=1, workers=wanted), DECODERS_PER_GPU
+        otherwise = "give --scorer-gpus 0 to score on CPUs"
+        resources = a_gpu_each(engine, choice.gpus, f"--scorer {choice.name}", otherwise)
+        return resources, DECODERS_PER_GPU
 
     def staging(self, scores: pa.Table) -> Path:
-        """Return the folder where this very set is in the making; removes what others left."""
+        """Return the staging folder of this set; removes those of other selections."""
         versions = {name: metadata.version(name) for name in ENCODERS}
         rows = hashlib.sha256(shards.parquet_bytes(scores)).hexdigest()
         identity = digest([FORMAT, self.candidate_fields, self.cut_fields, versions, rows])
@@ -194,15 +186,11 @@ class Curation:
         """Write every shard of the plan that is not written yet."""
         tables = shard_tables(scores)
         refs = {ref.key: ref for ref in listing.images}
-        write_plan(staging / "plan.parquet", [_located(table, refs) for table in tables.values()])
-        units = [
-            {"name": name, "row_group": number}
-            for number, name in enumerate(tables)
-            if shards.load_record(record_path(staging / name)) is None
-        ]
+        plan = staging / PLAN
+        write_plan(plan, [_located(table, refs) for table in tables.values()])
+        units = units_left(staging, tables)
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
-        plan = str(staging / "plan.parquet")
-        arguments = (plan, self.config.crop_rule(), self.scorer.name, self.config.max_pixels)
+        arguments = (str(plan), self.config.crop_rule(), self.scorer.name, self.config.max_pixels)
         for _ in engine.run("pack", units, PackShard, arguments, total):
             pass
 
@@ -216,7 +204,8 @@ class Curation:
                 scores.replace_schema_metadata({"scorer": canonical_json(self.scorer.identity())})
             ),
         }
-        hashes = {name: storage.write_bytes(staging / name, data) for name, data in files.items()}
+        for name, data in files.items():
+            storage.write_bytes(staging / name, data)
         entries = [shard.entry() for shard in complete]
         sources = scores.group_by("source").aggregate([("source_sha256", "min")])
         pairs = zip(
@@ -245,9 +234,7 @@ class Curation:
             },
             "dropped": count_reasons(scores),
             "shards": entries,
-            "files": {
-                name: {"bytes": len(data), "sha256": hashes[name]} for name, data in files.items()
-            },
+            "files": {name: shards.file_entry(staging / name) for name in files},
             "versions": {
                 "python": platform.python_version(),
                 **{name: metadata.version(name) for name in ENCODERS},
@@ -256,7 +243,7 @@ class Curation:
         storage.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
 
     def _finished(self, listing: Listing) -> bool:
-        """Tell whether the published set is the one asked for, from lengths and times alone."""
+        """Tell whether the published set is the one asked for, by lengths and times of files."""
         manifest = shards.read_manifest(self.folder)
         record = self.state / "listing.json"
         if manifest is None or not record.exists():
@@ -284,9 +271,9 @@ def _count_broken(scores: pa.Table) -> int:
 
 
 def _located(table: pa.Table, refs: dict[str, ImageRef]) -> pa.Table:
-    """Add to a shard's rows where each image is read."""
+    """Add to a shard's rows the columns of `LOCATED` that say where each image is read."""
     located = [refs[source] for source in table["source"].to_pylist()]
-    for name in PLAN.names[len(table.schema.names) :]:
-        values = pa.array([getattr(ref, name) for ref in located], PLAN.field(name).type)
+    for name in LOCATED.names[len(table.schema.names) :]:
+        values = pa.array([getattr(ref, name) for ref in located], LOCATED.field(name).type)
         table = table.append_column(name, values)
     return table

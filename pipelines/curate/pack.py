@@ -1,4 +1,4 @@
-"""Kept candidates -> shards: decode, crop, encode as PNG, write the tar of one shard."""
+"""Packing of kept candidates: their images are decoded, cut, encoded as PNG, written as shards."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, decode, encode_png, single_threaded
 from datasets.sample import SCORES, sample_json
@@ -15,10 +14,10 @@ from datasets.sources import ImageRef, read
 from infra.errors import UserError
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
-from pipelines.jobs.plan import record_path
+from pipelines.jobs.plan import planned, record_path
 from pipelines.jobs.stage import Stopwatch
 
-PLAN = pa.schema(
+LOCATED = pa.schema(
     [
         *SCORES,
         ("path", pa.string()),
@@ -29,11 +28,11 @@ PLAN = pa.schema(
         ("seek_index", pa.string()),
     ]
 )
-"""A kept candidate, its place, where its image is read; a row group of the plan is a shard."""
+"""A kept candidate, its place in the set, and where its image is read: a row of the plan."""
 
 
 class PackShard:
-    """The actor: one shard of the plan in, one durable tar out.
+    """The worker that writes one shard of the plan.
 
     A shard is done when its record exists and its tar has the recorded length; a repeated unit
     writes the same bytes.
@@ -50,15 +49,14 @@ class PackShard:
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
-        rows = pq.ParquetFile(self.plan).read_row_group(unit["row_group"]).to_pylist()
-        path = self.plan.with_name(unit["name"])
-        samples = self._timed(self.samples(rows))
+        path, rows = planned(self.plan, unit)
+        samples = self.watch.between("write", self.samples(rows))
         shard = write_shard(path, samples)
         save_record(record_path(path), shard)
         return {"done": shard.samples, "seconds": self.watch.take()}
 
     def samples(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """Encode the rows' patches; neighbours from one image share one decoding."""
+        """Yield the rows' samples; an image is decoded once for successive rows of its patches."""
         for row in rows:
             image = self._decoded(row)
             with self.watch("encode"):
@@ -87,9 +85,3 @@ class PackShard:
             with self.watch("decode"):
                 self._image = (ref.key, decode(data, self.max_pixels))
         return self._image[1]
-
-    def _timed(self, samples: Iterator[Any]) -> Iterator[Any]:
-        """Count the consumer's time between two samples as writing."""
-        for sample in samples:
-            with self.watch("write"):
-                yield sample

@@ -1,4 +1,4 @@
-"""What a person sees of a curation: the closing lines, the times, the page."""
+"""The report of a curation: the lines that it ends with, its numbers for MLflow, its page."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, decode
-from datasets.shards import INDEX
+from datasets.reading.image_set import ImageSet
 from datasets.sources import ImageRef, Listing, read
+from infra.config import flat
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
 from pipelines.jobs import page as report
 from pipelines.jobs.stage import StageTime
-from pipelines.jobs.times import bottleneck, time_section
+from pipelines.jobs.times import closing_lines, stage_metrics, time_section
 
 SHOWN = 6  # thumbnails a row
 
@@ -26,14 +26,10 @@ def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) 
     """Return the lines that a run ends with."""
     totals, given, scorer = manifest["totals"], manifest["input"], manifest["scorer"]
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
-    seconds = ", ".join(f"{stage.name} {stage.wall:.1f} s" for stage in times)
     return (
         f"{given['images']:,} images, {totals['candidates']:,} candidates: "
         f"kept {totals['samples']:,}; dropped {dropped or 'none'}\n"
-        f"scorer {scorer['name']}, {_rule(scorer)}\n"
-        f"time: {seconds or 'none'}; bottleneck: {bottleneck(times)}\n"
-        f"shards: {folder.resolve()} ({totals['shards']:,} files, {totals['bytes'] / 1e6:.1f} MB)\n"
-        f"report: {(folder / 'report.html').resolve()}\n"
+        f"scorer {scorer['name']}, {_rule(scorer)}\n" + closing_lines(totals, times, folder)
     )
 
 
@@ -48,7 +44,7 @@ def metrics(manifest: dict[str, Any], times: Sequence[StageTime]) -> dict[str, f
         "shards": totals["shards"],
         "bytes": totals["bytes"],
         **{f"dropped/{reason}": count for reason, count in manifest["dropped"].items()},
-        **{f"seconds/{stage.name.replace(' ', '_')}": stage.wall for stage in times},
+        **stage_metrics(times),
     }
 
 
@@ -63,7 +59,7 @@ def build(
     Args:
         manifest: of the set.
         scores: rows of `SCORES`.
-        pictures: where thumbnails are read.
+        pictures: reads the thumbnails.
         times: of this run's stages.
     """
     totals, scorer = manifest["totals"], manifest["scorer"]
@@ -80,7 +76,10 @@ def build(
             report.table(["split", "shards", "samples", "MB"], _split_rows(manifest["shards"])),
         ),
         ("Time", time_section(times)),
-        ("Configuration", report.table(["field", "value"], _settings(manifest["config"]))),
+        (
+            "Configuration",
+            report.table(["field", "value"], list(flat(manifest["config"]).items())),
+        ),
     ]
     lead = f"{totals['candidates']:,} candidates from {manifest['input']['images']:,} images"
     return report.page("Curation report", lead, sections)
@@ -106,7 +105,7 @@ def _rule(scorer: dict[str, Any]) -> str:
 def _score_sections(
     scores: pa.Table, scorer: dict[str, Any], pictures: "Pictures"
 ) -> list[tuple[str, str]]:
-    """Show the distribution and what lies at its ends and on both sides of the threshold."""
+    """Show the distribution, and pictures from its ends and from both sides of the threshold."""
     scored = scores.filter(pc.is_valid(scores["quality"]))
     values = scored["quality"].to_numpy()
     threshold, higher = scorer["threshold"], scorer["higher_is_better"]
@@ -156,31 +155,19 @@ def _split_rows(entries: list[dict[str, Any]]) -> list[tuple[object, ...]]:
     ]
 
 
-def _settings(config: dict[str, Any]) -> list[tuple[str, object]]:
-    """List a configuration's fields, nested ones under dotted names."""
-    rows: list[tuple[str, object]] = []
-    for name, value in config.items():
-        nested = value.items() if isinstance(value, dict) else ()
-        rows += [(f"{name}.{inner}", text) for inner, text in nested] or [(name, value)]
-    return rows
-
-
 class Pictures:
     """Reads candidates' pixels for thumbnails: samples from their shards, others from the sources.
 
     Args:
         folder: of the published set.
-        listing: where the source images are.
+        listing: the source images.
         rule: how they are cut.
-        max_pixels: as in the run.
+        max_pixels: the limit of the run.
     """
 
     def __init__(self, folder: Path, listing: Listing, rule: CropRule, max_pixels: int) -> None:
-        self.folder = folder
         self.rule = rule
-        index = pq.read_table(folder / INDEX, filters=[("extension", "=", "png")])
-        self._keys = index["key"]
-        self._index = index
+        self._images = ImageSet(folder)
         refs: dict[str, ImageRef] = {ref.key: ref for ref in listing.images}
         # Neighbours in score are often of one photograph; a few decoded ones are kept at hand.
         self._source = lru_cache(maxsize=4)(lambda key: decode(read(refs[key]), max_pixels))
@@ -207,7 +194,5 @@ class Pictures:
         if row["shard"] is None:
             box = Box(row["x"], row["y"], row["w"], row["h"])
             return cut(self._source(row["source"]), box, self.rule)
-        place = self._index.slice(pc.index(self._keys, row["key"]).as_py(), 1).to_pylist()[0]
-        with (self.folder / place["shard"]).open("rb") as shard:
-            shard.seek(place["offset"])
-            return decode(shard.read(place["size"]))
+        number: int = pc.index(self._images.rows["key"], row["key"]).as_py()
+        return self._images.pixels(number)

@@ -1,4 +1,4 @@
-"""Images -> scored candidates, a unit at a time. Scoring never drops by quality."""
+"""Scoring of images: each is cut into candidate patches that get a score; none is dropped by it."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,32 @@ from datasets.decoding import Pixels, UndecodableImage, decode, single_threaded
 from datasets.sample import CANDIDATE, empty_row
 from datasets.shards import fits_ustar, parquet_bytes, read_manifest
 from datasets.sources import ImageRef, Listing, read
+from infra.ahead import map_ahead
 from infra.config import digest, pretty_json
 from infra.errors import UsageError
 from infra.storage import write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
-from pipelines.jobs.ahead import in_order
 from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.jobs.scorers import ImportedScores, Quality, load
 from pipelines.jobs.stage import Stopwatch
 
 PART = CANDIDATE.append(pa.field("stamp", pa.int64()))
 """A candidate, and the modification time of the file it was scored from."""
-UNITS = 128  # at least, where there are as many images: enough to balance, little to lose
-LARGEST_UNIT = 64  # images
+UNITS = 128  # the least number of units, if there are so many images: workers end together
+LARGEST_UNIT = 64  # images; as much is lost when a worker is killed
 
 
 class ScoreImages:
-    """The actor: a unit of image references in, one durable table of candidates out.
+    """The worker that scores the images of a unit and writes one table of candidates.
 
     A unit is done when its table exists; a repeated unit writes the same bytes under the same name.
 
     Args:
         rule: how an image becomes patches.
-        choice: the scorer, loaded here.
-        max_pixels: larger images are dropped undecoded.
-        decoders: threads that read and decode ahead while a device scores; 0 decodes in line.
+        choice: the scorer, which is loaded here.
+        max_pixels: larger images are dropped without being decoded.
+        decoders: threads that read and decode ahead while a device scores; 0 uses no threads.
     """
 
     def __init__(
@@ -68,11 +67,11 @@ class ScoreImages:
         return {"done": len(refs), "seconds": self.watch.take()}
 
     def candidates(self, refs: Sequence[ImageRef]) -> list[dict[str, Any]]:
-        """Turn images into candidate rows, in order; an image without a patch has one row."""
+        """Return the candidate rows of images, in order; an image without a patch has one row."""
         rows: list[dict[str, Any]] = []
 
         def candidates() -> Iterator[tuple[dict[str, Any], Pixels]]:
-            for image_rows, patches in self._opened(refs):
+            for image_rows, patches in map_ahead(self.open, refs, threads=self.decoders):
                 rows.extend(image_rows)
                 yield from zip(image_rows, patches, strict=False)
 
@@ -83,7 +82,7 @@ class ScoreImages:
         return rows
 
     def scored(self, candidates: Iterable[tuple[dict[str, Any], Pixels]]) -> list[dict[str, Any]]:
-        """Score (row, patch) pairs as they come; returns the rows, now with their quality."""
+        """Score (row, patch) pairs as they come; returns the rows with their quality filled in."""
         waiting: deque[dict[str, Any]] = deque()
         done = []
 
@@ -105,12 +104,6 @@ class ScoreImages:
         if isinstance(self.scorer, ImportedScores):
             return (Quality(self.scorer.scores.get(waiting[0]["key"], math.nan)) for _ in patches)
         return self.scorer.score(patches)
-
-    def _opened(
-        self, refs: Sequence[ImageRef]
-    ) -> Iterator[tuple[list[dict[str, Any]], list[Pixels]]]:
-        """Open images in order, ``decoders`` of them ahead of need."""
-        return in_order((partial(self.open, ref) for ref in refs), self.decoders)
 
     def open(self, ref: ImageRef) -> tuple[list[dict[str, Any]], list[Pixels]]:
         """Read, decode and cut one image.
@@ -148,15 +141,16 @@ class ScoreImages:
 
 
 def units(images: Sequence[ImageRef], done: Collection[str], folder: Path) -> list[dict[str, Any]]:
-    """Cut the images to score into units.
+    """Group the images to score into units.
 
-    A learned scorer's last bits may depend on what shares its batch, so which images share a unit
-    is a function of the input alone: not of the workers, nor of when an earlier run was killed.
+    The last bits of a learned score may depend on the other images of a batch, so which images
+    share a unit depends on the input alone, not on the workers or on when an earlier run was
+    killed.
 
     Args:
         images: all images, sorted.
         done: keys of images that have scores.
-        folder: where the units' tables go.
+        folder: where the units' tables are written.
     """
     size = max(1, min(LARGEST_UNIT, len(images) // UNITS))
     groups = [
@@ -175,7 +169,7 @@ def units(images: Sequence[ImageRef], done: Collection[str], folder: Path) -> li
 
 
 def known(folder: Path, listing: Listing) -> pa.Table:
-    """Read the scores at hand of images that are still what they were, one image from one part."""
+    """Read the scores of images that have not changed since; each image's from one table only."""
     current = {(ref.key, ref.size, ref.stamp) for ref in listing.images}
     tables = [PART.empty_table()]
     for path in sorted(folder.glob("part-*.parquet")):

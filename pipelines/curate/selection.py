@@ -1,7 +1,7 @@
-"""Scored candidates -> a plan of shards: who is kept, in which split, in which shard.
+"""Selection of scored candidates: which are kept, in which split and in which shard.
 
-Everything here is a function of the scores and the cut rule; nothing looks at pixels. So a set can
-be cut again at another threshold in seconds.
+All of it is a function of the scores and the cut rule and needs no pixels, so a set is selected
+again at another threshold in seconds.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ def select(candidates: pa.Table, filters: tuple[Filter, ...], rule: CutRule) -> 
 
     Args:
         candidates: rows of `CANDIDATE`, in any order.
-        filters: predicates in order; the first that speaks drops.
-        rule: how to cut.
+        filters: applied in order; the first that returns a reason drops the candidate.
+        rule: seed and share of the validation split, and samples of a shard.
 
     Returns:
         Rows of `SCORES`, sorted by (source, index): the order of samples in the shards.
@@ -65,7 +65,7 @@ def select(candidates: pa.Table, filters: tuple[Filter, ...], rule: CutRule) -> 
 
 
 def shard_tables(scores: pa.Table) -> dict[str, pa.Table]:
-    """Group the kept rows by shard, in order; both splits' shards, `train` first."""
+    """Group the kept rows by shard, in order: first the shards of `train`, then those of `val`."""
     kept = scores.filter(pc.is_valid(scores["shard"]))
     names = kept["shard"].to_numpy(zero_copy_only=False)
     order = np.argsort(names, kind="stable")

@@ -20,6 +20,7 @@ from infra import cli
 from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines.encode.config import PRESETS, EncodeConfig, VerifyConfig
+from pipelines.jobs.verdict import verdict
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,18 +52,9 @@ def verify(arguments: list[str]) -> int:
     presets = {"default": VerifyConfig()}
     description = "Verify a latent set."
     config = cli.parse(VerifyConfig, presets, arguments[1:], "verify PATH", description)
-    from pipelines.encode.verify import problems, recomputed
+    from pipelines.encode.verify import all_problems
 
-    found = 0
-    for problem in problems(folder):
-        sys.stdout.write(f"{problem}\n")
-        found += 1
-    if config.recompute and not found:
-        for problem in recomputed(folder, config):
-            sys.stdout.write(f"{problem}\n")
-            found += 1
-    sys.stdout.write(f"{folder}: {f'{found} problems' if found else 'everything agrees'}\n")
-    return 1 if found else 0
+    return verdict(folder, all_problems(folder, config))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The distortion bound, before any training: what a few images lose by encoding alone.
+"""The distortion bound: what a few images lose by encoding alone, measured before any training.
 
-x is an image as one of its draws turned it, x_hat the posterior mean of that draw. D(E(x)) against
-x says about what a restoration can reach; ||D(E(x_hat)) - x_hat|| is how far a latent flow starts
-from the posterior mean that it should start from. Both by the mode of the posterior. Neither knows
-a regressor g. With one, the flow starts from g(E(x_hat)), and two numbers more say what g does:
-PSNR of D(g(E(x_hat))) against x; and ||g(E(x_hat)) - E(x)|| as a part of ||E(x_hat) - E(x)||, which
-g was trained to make small: at 1 or above it was trained for other latents.
+x is an image, flipped or gray as its draw has it, and x_hat the posterior mean of that draw. The
+PSNR of D(E(x)) against x is about the best that a restoration can reach; ||D(E(x_hat)) - x_hat|| is
+how far the start of a latent flow is from the posterior mean. Both take the mode of the encoder's
+posterior, and no regressor g. With a regressor the flow starts from g(E(x_hat)), and there are two
+more numbers: the PSNR of D(g(E(x_hat))) against x; and ||g(E(x_hat)) - E(x)|| divided by ||E(x_hat)
+- E(x)||, which g was trained to make small. If that is 1 or more, g was trained for other latents.
 """
 
 from pathlib import Path
@@ -17,46 +17,44 @@ from torch import Tensor
 
 from datasets.decoding import encode_png
 from datasets.degradation.batched import degrade_batch
+from datasets.reading.image_set import ImageSample, ImageSet
 from infra.config import pretty_json
 from infra.storage import write_bytes
 from models.metrics.fidelity import psnr
 from pipelines.encode.config import EncodeRule
-from pipelines.encode.images import read_sample
 from pipelines.encode.networks import Encoder, levels
 from pipelines.encode.sums import ChannelSums, latent_sums
 from pipelines.jobs.stage import Stopwatch
 
 IMAGES = 16
-SHOWN = 6  # whose pictures the report has
+SHOWN = 6  # images whose pictures the report shows
 PICTURES = ("hq", "lq", "posterior_mean", "hq_decoded", "posterior_mean_decoded")
 REGRESSED = "regressed_decoded"
 RESULT = "probe.json"
 
 
 class Probe:
-    """The actor: rows of an image set in, what encoding does to them out, as a file.
+    """The worker that measures what encoding does to some images, and writes it to a file.
 
     Args:
-        rule: as for the encoding.
+        rule: the networks, as for the encoding.
         images: folder of the image set.
-        size: side of its images.
-        folder: where the result and the pictures go.
+        folder: folder for the result and the pictures.
     """
 
-    def __init__(self, rule: EncodeRule, images: str, size: int, folder: str) -> None:
+    def __init__(self, rule: EncodeRule, images: str, folder: str) -> None:
         self.encoder = Encoder(rule)
         self.images = Path(images)
-        self.size = size
         self.folder = Path(folder)
         self.watch = Stopwatch()
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Probe ``unit["rows"]``; the result is written last."""
+        """Measure the images of ``unit["rows"]``; the result is written last."""
         sums = ChannelSums(self.encoder.vae.latent_channels)
-        found = []
+        images, found = ImageSet(self.images), []
         for number, row in enumerate(unit["rows"]):
             with self.watch("probe"):
-                measured, pictures = self._measure(row, sums)
+                measured, pictures = self._measure(images.sample(row), sums)
             found.append(measured)
             if number < SHOWN:
                 for name, picture in pictures.items():
@@ -67,10 +65,9 @@ class Probe:
         return {"done": len(found), "seconds": self.watch.take()}
 
     def _measure(
-        self, row: dict[str, Any], sums: ChannelSums
+        self, sample: ImageSample, sums: ChannelSums
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return one image's numbers and pictures; counts its latents in ``sums``."""
-        sample = read_sample(self.images, row, self.size)
+        """Return one image's numbers and pictures, and add its latents to ``sums``."""
         parameters = self.encoder.parameters(sample.key, 0)
         (pair,) = degrade_batch([sample.image], [parameters], self.encoder.device)
         lq, hq = self.encoder.tensor([pair.lq]), self.encoder.tensor([pair.hq])
@@ -110,7 +107,7 @@ def bound(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture_path(folder: Path, number: int, name: str) -> Path:
-    """Return where a picture of the probe lies."""
+    """Return the path of a picture of the probe."""
     return folder / f"{number}-{name}.png"
 
 

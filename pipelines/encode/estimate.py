@@ -1,4 +1,4 @@
-"""The dry run: what an encoding will cost and give, from counted FLOPs and one image timed."""
+"""The dry run: what an encoding will cost and yield, from counted FLOPs and one timed image."""
 
 import copy
 import functools
@@ -16,18 +16,17 @@ from datasets.latent_format import NPY_HEADER
 from datasets.shards import BLOCK
 from models.rectified_flow import regress
 from pipelines.encode.config import EncodeConfig
-from pipelines.encode.images import read_label
 from pipelines.encode.job import Encoding
 from pipelines.encode.networks import Encoder, batch_size, parameters
 from pipelines.encode.reuse import TARGETS, EarlierSet
 
 REPEATS = 3
-COMPARED = 128  # images looked up in the set of --reuse
-JSON_BYTES = 2 * BLOCK  # header and content, about, of a draw's record
+COMPARED = 128  # images, evenly spaced, that are looked up in the set of --reuse
+JSON_BYTES = 2 * BLOCK  # about the header and the content of a sample's JSON
 
 
 def estimate(config: EncodeConfig) -> str:
-    """Count what the networks compute, time it on one image, and scale by images and draws.
+    """Count the networks' operations, time one image, and scale by images and draws.
 
     Returns:
         Lines for the user. Nothing is written.
@@ -89,7 +88,7 @@ def _reuse(encoding: Encoding, draws: range) -> tuple[tuple[float, float], str]:
     if reuse is None:
         return (0, 0), said
     rows = encoding.images.spread(COMPARED)
-    hashes = {row["key"]: read_label(encoding.images.folder, row)["sha256"] for row in rows}
+    hashes = {row["key"]: encoding.images.label(row)["sha256"] for row in rows}
     earlier = EarlierSet(reuse, latent, keep_images=encoding.config.keep_images)
     found = earlier.find(hashes, draws, functools.partial(parameters, encoding.rule))
     names = [name for copies in found.values() for name in copies]
@@ -102,7 +101,7 @@ def _reuse(encoding: Encoding, draws: range) -> tuple[tuple[float, float], str]:
 
 
 class _Cost:
-    """Seconds and FLOPs of one image.
+    """The seconds and FLOPs that one image takes.
 
     Attributes:
         encode: seconds of one latent.
@@ -153,7 +152,7 @@ class _Cost:
 
 
 def counted(network: Callable[[torch.Tensor], object], image: torch.Tensor) -> int:
-    """Count the FLOPs of a network on the meta device, where no attention kernel hides its own."""
+    """Count the FLOPs of a network on the meta device, where fused kernels are counted too."""
     with FlopCounterMode(display=False) as counter:
         network(image)
     return int(counter.get_total_flops())

@@ -1,18 +1,19 @@
 """The encoding job: probe, plan, encode what is not encoded, publish; later, add draws.
 
-Everything the job knows is in the output folder; a killed job loses at most what its workers held.
+The state of the job is in the output folder; a killed job loses at most the shards under way.
 
     OUTPUT/                   the set: shards, manifest.json; index, pairs and statistics.parquet
     OUTPUT/config.json        the resolved configuration, for --config
-    OUTPUT/report.html        what a person reads
-    OUTPUT/.encode/           the job's memory
-        identity.json         what the latents are a function of: another value is another set
+    OUTPUT/report.html        the page to read
+    OUTPUT/.encode/           the state of the job
+        identity.json         the settings that the latents depend on; others are refused
         probe/                the distortion bound and its pictures
-        draws-FIRST-LAST/     a generation in the making: plan, shards, their records and sums
+        draws-FIRST-LAST/     a generation that is being encoded: plan, shards, records and sums
 
 A set grows by generations: the first run encodes targets and draws 0 to K - 1, a later one with
-more --draws adds shards with the further draws and rewrites the manifest and the tables. No shard
-that is published changes. With --reuse, latents that nothing has changed come from an earlier set.
+more --draws adds shards with the further draws and rewrites the manifest and the tables. A
+published shard never changes. With --reuse, latents that would come out the same are copied from
+another set.
 """
 
 import json
@@ -30,7 +31,7 @@ from models.frozen import check_takes
 from pipelines.encode import report as encoding_report
 from pipelines.encode.bound import IMAGES, RESULT, Probe, bound
 from pipelines.encode.config import EncodeConfig
-from pipelines.encode.images import ImageSet
+from pipelines.encode.images import latent_shards, open_images
 from pipelines.encode.manifest import Generation, stage_manifest
 from pipelines.encode.members import GenerationSpec
 from pipelines.encode.networks import identity, load_models
@@ -38,11 +39,11 @@ from pipelines.encode.reuse import Reuse, earlier_manifest, reusable
 from pipelines.encode.sums import ChannelSums
 from pipelines.encode.worker import EncodeShard
 from pipelines.jobs.folder import SetFolder, plain
-from pipelines.jobs.plan import record_path, write_plan
-from pipelines.jobs.stage import Engine, RayEngine, Resources
+from pipelines.jobs.plan import PLAN, units_left, write_plan
+from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.jobs.times import save_times
 
-LEAST_STD = 1e-3  # a channel that hardly varies still needs a step in 8 bits
+LEAST_STD = 1e-3  # for the step of 8-bit levels in a channel that hardly varies
 
 
 class Encoding:
@@ -52,7 +53,7 @@ class Encoding:
         config: the resolved configuration.
 
     Raises:
-        UsageError: images or weights that are not at hand, or do not fit together.
+        UsageError: images or weights that cannot be read, or that do not fit together.
     """
 
     def __init__(self, config: EncodeConfig) -> None:
@@ -60,7 +61,7 @@ class Encoding:
         self.rule = config.rule()
         self.set = SetFolder(storage.local_path(config.output), ".encode", "a latent set")
         self.folder, self.state = self.set.path, self.set.state
-        self.images = ImageSet(storage.local_path(config.input), config.limit)
+        self.images = open_images(storage.local_path(config.input), config.limit)
         models = load_models(self.rule)
         factor = models.vae.downsample_factor
         if self.images.size % factor:
@@ -68,7 +69,8 @@ class Encoding:
                 f"--input {config.input}: images of {self.images.size} pixels; --vae {config.vae} "
                 f"takes multiples of {factor}: curate them at another --size"
             )
-        self.shape = (models.vae.latent_channels, *[self.images.size // factor] * 2)
+        side = self.images.size // factor
+        self.shape = models.vae.latent_channels, side, side
         if models.regressor is not None:
             try:
                 check_takes(models.regressor, self.shape)
@@ -90,26 +92,23 @@ class Encoding:
         """Do what is left to do.
 
         Args:
-            engine: carries out the units; by default Ray.
+            engine: what carries out the units; by default Ray.
 
         Raises:
             UsageError: an output or a device that cannot be used; nothing was encoded.
-            UserError: the work could not be finished for a reason the user can mend.
+            UserError: the set could not be finished for a reason that the user can mend.
         """
         with self.set.held():
             self.set.claim("identity.json", self.identity, overwrite=self.config.overwrite)
             if self._finished():
                 sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
                 return
-            self.earlier()  # what cannot be used is said before Ray starts
-            if engine is not None:
-                self._work(engine)
-            else:
-                with RayEngine(self.config.workers) as ray_engine:
-                    self._work(ray_engine)
+            self.earlier()  # refuses a set that cannot be used before Ray starts
+            with started(engine, self.config.workers) as running:
+                self._work(running)
 
     def earlier(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return folder and manifest of the set of --reuse.
+        """Return the folder and the manifest of the set that --reuse names, if any.
 
         Raises:
             UsageError: it cannot be used.
@@ -120,7 +119,7 @@ class Encoding:
         return folder, earlier_manifest(folder, self.folder)
 
     def reuse(self, latent: LatentFormat) -> tuple[Reuse | None, str]:
-        """Tell what of the set of --reuse may be copied, also in a sentence; "" without --reuse."""
+        """Return what may be copied from the set of --reuse, and a sentence that says so."""
         earlier = self.earlier()
         return (None, "") if earlier is None else reusable(*earlier, self.identity, latent)
 
@@ -153,29 +152,21 @@ class Encoding:
 
     def _work(self, engine: Engine) -> None:
         resources = self._resources(engine)
-        if not self.config.track:
-            self._make(engine, resources)
-            return
         where = self.set.tracked(
             "latent-pmrf/encode",
             {**self.identity, "draws": self.config.draws},
             lambda: self._make(engine, resources),
             lambda manifest: encoding_report.metrics(manifest, engine.times),
+            track=self.config.track,
         )
         sys.stdout.write(where)
 
     def _resources(self, engine: Engine) -> Resources:
-        """Give a worker a GPU, or one CPU; never the one for the other."""
+        """Return what a worker holds: a GPU with --device cuda, else a CPU."""
         if self.config.device == "cpu":
             return Resources()
-        there = engine.gpus()
-        wanted = there if self.config.gpus is None else self.config.gpus
-        if not 0 < wanted <= there:
-            raise UsageError(
-                f"--device cuda: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; give "
-                "--device cpu to encode on CPUs (--dry-run says how slowly)"
-            )
-        return Resources(cpus=1, gpus=1, workers=wanted)
+        otherwise = "give --device cpu to encode on CPUs"
+        return a_gpu_each(engine, self.config.gpus, "--device cuda", otherwise)
 
     def _make(self, engine: Engine, resources: Resources) -> dict[str, Any]:
         storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
@@ -195,11 +186,11 @@ class Encoding:
         return manifest
 
     def _probe(self, engine: Engine, resources: Resources) -> dict[str, Any]:
-        """Measure the distortion bound on a fixed part of the images, unless it is known."""
+        """Measure the distortion bound on a fixed part of the images, unless it was measured."""
         folder = self.state / "probe"
         if not (folder / RESULT).exists():
             rows = self.images.spread(IMAGES)
-            arguments = (self.rule, str(self.images.folder), self.images.size, str(folder))
+            arguments = (self.rule, str(self.images.folder), str(folder))
             units = [{"rows": rows}]
             for _ in engine.run("probe", units, Probe, arguments, len(rows), resources):
                 pass
@@ -213,27 +204,23 @@ class Encoding:
         engine: Engine,
         resources: Resources,
     ) -> None:
-        """Encode and publish one generation of draws: the one begun before, or all that lack."""
+        """Encode and publish a generation: one that was begun before, or all draws that lack."""
         first = 0 if manifest is None else manifest["draws"]
         staging = self._staging(first)
         last = int(staging.name.rpartition("-")[2])
         latent = self.latent_format(probe)
-        if manifest is not None:  # 8-bit levels stay where the first generation laid them
+        if manifest is not None:  # 8-bit levels stay those of the first generation
             latent = from_dict(LatentFormat, manifest["latent"])
         taken: dict[str, int] = {}
         for entry in manifest["shards"] if manifest else ():
             taken[entry["split"]] = taken.get(entry["split"], 0) + 1
-        tables = self.images.shards(self.config.samples_per_shard, taken)
-        write_plan(staging / "plan.parquet", list(tables.values()))
-        units = [
-            {"name": name, "row_group": number}
-            for number, name in enumerate(tables)
-            if shards.load_record(record_path(staging / name)) is None
-        ]
+        tables = latent_shards(self.images.rows, self.config.samples_per_shard, taken)
+        write_plan(staging / PLAN, list(tables.values()))
+        units = units_left(staging, tables)
         reuse, said = self.reuse(latent)
         sys.stdout.write(said)
         spec = GenerationSpec(
-            plan=str(staging / "plan.parquet"),
+            plan=str(staging / PLAN),
             images=str(self.images.folder),
             size=self.images.size,
             first=first,
@@ -251,7 +238,7 @@ class Encoding:
         shards.publish(staging, self.folder)
 
     def _staging(self, first: int) -> Path:
-        """Return the folder of the next generation; what no longer fits is removed."""
+        """Return the folder of the next generation; removes those that no longer fit."""
         begun = []
         for folder in self.state.glob("draws-*"):
             start, end = (int(number) for number in folder.name.split("-")[1:])
@@ -262,7 +249,7 @@ class Encoding:
         return max(begun)[1] if begun else self.state / f"draws-{first}-{self.config.draws}"
 
     def latent_format(self, probe: dict[str, Any]) -> LatentFormat:
-        """Return how a latent is stored; 8-bit levels are laid by the probe's latents."""
+        """Return how a latent is stored; 8-bit levels follow from the probe's latents."""
         channels, height, width = self.shape
         if self.config.dtype != "uint8":
             return LatentFormat(

@@ -1,4 +1,4 @@
-"""The manifest and the tables of a latent set, as each generation of draws leaves them."""
+"""The manifest and the tables of a latent set, written anew with each generation of draws."""
 
 import json
 import platform
@@ -35,11 +35,11 @@ class Generation:
     """Draws that were encoded together, in a staging folder."""
 
     staging: Path
-    """Holds the shards, their records and their sums."""
+    """Folder of the shards, their records and their sums."""
     names: tuple[str, ...]
-    """Of the shards."""
+    """Names of the shards."""
     spec: GenerationSpec
-    """What the shards have in common."""
+    """The settings that the shards share."""
     latent: LatentFormat
     """How a latent is stored."""
 
@@ -78,7 +78,7 @@ class Generation:
 
 
 def _reused(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what the shards of a generation copied, and name the sets by their manifests."""
+    """Count the latents that the shards copied, and list the digests of the sets they came from."""
     return {
         **{side: sum(part[side] for part in parts) for side in ("targets", "sources")},
         "manifests": sorted({part["manifest"] for part in parts}),
@@ -91,12 +91,12 @@ def stage_manifest(
     new: Generation,
     entries: Mapping[str, Any],
 ) -> None:
-    """Write the tables and, last, the manifest of a set with one generation more, to be published.
+    """Write the tables and, last, the manifest of a set with one more generation.
 
     Args:
-        folder: of the set, with the earlier generations.
-        before: its manifest; None if there is none.
-        new: what comes to it.
+        folder: folder of the set, with the shards of earlier generations.
+        before: its manifest; None if there is no set yet.
+        new: the generation that is added.
         entries: further entries of the manifest.
     """
     written = [*(_published(folder, before) if before else ()), *new.shards()]
@@ -130,15 +130,13 @@ def stage_manifest(
             "bytes": sum(shard.bytes for shard in written),
         },
         "shards": [shard.entry() for shard in written],
-        "files": {name: _file(new.staging / name) for name in (shards.INDEX, PAIRS, STATISTICS)},
+        "files": {
+            name: shards.file_entry(new.staging / name)
+            for name in (shards.INDEX, PAIRS, STATISTICS)
+        },
         "generations": generations,
     }
     storage.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
-
-
-def _file(path: Path) -> dict[str, Any]:
-    """Return a table's entry in the manifest."""
-    return {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
 
 
 def _published(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Shard]:

@@ -1,4 +1,4 @@
-"""One shard's samples, computed or copied -> tar members, and the sums of every latent."""
+"""The tar members of one shard's samples, computed or copied, and the sums of every latent."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,86 +11,85 @@ import numpy.typing as npt
 from datasets.decoding import encode_png
 from datasets.degradation.parameters import DegradationParameters
 from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, members
+from datasets.reading.image_set import ImageSet, Row
 from infra.config import pretty_json, to_dict
 from infra.errors import UserError
 from infra.storage import write_bytes
-from pipelines.encode.images import read_label
 from pipelines.encode.networks import Encoded
 from pipelines.encode.reuse import KEPT_IMAGES, TARGETS, Copies, EarlierSet, Reuse
 from pipelines.encode.sums import ChannelSums, latent_sums, latent_values, shard_table, write_tables
 
-Row = Mapping[str, Any]
-"""As in `image_plan.PLAN`."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationSpec:
-    """What every shard of a generation has in common."""
+    """The settings that all shards of a generation share."""
 
     plan: str
-    """The plan's path; tars are written beside it."""
+    """Path of the plan; tars are written beside it."""
     images: str
     """Folder of the image set."""
     size: int
     """Side of every image in pixels."""
     first: int
-    """First draw; 0: the targets too."""
+    """Number of the first draw; with 0 the targets are encoded too."""
     last: int
-    """One after the last draw."""
+    """Number of the last draw, plus 1."""
     latent: Mapping[str, Any]
-    """The `LatentFormat` as JSON values."""
+    """How a latent is stored: a `LatentFormat` as JSON values."""
     keep_images: bool
     """Whether LQ and posterior mean are stored too, as PNG."""
     reuse: Reuse | None = None
-    """The set whose latents are copied where nothing has changed them."""
+    """The set from which latents are copied that would come out the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Computed:
-    """What was computed of one group."""
+    """The results of the networks for one group of samples."""
 
     labels: Mapping[str, Mapping[str, Any]]
-    """JSON of the new samples, by key."""
+    """The JSON of the new samples, by key."""
     latents: dict[str, Encoded] = field(default_factory=dict)
-    """By key and name, such as `00042.source_1`."""
+    """Latents by key and name, such as `00042.source_1`."""
     images: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
-    """By key and extension, RGB uint8 [H, W, 3]; where images are kept."""
+    """LQ and posterior mean by key and extension, RGB uint8 [H, W, 3], if images are kept."""
 
 
 class Packer:
     """Makes the members of one shard's samples.
 
     Args:
-        spec: what the shards have in common.
+        spec: the settings that the shards share.
+        images: the set that is encoded.
         latent: how a latent is stored.
-        parameters: draws (key, number).
+        parameters: returns the parameters of a degradation for (key, number).
         earlier: the set that latents are copied from, if any.
     """
 
     def __init__(
         self,
         spec: GenerationSpec,
+        images: ImageSet,
         latent: LatentFormat,
         parameters: Callable[[str, int], DegradationParameters],
         earlier: EarlierSet | None,
     ) -> None:
         self.spec = spec
+        self.images = images
         self.latent = latent
         self.parameters = parameters
         self.earlier = earlier
         self.draws = range(spec.first, spec.last)
         targets = TARGETS if spec.first == 0 else ()
         self.names = [*targets, *(f"source_{number}" for number in self.draws)]
-        self.images = KEPT_IMAGES if spec.keep_images else ()
+        self.kept_images = KEPT_IMAGES if spec.keep_images else ()
         self.copies: Copies = {}
         self.copied = {"targets": 0, "sources": 0}
         self.counted: dict[tuple[str, str], Mapping[str, Any]] = {}
 
     def find_copies(self, rows: Sequence[Row]) -> None:
-        """Look up what of the shard's rows the earlier set has."""
+        """Look up which members of these rows' samples the earlier set has."""
         if self.earlier is not None:
-            images = Path(self.spec.images)
-            hashes = {row["key"]: read_label(images, row)["sha256"] for row in rows}
+            hashes = {row["key"]: self.images.label(row)["sha256"] for row in rows}
             self.copies = self.earlier.find(hashes, self.draws, self.parameters)
 
     def lacks(self, key: str, name: str) -> bool:
@@ -98,13 +97,13 @@ class Packer:
         return f"{name}.npy" not in self.copies.get(key, {})
 
     def is_new(self, row: Row) -> bool:
-        """Tell whether a network must see anything of this row's image."""
+        """Tell whether any latent of this row's image must be computed."""
         return any(self.lacks(row["key"], name) for name in self.names)
 
     def pack(self, row: Row, computed: Computed) -> dict[str, bytes]:
-        """Turn a sample's latents into tar members, and count them."""
+        """Return a sample's tar members, and add its latents to the sums."""
         key = row["key"]
-        label = computed.labels.get(key) or read_label(Path(self.spec.images), row)
+        label = computed.labels.get(key) or self.images.label(row)
         targets = None
         if self.spec.first == 0:
             targets = (
@@ -123,7 +122,7 @@ class Packer:
             raise UserError(f"{key}: {error}; choose another --dtype") from error
         for name in self.names:
             self._count(key, name, packed[f"{name}.npy"], computed)
-        for extension in [f"{name}_{n}.png" for n in self.draws for name in self.images]:
+        for extension in [f"{name}_{n}.png" for n in self.draws for name in self.kept_images]:
             pixels = computed.images.get(f"{key}.{extension}")
             if pixels is None:
                 packed[extension] = self._copy(key, extension)
@@ -167,7 +166,7 @@ class Packer:
         self.counted[key, f"{name}.npy"] = part
 
     def save_statistics(self, path: Path, by_what: Mapping[str, Any]) -> None:
-        """Write the sums of every latent, their totals, and what is said of the computation."""
+        """Write the sums of every latent, and their totals with ``by_what`` added."""
         sides = {name: ChannelSums(self.latent.channels) for name in ("target", "source")}
         for (_, extension), part in self.counted.items():
             sides[extension.partition("_")[0]].add(part)
@@ -180,10 +179,10 @@ class Packer:
 
 
 def statistics_path(shard: Path) -> Path:
-    """Return where a staged shard's channel sums lie."""
+    """Return the path of a staged shard's channel sums."""
     return shard.with_name(f"{shard.name}.sums.json")
 
 
 def table_path(shard: Path) -> Path:
-    """Return where a staged shard's table of sums lies."""
+    """Return the path of a staged shard's table of sums."""
     return shard.with_name(f"{shard.name}.sums.parquet")

@@ -1,4 +1,4 @@
-"""What a person sees of an encoding: the closing lines, the page."""
+"""The report of an encoding: the lines that it ends with, its numbers for MLflow, its page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from infra.config import flat
 from pipelines.encode.bound import REGRESSED, SHOWN, picture_path
 from pipelines.jobs import page as report
 from pipelines.jobs.stage import StageTime
-from pipelines.jobs.times import bottleneck, time_section
+from pipelines.jobs.times import closing_lines, stage_metrics, time_section
 
-SOURCE_NOISE = 0.1  # sigma_s of the flow, in whose light the posterior's sigma is read
+SOURCE_NOISE = 0.1  # sigma_s of the flow, which the posterior's sigma is compared with
 TITLES = {
     "hq": "HQ, x",
     "lq": "LQ",
@@ -44,7 +44,7 @@ def metrics(manifest: dict[str, Any], times: Sequence[StageTime]) -> dict[str, f
         "target/std": rms(target["std"]),
         "source/std": rms(source["std"]),
         "rounding_error": rms(target["rounding_error"]),
-        **{f"seconds/{stage.name.replace(' ', '_')}": stage.wall for stage in times},
+        **stage_metrics(times),
     }
 
 
@@ -59,7 +59,6 @@ def latents_by_origin(manifest: dict[str, Any]) -> tuple[int, int]:
 def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) -> str:
     """Return the lines that a run ends with."""
     totals, found = manifest["totals"], manifest["distortion"]
-    seconds = ", ".join(f"{stage.name} {stage.wall:.1f} s" for stage in times)
     reused, computed = latents_by_origin(manifest)
     return (
         f"{totals['samples']:,} images, {manifest['draws']} draws each: {totals['pairs']:,} pairs, "
@@ -68,9 +67,7 @@ def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) 
         f"against x; D(E(x̂)) {found['psnr_posterior_mean_decoded']:.2f} dB against x̂, "
         f"{found['rmse_posterior_mean_decoded']:.2f} levels of 255\n"
         + "".join(f"{line}\n" for line in [*_regressed(found), _posterior(manifest)])
-        + f"time: {seconds or 'none'}; bottleneck: {bottleneck(times)}\n"
-        f"shards: {folder.resolve()} ({totals['shards']:,} files, {totals['bytes'] / 1e6:.1f} MB)\n"
-        f"report: {(folder / 'report.html').resolve()}\n"
+        + closing_lines(totals, times, folder)
     )
 
 
@@ -80,10 +77,10 @@ def build(
     """Make the page of a set.
 
     Args:
-        manifest: of the set.
-        probe: its images, one by one.
-        folder: where the probe's pictures are.
-        times: of this run's stages.
+        manifest: manifest of the set.
+        probe: result of the probe, image by image.
+        folder: folder of the probe's pictures.
+        times: times of this run's stages.
     """
     totals = manifest["totals"]
     lead = (

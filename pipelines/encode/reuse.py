@@ -1,17 +1,16 @@
-"""Latents of an earlier set that nothing has changed since: copied, not computed.
+"""Latents that are copied from an earlier set, because computing them would give the same.
 
 A target is a function of the image's bytes, the autoencoder, the posterior (and, where it is
 sampled, the seed and the key), the precision and how it is stored. A source depends on these, on
 its kind, on predictor and regressor, and on its draw, which is a function of degradation, seed, key
-and number. So another predictor, degradation or seed leaves the targets as they are; an image set
-that grew or was cut again leaves all latents of the images that it had; another autoencoder leaves
-nothing but the draws, which are drawn anew in any case. Copied are the very bytes of a member. On a
-CPU, where a batch is one image, a set is therefore the same to the byte whether it copied or not.
+and number. So with another predictor, degradation or seed the targets are still valid; with an
+image set that grew or was cut again, all latents of the images that it had; with another
+autoencoder, none. The bytes of a member are copied as they are. On a CPU, where a batch is one
+image, a set is therefore the same to the byte whether its latents were copied or computed.
 
-Before a shard of the earlier set gives its first byte to a worker, the worker compares its SHA-256
-with the manifest: a rotten latent would otherwise go on under a new, valid digest. It is done there
-and not by the driver, because workers hash side by side, only what they use, and right before they
-use it; two of them hash a shard twice where the new shards are cut elsewhere than the old ones.
+Before a worker copies from a shard of the earlier set, it compares the SHA-256 of the shard with
+the manifest, or else a damaged latent would get a new, valid digest. Workers do this and not the
+driver, because they hash in parallel, and only the shards that they use.
 """
 
 import functools
@@ -27,8 +26,8 @@ import pyarrow.parquet as pq
 
 from datasets.degradation.parameters import DegradationParameters
 from datasets.latent_format import LatentFormat
-from datasets.reading.ranges import LocalFiles, names_member
-from datasets.shards import BLOCK, INDEX, MANIFEST, read_manifest
+from datasets.reading.ranges import LocalFiles, UnreadableRange, read_member
+from datasets.shards import INDEX, MANIFEST, published, read_manifest
 from infra.config import differences, flat, to_dict
 from infra.errors import UsageError, UserError
 from infra.storage import sha256
@@ -44,18 +43,18 @@ KEPT_IMAGES = ("lq", "posterior_mean")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reuse:
-    """What may be taken from which set."""
+    """Which latents may be copied, and from which set."""
 
     folder: str
-    """Of the earlier set."""
+    """Folder of the earlier set."""
     manifest: str
-    """SHA-256 of its manifest: it must not change while it is read."""
+    """SHA-256 of its manifest, by which a change of the set is noticed."""
     sources: bool
-    """Whether sources too, or targets only."""
+    """Whether sources may be copied too, or only targets."""
 
 
 class MemberPlace(NamedTuple):
-    """Where a member's content lies."""
+    """The place of a member's content."""
 
     shard: str
     offset: int
@@ -64,14 +63,14 @@ class MemberPlace(NamedTuple):
 
 Parameters = Callable[[str, int], DegradationParameters]
 Copies = Mapping[str, Mapping[str, MemberPlace]]
-"""What of a shard is copied: by key and extension."""
+"""Places of the members that a shard copies, by key and extension."""
 
 
 def earlier_manifest(folder: Path, output: Path) -> dict[str, Any]:
-    """Read the manifest of a set that latents are to be taken from.
+    """Read the manifest of the set that latents are to be copied from.
 
-    It may not be the output folder's own, to be overwritten: a run that was killed between the
-    first and the last rename of its publication would find neither set there.
+    That set may not be the one in the output folder: a run that was killed while it published would
+    leave neither set there.
 
     Raises:
         UsageError: it cannot be used.
@@ -95,12 +94,12 @@ def earlier_manifest(folder: Path, output: Path) -> dict[str, Any]:
 def reusable(
     folder: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any], latent: LatentFormat
 ) -> tuple[Reuse | None, str]:
-    """Find what a set of ``identity`` may take from another, and say it in a sentence.
+    """Find what a set of ``identity`` may copy from another, and say it in a sentence.
 
     Args:
-        folder: of the earlier set.
-        manifest: its manifest.
-        identity: of the new set.
+        folder: folder of the earlier set.
+        manifest: manifest of the earlier set.
+        identity: identity of the new set.
         latent: how the new set stores a latent.
     """
     old = manifest["identity"]
@@ -130,12 +129,12 @@ def reusable(
 
 
 class EarlierSet:
-    """The set that latents are taken from, in one worker.
+    """The set that latents are copied from, as one worker reads it.
 
     Args:
         reuse: which set.
         latent: how both sets store a latent.
-        keep_images: whether LQ and posterior mean of copied sources are wanted.
+        keep_images: whether LQ and posterior mean of copied sources are copied too.
 
     Raises:
         UserError: it is not the set that the driver saw.
@@ -146,31 +145,27 @@ class EarlierSet:
         self.takes_sources = reuse.sources
         self.latent = latent
         self.images = KEPT_IMAGES if keep_images else ()
-        manifest = read_manifest(self.folder)
-        if manifest is None or sha256(self.folder / MANIFEST) != reuse.manifest:
+        manifest, digest = published(self.folder)
+        if digest != reuse.manifest:
             raise UserError(
                 f"--reuse {self.folder} has changed since this run began; run the command again"
             )
-        self._entries = {entry["name"]: entry for entry in manifest["shards"]}
-        self._files = LocalFiles(
-            self.folder, {name: entry["bytes"] for name, entry in self._entries.items()}
-        )
+        self._files = LocalFiles.of(self.folder, manifest)
+        hashes = {entry["name"]: entry["sha256"] for entry in manifest["shards"]}
         for name in (INDEX, STATISTICS):
             self._check(name, manifest["files"][name]["sha256"])
         self._index = pq.read_table(self.folder / INDEX)
         self._table = LatentTable(self.folder / STATISTICS, latent.height * latent.width)
-        self._checked = functools.cache(
-            lambda shard: self._check(shard, self._entries[shard]["sha256"])
-        )
+        self._checked = functools.cache(lambda shard: self._check(shard, hashes[shard]))
         self._sums: Latents = {}
 
     def find(self, hashes: Mapping[str, str], draws: range, parameters: Parameters) -> Copies:
-        """List what may be copied for some samples; its sums are at hand from then on.
+        """List what may be copied for some samples, and load its sums for `sums`.
 
         Args:
-            hashes: by key, the SHA-256 of the image's PNG.
-            draws: those that are wanted.
-            parameters: draws (key, number), as the new set does.
+            hashes: SHA-256 of the image's PNG, by key.
+            draws: numbers of the draws that are wanted.
+            parameters: returns the new set's parameters for (key, number).
         """
         found = {}
         for key, places in self._places(list(hashes)).items():
@@ -194,7 +189,7 @@ class EarlierSet:
     def _of_draw(
         self, key: str, number: int, draw: Mapping[str, Any], parameters: Parameters
     ) -> list[str]:
-        """Name the members of a stored draw that are those of the new set's draw, if any."""
+        """Name the members of a stored draw that the new set's draw would have too."""
         if not (self.takes_sources or draw["gray_target"]):
             return []
         if draw["parameters"] != to_dict(parameters(key, number)):
@@ -205,7 +200,7 @@ class EarlierSet:
         return names
 
     def read(self, key: str, extension: str, place: MemberPlace) -> bytes:
-        """Read one member, of a shard that is what its manifest says.
+        """Read one member of a shard, whose hash is compared with the manifest first.
 
         Raises:
             UserError: a shard that is missing or damaged, by its name.
@@ -218,7 +213,7 @@ class EarlierSet:
         return self._sums[key, extension]
 
     def _places(self, keys: Sequence[str]) -> dict[str, dict[str, list[MemberPlace]]]:
-        """Look up all members of these samples; every generation of draws has its own JSON."""
+        """Look up all members of these samples, of which each generation of draws has a JSON."""
         rows = self._index.filter(pc.is_in(self._index["key"], pa.array(keys, pa.string())))
         places: dict[str, dict[str, list[MemberPlace]]] = {}
         for row in rows.to_pylist():
@@ -235,12 +230,10 @@ class EarlierSet:
         return label
 
     def _read(self, key: str, extension: str, place: MemberPlace) -> bytes:
-        head, content = bytearray(BLOCK), bytearray(place.size)
-        views = [memoryview(head), memoryview(content)]
-        self._files.read(place.shard, place.offset - BLOCK, views)
-        if not names_member(head, f"{key}.{extension}".encode()):
-            raise UserError(self._damaged(place.shard, f"{key}.{extension} is not in its place"))
-        return bytes(content)
+        try:
+            return read_member(self._files, place.shard, f"{key}.{extension}", *place[1:])
+        except UnreadableRange as error:
+            raise UserError(f"--reuse: {error}, or leave --reuse out") from error
 
     def _check(self, name: str, expected: str) -> None:
         try:

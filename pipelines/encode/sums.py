@@ -1,10 +1,10 @@
-"""What a latent set says of its latents, channel by channel: sums that add up over shards.
+"""Statistics of a latent set's channels, from sums that are kept for every latent.
 
-`statistics.parquet` holds the sums of every latent, a row group a shard. A set's statistics are
-sums over its latents as they were before they were stored, and over the variances of their
-posteriors: neither is in the tars. A set that takes latents over from an earlier one adds what that
-one's table says of them, in the order of its own shards, and so arrives at the same bits as if it
-had computed them. The table costs 32 C bytes a latent, 0.4 % of 32 channels in float16.
+`statistics.parquet` holds the sums of every latent, a row group for each shard: over its values
+before they were stored, and over the variance of its posterior, neither of which is in the tars. A
+set that copies latents copies their sums too and adds them in the order of its own shards, so that
+its statistics are the same bits as if it had computed the latents. The table costs 32 C bytes for
+each latent, 0.4 % of 32 channels in float16.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,11 +30,11 @@ class ChannelSums:
         channels: C.
 
     Attributes:
-        count: values in a channel so far.
-        total: of the values.
-        square: of their squares.
-        variance: of the posterior's variance, a value each.
-        rounding: of the squared errors of storing.
+        count: number of values in a channel so far.
+        total: sum of the values.
+        square: sum of their squares.
+        variance: sum of the posterior's variances, one for each value.
+        rounding: sum of the squared errors of storing.
     """
 
     def __init__(self, channels: int) -> None:
@@ -42,18 +42,18 @@ class ChannelSums:
         self.total, self.square, self.variance, self.rounding = np.zeros((4, channels))
 
     def add(self, part: Mapping[str, Any]) -> None:
-        """Add what `latent_sums` or `to_json` returned."""
+        """Add sums that `latent_sums` or `to_json` returned."""
         self.count += part["count"]
         for name in SUMS:
             getattr(self, name).__iadd__(np.asarray(part[name]))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sums as JSON values, exactly."""
+        """Return the sums as JSON values, without rounding."""
         return {"count": self.count, **{name: getattr(self, name).tolist() for name in SUMS}}
 
     @classmethod
     def joined(cls, parts: Sequence[Mapping[str, Any]], channels: int) -> "ChannelSums":
-        """Add up what `to_json` returned, in the order given: floats do not add up in another."""
+        """Add up results of `to_json` in the order given, on which the last bits depend."""
         sums = cls(channels)
         for part in parts:
             sums.add(part)
@@ -81,7 +81,7 @@ class ChannelSums:
         return np.sqrt(self.rounding / max(1, self.count))
 
     def summary(self) -> dict[str, list[float]]:
-        """Return what the manifest says of these latents."""
+        """Return the statistics that the manifest has of these latents."""
         names = ("mean", "std", "sigma", "rounding_error")
         return {name: getattr(self, name).tolist() for name in names}
 
@@ -89,12 +89,12 @@ class ChannelSums:
 def latent_sums(
     latent: npt.NDArray[np.float32], variance: Channels, stored: npt.NDArray[np.float32]
 ) -> dict[str, Any]:
-    """Return one latent's part of `ChannelSums`.
+    """Return the sums of one latent, for `ChannelSums.add`.
 
     Args:
         latent: [C, h, w].
-        variance: of the posterior, mean over each channel.
-        stored: the latent as it is read again.
+        variance: variance of the posterior, averaged over each channel.
+        stored: the latent after it was stored and read again.
     """
     values = latent.astype(np.float64)
     cells = values[0].size
@@ -126,9 +126,9 @@ ROW = pa.schema(
         *((name, pa.list_(pa.float64())) for name in SUMS),
     ]
 )
-"""One latent, but for those of gray targets, which the statistics leave out."""
+"""The sums of one latent. Gray targets have no row; the statistics leave them out."""
 Latents = Mapping[tuple[str, str], Mapping[str, Any]]
-"""By key and extension, what `latent_sums` returned."""
+"""Results of `latent_sums` by key and extension."""
 
 
 def shard_table(shard: str, latents: Latents) -> pa.Table:
@@ -151,7 +151,7 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def read_tables(path: Path) -> Iterator[pa.Table]:
-    """Yield what `write_tables` was given; nothing where there is no such file."""
+    """Yield the tables that `write_tables` wrote; none if there is no such file."""
     if path.exists():
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
@@ -162,8 +162,8 @@ class LatentTable:
     """The table of a set, read by shard.
 
     Args:
-        path: of the table.
-        cells: h x w of a latent.
+        path: path of the table.
+        cells: number of values in a channel of a latent, h x w.
     """
 
     def __init__(self, path: Path, cells: int) -> None:
@@ -173,7 +173,7 @@ class LatentTable:
         self._number = {group.column(0).statistics.min: i for i, group in enumerate(groups)}
 
     def sums(self, shards: Sequence[str]) -> Latents:
-        """Return the sums of all latents of these shards, of which the table may lack some."""
+        """Return the sums of all latents of these shards; the table may lack some shards."""
         found = {}
         for shard in shards:
             if shard in self._number:
@@ -186,7 +186,7 @@ class LatentTable:
 def problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each side whose statistics are not those of the table.
 
-    A set that grew from one without a table has but a part of it, which proves nothing.
+    The table of a set that grew from one without a table is incomplete and is not compared.
     """
     latent = manifest["latent"]
     cells, channels = latent["height"] * latent["width"], latent["channels"]

@@ -1,4 +1,4 @@
-"""Verify a latent set: by its own records, and by computing some of its latents again."""
+"""Verification of a latent set: by its own records, and by computing some latents again."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,6 +18,8 @@ from datasets.degradation.parameters import DegradationConfig, DegradationParame
 from datasets.degradation.reference import draw_parameters
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
+from datasets.reading.image_set import ImageSample
+from datasets.reading.ranges import LocalFiles, read_member
 from datasets.shards import INDEX, read_manifest
 from datasets.verify import Inspected, set_problems
 from infra.config import differences, flat, from_dict, to_dict
@@ -25,24 +27,34 @@ from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines.encode import sums as latent_table
 from pipelines.encode.config import EncodeConfig
-from pipelines.encode.images import ImageSample, ImageSet
+from pipelines.encode.images import open_images
 from pipelines.encode.networks import Encoder
 from pipelines.encode.sums import latent_values
 from pipelines.jobs.folder import plain
 
-EXACT = 1e-3  # of a standard deviation: another batch or PyTorch rounds sums otherwise
-LOOSE = 0.05  # at low precision; on another device, where JPEG makes levels of the blur's rounding
+EXACT = 1e-3  # of a standard deviation: sums are rounded differently in other batches or versions
+LOOSE = 0.05  # the same at low precision or on another device, where JPEG amplifies the difference
 
 
 class Options(Protocol):
-    """What is computed again, and with what: `pipelines.encode.VerifyConfig`."""
+    """The options of a verification, `pipelines.encode.config.VerifyConfig`."""
 
     @property
     def recompute(self) -> int:
-        """How many image samples."""
+        """Number of images whose latents are computed again."""
 
     def over(self, config: EncodeConfig) -> EncodeConfig:
-        """Return the set's configuration with what the user gave in its place."""
+        """Return the set's configuration, changed where the user gave something else."""
+
+
+def all_problems(folder: Path, options: Options) -> Iterator[str]:
+    """Yield the `problems` of a set; if there are none, those of its latents, computed again."""
+    sound = True
+    for problem in problems(folder):
+        sound = False
+        yield problem
+    if sound and options.recompute:
+        yield from recomputed(folder, options)
 
 
 def problems(folder: Path) -> Iterator[str]:
@@ -73,7 +85,7 @@ def problems(folder: Path) -> Iterator[str]:
 
 
 class _Inspector:
-    """Inspects the samples of a latent set, one tar's part of a sample at a time."""
+    """Inspects the samples of a latent set, of which each tar holds a part."""
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
         self.latent = from_dict(LatentFormat, manifest["latent"])
@@ -86,7 +98,7 @@ class _Inspector:
     def sample(
         self, path: Path, key: str, members: dict[str, bytes], inspected: Inspected
     ) -> Iterator[str]:
-        """Inspect what one tar holds of a sample; see `datasets.verify.Inspect`."""
+        """Inspect the part of a sample that is in one tar; see `datasets.verify.Inspect`."""
         where = f"{path.name}: {key}"
         inspected.shard_of.setdefault(key, path.name)
         try:
@@ -143,13 +155,13 @@ def recomputed(folder: Path, options: Options) -> Iterator[str]:
     of another batch or library; a twentieth at low precision or on another kind of device.
 
     Raises:
-        UsageError: the images or weights are not at hand, or not those of the set.
+        UsageError: the images or weights cannot be read, or are not those of the set.
     """
     manifest = read_manifest(folder)
     assert manifest is not None, "problems() found none"
     saved = json.loads((folder / "config.json").read_bytes())
     config = options.over(from_dict(EncodeConfig, saved))
-    images = ImageSet(local_path(config.input), config.limit)
+    images = open_images(local_path(config.input), config.limit)
     encoder = Encoder(config.rule())
     wanted = {**encoder.identity, "images": images.digest}
     made = {name: manifest["identity"][name] for name in wanted}
@@ -211,15 +223,21 @@ class _Reader:
                 pc.equal(index["shard"].cast("string"), pair["source_shard"]),
             )
         ).to_pylist()[0]
-        label = json.loads(self._read(pair["source_shard"], place["offset"], place["size"]))
+        name = f"{pair['key']}.json"
+        member = self._read(pair["source_shard"], name, place["offset"], place["size"])
+        label = json.loads(member)
         return from_dict(DegradationParameters, label["draws"][str(pair["draw"])]["parameters"])
 
     def latent(self, pair: Mapping[str, Any], side: str) -> npt.NDArray[np.float32]:
-        content = self._read(*(pair[f"{side}_{name}"] for name in ("shard", "offset", "size")))
+        extension = f"source_{pair['draw']}.npy"
+        if side == "target":
+            extension = target_extension(pair["draw"], pair["flip"], pair["gray"])
+        shard, offset, size = (pair[f"{side}_{what}"] for what in ("shard", "offset", "size"))
+        content = self._read(shard, f"{pair['key']}.{extension}", offset, size)
         return latent_values(content, self.format)
 
     def half_step(self, stored: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Return how far rounding to the set's dtype can move a value."""
+        """Return by how much rounding to the set's dtype can change a value."""
         latent = self.format
         if latent.scale is not None:
             return np.array(latent.scale)[:, None, None] / 2
@@ -227,14 +245,12 @@ class _Reader:
             return np.spacing(np.abs(stored).astype(np.float16)).astype(np.float64) / 2
         return np.zeros(1)
 
-    def _read(self, shard: str, offset: int, size: int) -> bytes:
-        with (self.folder / shard).open("rb") as tar:
-            tar.seek(offset)
-            return tar.read(size)
+    def _read(self, shard: str, name: str, offset: int, size: int) -> bytes:
+        return read_member(LocalFiles.of(self.folder, self.manifest), shard, name, offset, size)
 
 
 def _in_range(latent: npt.NDArray[np.float32], form: LatentFormat) -> npt.NDArray[np.float32]:
-    """Clip to what 8 bits can hold."""
+    """Clip a latent to the range of its 8-bit levels, if it is stored so."""
     if form.scale is None or form.offset is None:
         return latent
     low = np.array(form.offset)[:, None, None]

@@ -1,42 +1,41 @@
-"""Image samples -> latent shards: degrade, predict, encode, write the tar of one shard.
+"""Encoding of image samples: they are degraded, predicted, encoded and written as latent shards.
 
-Every call of a network sees images that the plan alone chooses: of one shard, ``batch`` neighbours
-at a time, one draw at a time. So neither workers nor a resumed run change what a call sees, nor
-does the number of draws: the latents of draw k are the same bits whether it came alone or with
-others. Of an image whose latents are copied from an earlier set the networks see nothing, and its
-neighbours fill the batch: where a batch is one image, as on a CPU, that too changes no bit.
+Which images share a call of a network follows from the plan alone: ``batch`` neighbours of one
+shard, of one draw. So neither the number of workers or of draws nor a resumed run changes a bit of
+a latent. An image whose latents are copied from an earlier set is left out of the batches, which
+its neighbours fill; where a batch is one image, as on a CPU, that changes no bit either.
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 
 from datasets.degradation.batched import degrade_batch
 from datasets.degradation.reference import Degraded
 from datasets.latent_format import LatentFormat
+from datasets.reading.image_set import ImageSample, ImageSet, Row
 from datasets.shards import save_record, write_shard
+from infra.ahead import map_ahead
 from infra.config import from_dict
 from infra.errors import UserError
 from pipelines.encode.config import EncodeRule
-from pipelines.encode.images import ImageSample, read_sample
-from pipelines.encode.members import Computed, GenerationSpec, Packer, Row
+from pipelines.encode.members import Computed, GenerationSpec, Packer
 from pipelines.encode.networks import Encoder, Image, batch_size, levels
 from pipelines.encode.reuse import TARGETS, EarlierSet
-from pipelines.jobs.ahead import in_order
-from pipelines.jobs.plan import record_path
+from pipelines.jobs.plan import planned, record_path
 from pipelines.jobs.stage import Stopwatch
 
-PREPARERS_PER_GPU = 6  # threads that decode and degrade: JPEG and noise stay on the CPU
+PREPARERS_PER_GPU = 6  # threads that decode and degrade, since JPEG and noise are made on the CPU
 
 
 class EncodeShard:
-    """The actor: one shard of the plan in, one durable tar out.
+    """The worker that writes one shard of the plan.
 
     A shard is done when its record exists and its tar has the recorded length; a repeated unit
     writes the same bytes.
@@ -52,20 +51,24 @@ class EncodeShard:
         self.watch = Stopwatch()
 
     @functools.cached_property
+    def images(self) -> ImageSet:
+        """Return the image set, opened by the first unit, whose errors reach the user."""
+        return ImageSet(Path(self.spec.images))
+
+    @functools.cached_property
     def earlier(self) -> EarlierSet | None:
-        """Return the set that latents are copied from, opened by the first unit: it can refuse."""
+        """Return the set that latents are copied from, if any; opened as `images`."""
         if self.spec.reuse is None:
             return None
         return EarlierSet(self.spec.reuse, self.latent, keep_images=self.spec.keep_images)
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
-        rows = pq.ParquetFile(self.spec.plan).read_row_group(unit["row_group"]).to_pylist()
-        path = Path(self.spec.plan).with_name(unit["name"])
+        path, rows = planned(Path(self.spec.plan), unit)
         self.parameters = functools.cache(self.encoder.parameters)
-        self.packer = Packer(self.spec, self.latent, self.parameters, self.earlier)
+        self.packer = Packer(self.spec, self.images, self.latent, self.parameters, self.earlier)
         try:
-            shard = write_shard(path, self._timed(self.samples(rows)))
+            shard = write_shard(path, self.watch.between("write", self.samples(rows)))
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{unit['name']}: the GPU's memory does not hold a batch of {self.batch} images; "
@@ -81,7 +84,8 @@ class EncodeShard:
         with self.watch("compare"):
             self.packer.find_copies(rows)
         groups = list(self._groups(rows))
-        prepared = in_order(self._preparations(groups), self.threads)
+        calls = self._preparations(groups)
+        prepared = map_ahead(operator.call, calls, threads=self.threads)
         for group in groups:
             samples = next(prepared)[0]
             computed = Computed(labels={sample.key: sample.label for sample in samples})
@@ -95,7 +99,7 @@ class EncodeShard:
                 yield row["key"], packed
 
     def _groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Cut the rows into neighbours of which at most ``batch`` are new."""
+        """Group neighbouring rows, at most ``batch`` new ones in a group."""
         group: list[Row] = []
         new = 0
         for row in rows:
@@ -107,7 +111,7 @@ class EncodeShard:
         yield group
 
     def _preparations(self, groups: Sequence[Sequence[Row]]) -> "Iterator[Callable[[], _Prepared]]":
-        """List what the CPU does, in order: for each group its images, then each of its draws."""
+        """Yield what the CPU does, in order: load the images of a group, then degrade each draw."""
         for group in groups:
             load = functools.cache(functools.partial(self._load, group))
             yield lambda load=load: (load(), [])  # type: ignore[misc]  # mypy cannot infer it
@@ -116,8 +120,7 @@ class EncodeShard:
 
     def _load(self, rows: Sequence[Row]) -> list[ImageSample]:
         with self.watch("read"):
-            images, size = Path(self.spec.images), self.spec.size
-            return [read_sample(images, row, size) for row in rows if self.packer.is_new(row)]
+            return [self.images.sample(row) for row in rows if self.packer.is_new(row)]
 
     def _degrade(self, load: Callable[[], list[ImageSample]], number: int) -> "_Prepared":
         samples = [s for s in load() if self.packer.lacks(s.key, f"source_{number}")]
@@ -137,7 +140,7 @@ class EncodeShard:
             self._encode(turned, [f"{sample.key}.{name}" for sample in lacking], computed)
 
     def _draw(self, number: int, prepared: "_Prepared", computed: Computed) -> None:
-        """Encode one draw of every sample of a group that lacks it."""
+        """Encode one draw of those samples of a group that lack it."""
         samples, degraded = prepared
         if not samples:
             return
@@ -165,19 +168,13 @@ class EncodeShard:
         *,
         regressed: bool = False,
     ) -> None:
-        """Encode images, if there are any, under the names of their latents."""
+        """Encode images, if there are any, and keep the latents by name."""
         if not names:
             return
         batch = images if isinstance(images, torch.Tensor) else self.encoder.tensor(images)
         with self.watch("encode"):
             encoded = self.encoder.encode(batch, names, regressed=regressed)
         computed.latents.update(zip(names, encoded, strict=True))
-
-    def _timed(self, samples: Iterator[Any]) -> Iterator[Any]:
-        """Count the consumer's time between two samples as writing."""
-        for sample in samples:
-            with self.watch("write"):
-                yield sample
 
 
 _Prepared = tuple[list[ImageSample], list[Degraded]]
@@ -189,5 +186,5 @@ def _pixels(images: torch.Tensor) -> npt.NDArray[np.uint8]:
 
 
 def device_name(device: torch.device) -> str:
-    """Name what computed, for the manifest."""
+    """Name the device that computed, for the manifest."""
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)

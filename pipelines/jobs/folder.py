@@ -1,4 +1,4 @@
-"""What every job does with the folder of its set: take it, refuse another's, track the run."""
+"""The output folder of a job: held by one process, refused if it is another set's, tracked."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets.shards import MANIFEST
+from datasets.shards import MANIFEST, lacking, shard_sizes
 from infra import storage
 from infra.config import differences, flat
 from infra.errors import UsageError
@@ -16,12 +16,12 @@ TRACKING = "tracking"  # in a job's memory: what its runs record
 
 
 class SetFolder:
-    """The output folder of a job, with the job's memory in one dot-folder of it.
+    """The output folder of a job, whose own files are in one hidden folder of it.
 
     Args:
-        path: the folder; made when it is held.
-        state: name of the dot-folder.
-        noun: what the folder holds, for the messages: "a curated set".
+        path: the folder; it is made when it is held.
+        state: name of the hidden folder.
+        noun: name of the kind of set for messages, such as "a curated set".
     """
 
     def __init__(self, path: Path, state: str, noun: str) -> None:
@@ -46,14 +46,14 @@ class SetFolder:
             yield
 
     def claim(self, record: str, identity: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Refuse a folder that another configuration made; told to overwrite, forget its memory.
+        """Refuse the set of another configuration, or empty the hidden folder to overwrite the set.
 
         The published files stay until the new set takes their place.
 
         Args:
-            record: name of the JSON file in the job's memory that says what the set is.
-            identity: what must not change under a set.
-            overwrite: whether a set of another identity may go.
+            record: name of the JSON file in the hidden folder that holds the set's identity.
+            identity: the settings that the set depends on.
+            overwrite: whether a set of another identity may be replaced.
 
         Raises:
             UsageError: names the fields that differ.
@@ -74,10 +74,9 @@ class SetFolder:
                 storage.remove_tree(entry) if entry.is_dir() else entry.unlink()
 
     def lacks(self, manifest: Mapping[str, Any]) -> list[str]:
-        """List the files of a manifest that are absent or of another length."""
-        sizes = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
-        sizes |= {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        return [name for name, size in sizes.items() if not _has_size(self.path / name, size)]
+        """List the files of a manifest that are absent or have another length."""
+        files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+        return lacking(self.path, shard_sizes(manifest) | files)
 
     def tracked(
         self,
@@ -85,15 +84,21 @@ class SetFolder:
         settings: Mapping[str, Any],
         make: Callable[[], dict[str, Any]],
         metrics: Callable[[dict[str, Any]], dict[str, float]],
+        *,
+        track: bool,
     ) -> str:
-        """Do the work inside an MLflow run; returns a line that says where to look.
+        """Make the set inside an MLflow run; returns a line that says where to see the run.
 
         Args:
             experiment: such as ``latent-pmrf/curate``.
             settings: the run's parameters.
-            make: does the work and returns the set's manifest.
-            metrics: the run's numbers, from the manifest.
+            make: makes the set and returns its manifest.
+            metrics: returns the run's numbers for a manifest.
+            track: whether there is a run; without one the line is empty.
         """
+        if not track:
+            make()
+            return ""
         name = self.path.name
         with start_run(experiment, folder=self.state / TRACKING, name=name, params=settings) as run:
             manifest = make()
@@ -107,10 +112,6 @@ class SetFolder:
 
 
 def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields as JSON gives them back."""
+    """Return fields as they are after they were written as JSON and read again."""
     values: dict[str, Any] = json.loads(json.dumps(fields))
     return values
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size

@@ -56,14 +56,14 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--ink); font-variant-nume
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A picture with what stands below it."""
+    """A picture with the text below it."""
 
     image: npt.NDArray[np.uint8]
     """RGB uint8 [H, W, 3]."""
     title: str
-    """In bold, such as a score."""
+    """First line below the picture, in bold, such as a score."""
     caption: str
-    """Such as a key."""
+    """Second line below the picture, such as a key."""
 
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
@@ -230,7 +230,7 @@ def _breakable(text: str) -> str:
 
 
 def _key(shares: Mapping[str, tuple[int, str]]) -> str:
-    """Say in words what the colours mean; ``shares`` is {name: (count, colour)}."""
+    """Return the legend of a drawing; ``shares`` is {name: (count, colour)}."""
     items = "".join(
         f'<span><i style="background:{colour}"></i>{escape(name)} {count:,}</span>'
         for name, (count, colour) in shares.items()

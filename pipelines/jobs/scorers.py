@@ -7,11 +7,14 @@ weights) and loaded once per worker. None ever takes another's place.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from datasets.decoding import Pixels
+from infra.ahead import map_ahead
 from infra.errors import UsageError, UserError
 from infra.storage import explained, local_path
 from models.metrics.catalog import METRICS
@@ -83,7 +86,9 @@ class _QAlign:
         )
 
     def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
-        for (score,) in self._model.stream(patches, (self._model.prompt,)):
+        threads = min(16, os.cpu_count() or 1)
+        preparing = partial(map_ahead, threads=threads, ahead=2 * self._model.batch_size)
+        for (score,) in self._model.stream(patches, (self._model.prompt,), preparing):
             yield Quality(score.value, {"logits": list(score.logits)})
 
 

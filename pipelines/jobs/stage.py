@@ -1,32 +1,32 @@
-"""One stage of work through Ray Data: units in, results out, in any order, with progress and times.
+"""One stage of a job through Ray Data: units of work done in any order, with progress and times.
 
-A unit is a small JSON value that says what to read and where to write; its worker is idempotent.
-Ray schedules and retries; what is finished is decided by files, never by Ray. Workers return what
-went wrong on the user's side as a value, so that it reaches the user as one sentence.
+A unit is a small JSON value that says what to read and where to write; doing it twice writes the
+same. Ray schedules and retries units, but whether a unit is done is decided by the files it wrote.
+Workers return an error that the user can mend as a value, so that the user sees one sentence.
 """
 
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
-from infra.errors import UserError
+from infra.errors import UsageError, UserError
 from infra.storage import explained
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECT_STORE_BYTES = 256 << 20  # units and results are kilobytes; pixels never enter the store
 
+T = TypeVar("T")
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Stopwatch:
-    """Adds up the time of a worker's steps, so that a stage can name its bottleneck."""
+    """Adds up how long each step of a worker took, so that the slowest one can be named."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -46,29 +46,35 @@ class Stopwatch:
         with self._lock:
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
 
+    def between(self, step: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, and count the time that the consumer takes between two as ``step``."""
+        for item in items:
+            with self(step):
+                yield item
+
     def total(self) -> float:
         """Return the seconds of all steps so far."""
         return sum(self.seconds.values())
 
     def take(self) -> dict[str, float]:
-        """Return the seconds per step so far and start from zero."""
+        """Return the seconds of each step so far, and begin again at zero."""
         taken, self.seconds = self.seconds, {}
         return taken
 
 
 @dataclass(slots=True)
 class StageTime:
-    """What a stage took: wall-clock seconds, and the workers' seconds per step."""
+    """How long a stage took, in wall-clock seconds and in the workers' seconds by step."""
 
     name: str
     wall: float = 0.0
     startup: float = 0.0
-    """Seconds until the first worker began: processes started, modules imported, weights loaded."""
+    """Seconds until the first worker began: to start processes and load modules and weights."""
     done: int = 0
     steps: dict[str, float] = field(default_factory=dict)
 
     def add(self, result: dict[str, Any], began: float) -> None:
-        """Count one unit's result; ``began`` is when the stage did."""
+        """Count one unit's result; ``began`` is the time at which the stage began."""
         first = result["began"] - began
         self.startup = min(self.startup, first) if self.done else max(0.0, first)
         self.done += result["done"]
@@ -78,18 +84,18 @@ class StageTime:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What one worker of a stage holds, and how many there are."""
+    """The resources of one worker of a stage, and the number of workers."""
 
     cpus: float = 1.0
-    """CPUs of one worker."""
+    """CPUs for each worker."""
     gpus: float = 0.0
-    """GPUs of one worker."""
+    """GPUs for each worker."""
     workers: int | None = None
-    """Workers; None takes as many as the cluster has CPUs for."""
+    """Number of workers; None takes as many as the cluster has CPUs for."""
 
 
 class Engine(Protocol):
-    """What carries out units of work: Ray, or a loop in this process."""
+    """Something that carries out units of work: Ray, or a loop in this process."""
 
     times: list[StageTime]
 
@@ -110,6 +116,33 @@ class Engine(Protocol):
         ...
 
 
+def started(engine: Engine | None, workers: int | None) -> AbstractContextManager[Engine]:
+    """Return the engine that is given, or else Ray with so many workers, for a `with` block."""
+    return RayEngine(workers) if engine is None else nullcontext(engine)
+
+
+def a_gpu_each(engine: Engine, gpus: int | None, option: str, otherwise: str) -> Resources:
+    """Give each worker one CPU and one GPU.
+
+    Args:
+        engine: where the work is done.
+        gpus: to use; None takes all there are.
+        option: that asks for GPUs, for the message.
+        otherwise: what to do without one, for the message.
+
+    Raises:
+        UsageError: there are not so many, or none.
+    """
+    there = engine.gpus()
+    wanted = there if gpus is None else gpus
+    if not 0 < wanted <= there:
+        raise UsageError(
+            f"{option}: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; {otherwise} "
+            "(--dry-run says how slowly)"
+        )
+    return Resources(cpus=1, gpus=1, workers=wanted)
+
+
 class RayEngine:
     """Runs stages on a local Ray, or on the one that RAY_ADDRESS names, inside a `with` block.
 
@@ -127,12 +160,7 @@ class RayEngine:
         self._start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         import ray
 
         ray.shutdown()
@@ -149,16 +177,16 @@ class RayEngine:
         """Do every unit with ``worker(*arguments)``, one instance per process; yield their results.
 
         Args:
-            name: what the progress bar and the report call the stage.
+            name: name of the stage in the progress bar and the report.
             units: JSON values.
             worker: an importable class whose instances map a unit to
                 ``{"done": items, "seconds": {step: s}}``.
             arguments: of the worker's constructor.
             total: items in all units, for the progress bar.
-            resources: of a worker.
+            resources: the resources of each worker.
 
         Raises:
-            UserError: what a worker could not do for a reason the user can mend.
+            UserError: a worker failed for a reason that the user can mend.
         """
         if not units:
             return
@@ -226,7 +254,7 @@ class RayEngine:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray's C++ from announcing its log level on the terminal; exceptions still come."""
+    """Hide what Ray's C++ code prints about its log level; exceptions are still raised."""
     saved, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 2)
     try:
@@ -238,7 +266,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Actor:
-    """What Ray Data runs: one worker instance, fed rows."""
+    """The callable that Ray Data runs in a process: it holds one worker and does units with it."""
 
     def __init__(self, worker: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
         self._work = worker(*arguments)
@@ -248,7 +276,7 @@ class _Actor:
 
 
 def attempt(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
-    """Do one unit; a full disk and the like become ``{"failure": sentence}``."""
+    """Do one unit; returns ``{"failure": sentence}`` for an error that the user can mend."""
     began = time.time()
     try:
         return {**work(unit), "began": began}
@@ -260,7 +288,7 @@ def attempt(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar with rate and time left on a terminal; be silent elsewhere."""
+    """Show a progress bar with rate and time left, on terminals only."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,8 +1,9 @@
-"""Where a job's time went: in one line, as a file, as a section of its page."""
+"""The times of a job's stages, as a line, a file and a section of its page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from infra.config import pretty_json
 from infra.storage import write_bytes
@@ -11,7 +12,7 @@ from pipelines.jobs.stage import StageTime
 
 
 def bottleneck(times: Sequence[StageTime]) -> str:
-    """Name the step in which the workers spent most of their time."""
+    """Return a phrase that names the step in which the workers spent most of their time."""
     steps = {(stage.name, step): t for stage in times for step, t in stage.steps.items()}
     if not steps:
         return "nothing to do"
@@ -20,8 +21,23 @@ def bottleneck(times: Sequence[StageTime]) -> str:
     return f"step {step!r} of stage {stage!r}, {share:.0%} of the workers' time"
 
 
+def closing_lines(totals: Mapping[str, Any], times: Sequence[StageTime], folder: Path) -> str:
+    """Return the last lines of a run: its times, its shards and its page."""
+    seconds = ", ".join(f"{stage.name} {stage.wall:.1f} s" for stage in times)
+    return (
+        f"time: {seconds or 'none'}; bottleneck: {bottleneck(times)}\n"
+        f"shards: {folder.resolve()} ({totals['shards']:,} files, {totals['bytes'] / 1e6:.1f} MB)\n"
+        f"report: {(folder / 'report.html').resolve()}\n"
+    )
+
+
+def stage_metrics(times: Sequence[StageTime]) -> dict[str, float]:
+    """Return the seconds of each stage, for MLflow."""
+    return {f"seconds/{stage.name.replace(' ', '_')}": stage.wall for stage in times}
+
+
 def save_times(path: Path, times: Sequence[StageTime]) -> None:
-    """Keep the stages' times beside the job's other memory."""
+    """Write the stages' times as JSON."""
     write_bytes(path, pretty_json([asdict(stage) for stage in times]))
 
 

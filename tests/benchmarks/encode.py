@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from datasets.degradation.batched import degrade_batch
+from datasets.reading.image_set import ImageSet
 from infra.config import to_dict
 from pipelines.encode.config import EncodeConfig
-from pipelines.encode.images import ImageSet
 from pipelines.encode.job import Encoding
 from pipelines.encode.members import GenerationSpec
 from pipelines.encode.networks import Encoder

@@ -12,12 +12,14 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from infra.ahead import map_ahead
 from models.qalign.checkpoint import Checkpoint, build, bytes_needed
 from models.qalign.language import LanguageConfig
 from models.qalign.network import QAlignConfig, QAlignNetwork, Shortcuts, flops_per_image
@@ -34,6 +37,7 @@ from models.qalign.vision import AbstractorConfig, VisionConfig
 from tests.benchmarks.harness import paired, save
 from tests.support.qalign_checkpoint import TINY, random_state, write_checkpoint
 
+THREADS = min(16, os.cpu_count() or 1)  # that prepare images, as pipelines.jobs.scorers has them
 NONE = Shortcuts(shared_prefix=False, last_row=False, five_logits=False)
 ALL = Shortcuts()
 STEPS = {  # each adds a shortcut to those before it
@@ -210,6 +214,7 @@ def full(device: str, config: QAlignConfig, sizes: tuple[int, ...], side: int) -
     dtype = torch.bfloat16
     top = ceiling(device, dtype, side)
     scorer = QAlign(random_network(config, device, dtype))
+    preparing = partial(map_ahead, threads=THREADS, ahead=2 * max(sizes))
     flops = flops_per_image(config, [PROMPTS["quality"]], ALL)
     size = config.vision.image_size
     by_batch = {}
@@ -226,7 +231,7 @@ def full(device: str, config: QAlignConfig, sizes: tuple[int, ...], side: int) -
         )
         large = images(4 * count, 1080, 1620)
         row["with_preparation_1620x1080"] = rate(
-            device, lambda x=large: scorer.score(x), len(large)
+            device, lambda x=large: list(scorer.stream(x, ("quality",), preparing)), len(large)
         )
         if device != "cpu":
             row["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
@@ -236,7 +241,7 @@ def full(device: str, config: QAlignConfig, sizes: tuple[int, ...], side: int) -
     return {
         "device": name,
         "ceiling_tflops": top / 1e12,
-        "host_threads": scorer.workers,
+        "host_threads": THREADS,
         "images_per_second_by_batch": by_batch,
     }
 

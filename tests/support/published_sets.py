@@ -1,7 +1,7 @@
 """Small published sets, written with the project's own writers: images, and latents of noise."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,17 @@ import numpy.typing as npt
 
 from datasets import shards
 from datasets.decoding import encode_png
-from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, write_latent_shard
+from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, members
 from datasets.latent_pairs import PAIRS, pair_table
 from datasets.shards import Shard, index_table, parquet_bytes, shard_name, write_shard
 from infra.config import canonical_json, pretty_json, to_dict
-from infra.storage import sha256, write_bytes
+from infra.storage import write_bytes
 
 SMALL = LatentFormat(channels=4, height=8, width=8)
 
 
 def latent(latent_format: LatentFormat, *name: object) -> npt.NDArray[np.float32]:
-    """Picks the latent that a test knows under ``name``: standard normal noise."""
+    """Return the latent that a test knows under ``name``: standard normal noise."""
     rng = np.random.default_rng([zlib.crc32(repr(part).encode()) for part in name])
     return rng.standard_normal(latent_format.shape, np.float32)
 
@@ -49,6 +49,11 @@ def sample(
         ],
         targets=both if targets else None,
     )
+
+
+def write_latent_shard(path: Path, samples: Iterable[LatentSample], latent: LatentFormat) -> Shard:
+    """Write one tar of a latent set."""
+    return write_shard(path, ((sample.key, members(sample, latent)) for sample in samples))
 
 
 def write_latents(
@@ -101,10 +106,7 @@ def write_images(
 
 def _finish(folder: Path, written: Sequence[Shard], tables: list[str], **manifest: Any) -> Path:
     write_bytes(folder / shards.INDEX, parquet_bytes(index_table(written)))
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-        for name in [shards.INDEX, *tables]
-    }
+    files = {name: shards.file_entry(folder / name) for name in [shards.INDEX, *tables]}
     entries = [shard.entry() for shard in written]
     content = pretty_json({**manifest, "shards": entries, "files": files})
     write_bytes(folder / shards.MANIFEST, content)

@@ -14,7 +14,7 @@ import torch
 
 from datasets import shards
 from datasets.decoding import encode_png
-from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, write_latent_shard
+from datasets.latent_format import LatentDraw, LatentFormat, LatentSample
 from datasets.latent_pairs import PAIRS, pair_table
 from infra.config import pretty_json, to_dict
 from infra.storage import write_bytes
@@ -28,6 +28,7 @@ from models.velocity import looformer
 from models.velocity.looformer import LooUFormer
 from tests.conftest import PATIENCE, ROOT, environment, picture
 from tests.support import tiny_vae
+from tests.support.published_sets import write_latent_shard
 
 SMOKE = ("--preset", "tiny", "--model", "tiny", "--global-batch-size", "4")  # the smallest run
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_losses.json"

@@ -1,4 +1,4 @@
-"""What must agree before a step is taken: a run with its checkpoint, every rank with the others."""
+"""Checks before the first step: a run agrees with its checkpoint, and all ranks agree."""
 
 import contextlib
 from typing import Any
@@ -26,23 +26,23 @@ def refuse_other_run(config: TrainerConfig, before: Checkpoint) -> None:
 
 
 def refuse_unequal_ranks(config: TrainerConfig, data: str) -> None:
-    """Refuse ranks that would train on different data, or for something else; all ranks call it.
+    """Refuse ranks whose data or options differ; all ranks call it.
 
-    A machine whose copy of a set is older would otherwise read other samples at the same positions,
-    and nobody would notice.
+    A machine with an older copy of a set would otherwise read other samples at the same positions
+    without an error.
 
     Args:
-        config: this rank's.
-        data: digest of this rank's data in their order.
+        config: configuration of this rank.
+        data: digest of this rank's data and their order.
 
     Raises:
-        UserError: names the rank and what differs from rank 0, on every rank alike.
+        UserError: raised on every rank; names the rank that differs from rank 0, and in what.
     """
     first, *others = gathered({"data": data, **_fixed(config, to_dict(config))})
     for number, theirs in enumerate(others, start=1):
         changed = differences(theirs, first)
         if changed:
-            # Whoever left at once would break the connection of a rank that has yet to hear it.
+            # A rank that exits now would break the connection of one that still gathers.
             with contextlib.suppress(RuntimeError):
                 barrier()
             raise UserError(

@@ -1,4 +1,4 @@
-"""How a global batch is shared out among the ranks, and DeepSpeed's configuration from it."""
+"""The division of a global batch among the ranks, and DeepSpeed's configuration for it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ OURS = ("optimizer", "scheduler", "fp16", "bf16", "amp", "data_types", "checkpoi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
-    """How a global batch is shared: ranks x micro-batch x accumulation steps."""
+    """The division of a global batch: ranks x micro-batch x accumulation steps."""
 
     ranks: int
-    """Processes."""
+    """Number of processes."""
     micro_batch_size: int
-    """Samples of one rank's forward pass."""
+    """Samples in one forward pass of a rank."""
     accumulation_steps: int
-    """Forward passes of a rank before an update."""
+    """Forward passes of a rank for each update."""
 
     @property
     def global_batch_size(self) -> int:
-        """Samples of one update."""
+        """Samples of all ranks for each update."""
         return self.ranks * self.micro_batch_size * self.accumulation_steps
 
     def __str__(self) -> str:
@@ -36,10 +36,10 @@ class BatchPlan:
 
 
 def plan_batches(config: EngineConfig, ranks: int) -> BatchPlan:
-    """Share the global batch out.
+    """Divide the global batch among the ranks.
 
     Raises:
-        UsageError: it cannot be shared equally.
+        UsageError: it cannot be divided equally.
     """
     total, micro = config.global_batch_size, config.micro_batch_size
     if micro is None and total % ranks == 0:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from infra.config import pretty_json
 from infra.distributed import barrier, gathered, rank
 from infra.errors import UsageError, UserError
-from infra.storage import remove_tree, write_bytes, written_by_name
+from infra.storage import has_size, remove_tree, write_bytes, written_by_name
 from models.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from models.ema import EMA, UPDATES
 from trainers.loop.engine import Engine
@@ -33,7 +33,7 @@ MOMENTS_FILE = "optimizer.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete one."""
+    """A complete checkpoint."""
 
     folder: Path
     record: dict[str, Any]
@@ -44,7 +44,7 @@ class Checkpoint:
         return int(self.record["step"])
 
     def load_weights(self, network: nn.Module, ema: EMA) -> None:
-        """Put back the weights and their averages; call it before an engine takes the network."""
+        """Load the weights and their averages; to be called before an engine takes the network."""
         load_strict(network, load_checkpoint(self.folder / MODEL)[1], self.folder / MODEL)
         state = {UPDATES: torch.tensor(self.record["ema_updates"])}
         names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
@@ -54,7 +54,7 @@ class Checkpoint:
         ema.load_state_dict(state)
 
     def load_engine(self, engine: Engine, layout: dict[str, Any]) -> str:
-        """Put back the optimiser; returns how. Of the same layout it is exact."""
+        """Load the state of the optimiser; returns a phrase that says how exactly."""
         if self.record["layout"] == layout:
             engine.load(self.folder / ENGINE)
             return "to the bit"
@@ -66,10 +66,10 @@ class Checkpoints:
     """The checkpoints of one run's folder.
 
     Args:
-        folder: holds one folder for each; on several machines, one that all of them see.
-        keep_last: how many of the newest stay.
-        keep_best: how many of the best stay besides, by the metric ``best``.
-        best: name of a metric of which more is better; prefixed by "-", less is.
+        folder: holds a folder for each checkpoint; several machines need one that all of them see.
+        keep_last: number of the newest that are kept.
+        keep_best: number of the best by the metric ``best`` that are kept besides.
+        best: name of a metric of which more is better, or less where it is prefixed by "-".
     """
 
     def __init__(self, folder: Path, *, keep_last: int, keep_best: int, best: str) -> None:
@@ -79,7 +79,7 @@ class Checkpoints:
         self.best = best
 
     def complete(self) -> list[Checkpoint]:
-        """Return the complete ones, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return [
             Checkpoint(path.parent, json.loads((path.parent / RECORD).read_bytes()))
             for path in sorted(self.folder.glob(f"step-*/{MANIFEST}"))
@@ -87,7 +87,7 @@ class Checkpoints:
         ]
 
     def find(self, resume: str) -> Checkpoint | None:
-        """Look up what to resume from: "auto" is the newest complete one, "never" none.
+        """Find the checkpoint to resume from: "auto" is the newest complete one, "never" none.
 
         Raises:
             UsageError: a path that is no complete checkpoint; or "never" where there are some.
@@ -112,10 +112,10 @@ class Checkpoints:
     def save(
         self, record: dict[str, Any], engine: Engine, network: nn.Module, ema: EMA
     ) -> Checkpoint:
-        """Write one; all ranks call it. A failure leaves the older ones as they were.
+        """Write a checkpoint; all ranks call it. A failure leaves the older ones as they were.
 
         Raises:
-            UserError: it could not be written, said by every rank.
+            UserError: it could not be written; raised on every rank.
         """
         folder = self.folder / f"step-{record['step']:08d}"
         if rank() == 0:
@@ -125,7 +125,7 @@ class Checkpoints:
         problem = ""
         try:
             engine.save(folder / ENGINE)
-        except (OSError, RuntimeError) as error:  # torch.save makes the latter of a full disk
+        except (OSError, RuntimeError) as error:  # RuntimeError: a full disk, from torch.save
             problem = f"{type(error).__name__}: {error}"
         problems = [found for found in gathered(problem) if found]
         if not problems:
@@ -180,7 +180,7 @@ class Checkpoints:
         return ""
 
     def prune(self) -> None:
-        """Delete what is neither new nor good enough, and what killed saves left."""
+        """Delete checkpoints that are neither new nor good enough, and incomplete ones."""
         complete = self.complete()
         name, sign = self.best.removeprefix("-"), -1 if self.best.startswith("-") else 1
         rated = [c for c in complete if name in c.record["metrics"]]
@@ -188,14 +188,11 @@ class Checkpoints:
         kept = {c.folder for c in complete[-self.keep_last :] + rated[: self.keep_best]}
         for folder in self.folder.glob("step-*"):
             if folder not in kept:
-                (folder / MANIFEST).unlink(missing_ok=True)  # first, or half of it could count
+                (folder / MANIFEST).unlink(missing_ok=True)  # or a part of it might count
                 remove_tree(folder)
 
 
 def _is_whole(manifest: Path) -> bool:
     """Tell whether every file is there at its full length."""
     files = json.loads(manifest.read_bytes())["files"]
-    return all(
-        (manifest.parent / name).is_file() and (manifest.parent / name).stat().st_size == size
-        for name, size in files.items()
-    )
+    return all(has_size(manifest.parent / name, size) for name, size in files.items())

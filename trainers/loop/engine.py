@@ -1,15 +1,15 @@
-"""DeepSpeed behind the few calls a training loop needs: the only file that imports it.
+"""DeepSpeed, behind the few calls that a training loop needs; no other file imports it.
 
-    device = join()                               # every rank; alone where nobody launched it
+    device = join()                               # on every rank, or in a process of its own
     engine = Engine(model, optimizer, EngineConfig(zero_stage=2), plan)
-    loss = criterion(engine(inputs), ...)         # through the engine, or nothing is averaged
+    loss = criterion(engine(inputs), ...)         # the engine runs the model, to average later
     engine.backward(loss)                         # once per micro-batch
     grad_norm = engine.step(learning_rate)        # after the last of them
 
-Master weights are float32 in every mode: bf16 is PyTorch's autocast around the forward pass, at
-each ZeRO stage alike, with gradients reduced in float32. So the model is its own full-precision
-copy, averages follow what the optimiser moves, and one file of weights fits every layout.
-(DeepSpeed's own `bf16` would keep the weights in bf16, and at stage 0 take a step too many.)
+Weights are float32 in every mode: bf16 is PyTorch's autocast around the forward pass, at every ZeRO
+stage, with gradients reduced in float32. So no second copy of the weights is needed, averages are
+of the weights that the optimiser updates, and one file of weights fits every layout. (DeepSpeed's
+own `bf16` would keep the weights in bf16, and at stage 0 it takes one step too many.)
 """
 
 import math
@@ -29,16 +29,16 @@ from infra.errors import UserError
 from trainers.loop.batches import BatchPlan, deepspeed_json
 from trainers.loop.config import EngineConfig
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam remembers of each parameter
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's names for the averages of gradient and its square
 TAG = "state"  # DeepSpeed's name for the one folder it saves here
 
 
 def join(timeout_minutes: float = 30.0) -> torch.device:
-    """Join the processes of this job and return this one's device; alone if nobody launched it.
+    """Join the processes of this job, if a launcher started several; returns this one's device.
 
     Args:
-        timeout_minutes: a rank that waits longer than this for the others fails, and with it the
-            job: the watchdog for a rank that hangs.
+        timeout_minutes: a rank that waits longer than this for the others fails, and the job with
+            it, so that a job does not hang with one of its ranks.
     """
     has_cuda = torch.cuda.is_available()
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -48,15 +48,15 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
         import deepspeed
         import deepspeed.ops
 
-    deepspeed.utils.logger.setLevel("ERROR")  # it narrates every step of its start on every rank
-    # Else it compiles a shared-memory all-reduce on the CPU at every first start; gloo does.
+    deepspeed.utils.logger.setLevel("ERROR")  # or every rank logs its start
+    # DeepSpeed would compile an all-reduce through shared memory at its first start; gloo has one.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = torch.device("cuda", local_rank()) if has_cuda else torch.device("cpu")
     if has_cuda:
         torch.cuda.set_device(device)
     backend, timeout = "nccl" if has_cuda else "gloo", timedelta(minutes=timeout_minutes)
     if not torch.distributed.is_initialized() and "RANK" not in os.environ:
-        # alone: no port that another job might hold
+        # One process needs no port, which another job might use.
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # public, unlisted
         torch.distributed.init_process_group(
             backend, store=store, rank=0, world_size=1, timeout=timeout
@@ -79,16 +79,16 @@ def _hidden(module: str) -> Iterator[None]:
 
 
 def leave() -> None:
-    """Leave the job; without it PyTorch warns at exit."""
+    """Leave the process group; otherwise PyTorch warns at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def leave_refused(kind: type[BaseException] | None, *_: object) -> None:
-    """Leave at the end of a context that a user's error ends; for `ExitStack.push`.
+    """Leave the process group when a `UserError` ends a context; for `ExitStack.push`.
 
-    gloo's threads, still there when the interpreter ends, now and then abort the process instead
-    of letting it say its exit code. NCCL has none, and may wait for ranks that are elsewhere.
+    gloo's threads sometimes abort a process that exits while they run, and its exit code is lost.
+    NCCL has no such threads, and leaving it may wait for other ranks.
     """
     refused = kind is not None and issubclass(kind, UserError)
     joined = torch.distributed.is_initialized()
@@ -100,14 +100,14 @@ class Engine:
     """A model that all ranks train together.
 
     Args:
-        model: already on its device, and equal on all ranks; its weights are moved in place.
+        model: the model, on its device and equal on all ranks; its weights are updated in place.
         optimizer: a torch Adam over its trainable parameters.
-        config: how.
-        plan: the batch arithmetic.
+        config: precision, ZeRO stage and the like.
+        plan: the division of the global batch.
 
     Attributes:
         module: the model itself.
-        device: where it is.
+        device: the device of the model.
     """
 
     def __init__(
@@ -133,23 +133,23 @@ class Engine:
         return self._engine(*inputs)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the forward pass's precision, for what is computed beside it, such as VGG."""
+        """Return a context of the forward pass's precision, for networks beside it, such as VGG."""
         is_bf16 = self.config.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradients; with the last one, average them over the ranks."""
+        """Add a micro-batch's gradients; after the last one they are averaged over the ranks."""
         is_last = self._engine.is_gradient_accumulation_boundary()
         self._engine.backward(loss)
         if not is_last:
-            self._engine.step()  # counts the micro-batch, and moves nothing
+            self._engine.step()  # counts the micro-batch without an update
 
     def step(self, learning_rate: float) -> float:
         """Update the weights after the last micro-batch.
 
         Returns:
-            The gradients' global norm before clipping. If it is not finite, ZeRO left the weights
-            as they were, and so does this at stage 0.
+            The gradients' global norm before clipping. If it is not finite, the weights are left as
+            they were.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -165,7 +165,10 @@ class Engine:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Let every rank see whole weights; all ranks enter. Below ZeRO 3 they always do."""
+        """Make the weights whole on every rank inside the context, which all ranks enter.
+
+        Below ZeRO stage 3 they always are.
+        """
         if self.config.zero_stage < 3:
             yield
             return
@@ -175,17 +178,17 @@ class Engine:
             yield
 
     def save(self, folder: Path) -> None:
-        """Write every rank's part of the state; all ranks call it."""
+        """Write the state, a part from each rank; all ranks call it."""
         self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Go on from `save` of the same layout, bit for bit; all ranks call it."""
+        """Load what `save` wrote with the same layout, exactly; all ranks call it."""
         self._engine.load_checkpoint(str(folder), tag=TAG)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Return Adam's state by parameter, whole, on the CPU, for any layout to continue from.
+        """Return Adam's state by parameter on the CPU, from which any layout can continue.
 
-        All ranks call it, and all get it. Empty before the first step.
+        All ranks call it, and each gets all of it. It is empty before the first step.
         """
         states = [self._base.state[flat] for flat in self._flat_parameters()]
         if not all(states):
@@ -212,14 +215,14 @@ class Engine:
 
     @property
     def _base(self) -> torch.optim.Optimizer:
-        """The torch optimiser that does the steps."""
+        """The torch optimiser inside DeepSpeed's."""
         base: torch.optim.Optimizer = (
             self._optimizer.optimizer if self.config.zero_stage else self._optimizer
         )
         return base
 
     def _flat_parameters(self) -> list[Tensor]:
-        """Return what the torch optimiser moves: parameters, or this rank's part of them all."""
+        """Return what the torch optimiser updates: the parameters, or this rank's part of all."""
         match self.config.zero_stage:
             case 0:
                 return list(self._parameters.values())

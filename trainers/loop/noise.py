@@ -1,6 +1,6 @@
 """The random numbers of a step, each a function of (seed, step, position in the global batch).
 
-So they are the same on one rank or eight, with or without accumulation, and after a resume.
+They are therefore the same on one rank or eight, with or without accumulation, and after a resume.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from models.rectified_flow import TimeDistribution, sample_t
 
 
 class Purpose(IntEnum):
-    """What numbers are for; each has a sequence of its own."""
+    """What random numbers are for; each purpose has a sequence of its own."""
 
     TIME = 0
     SOURCE_NOISE = 1
@@ -30,13 +30,13 @@ class Noise:
     seed: int
     step: int
     positions: Sequence[int]
-    """Of its samples in the global batch, [B]."""
+    """Positions of its samples in the global batch, [B]."""
     total: int
-    """Samples of the global batch."""
+    """Number of samples in the global batch."""
     device: torch.device
 
     def normal(self, shape: Sequence[int], purpose: Purpose) -> Tensor:
-        """Draw N(0, 1), float32 [B, *shape], on the device, whose generator decides the values."""
+        """Draw N(0, 1), float32 [B, *shape], by the device's own kind of generator."""
         noise = torch.empty(len(self.positions), *shape, device=self.device)
         generator = torch.Generator(self.device)
         for row, position in zip(noise, self.positions, strict=True):

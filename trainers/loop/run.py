@@ -1,7 +1,8 @@
-"""The loop of every trainer: validate, save, one step, log; what is trained comes as a task.
+"""The loop of every trainer: validate, save, one step, log; the recipe comes as a `Task`.
 
-It makes one more pass than there are steps, so that the end needs no special case. What happens at
-a step is a function of the step, so a run that was killed and resumed is the run that was not.
+The loop goes round once more than there are steps, so that the last validation and checkpoint need
+no code of their own. Each step is a function of its number, so a run that was killed and resumed
+equals one that was not.
 """
 
 import copy
@@ -37,7 +38,7 @@ from trainers.loop.log import StepAverages, clock
 from trainers.loop.noise import Noise
 from trainers.loop.task import Task
 
-# Seconds to wait at most for MLflow at the end: a model takes a while; SIGTERM is soon a SIGKILL.
+# Seconds to wait at most for MLflow at the end: a model takes long; SIGKILL soon follows SIGTERM.
 PATIENCE = {"FINISHED": 300.0, "KILLED": 10.0}
 
 
@@ -45,8 +46,8 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
     """Train, from where the output folder's checkpoints end; returns the exit code.
 
     Args:
-        config: all of it.
-        build: makes the task, once the processes have joined.
+        config: the whole configuration.
+        build: makes the task on a device, after the processes have joined.
     """
     loop, plan = config.loop, plan_batches(config.engine, world_size())
     if not loop.output:
@@ -80,25 +81,25 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
 
 
 def say(text: str) -> None:
-    """Write to the terminal, once for all ranks."""
+    """Write to the terminal, on rank 0 only."""
     if rank() == 0:
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
 class Training:
-    """A run: what it is made of, and where it is.
+    """The state of a run, and what it does in each round of the loop.
 
     Args:
         task: what is trained.
-        config: how.
-        plan: the batch arithmetic.
+        config: how it is trained.
+        plan: the division of the global batch.
 
     Attributes:
-        step: updates done.
-        flops: of a step, all ranks together.
-        peak: TFLOP/s of all ranks' devices together; None: of some unknown.
-        token: of the tracked run to continue, or None.
+        step: number of updates done.
+        flops: FLOPs of a step, all ranks together.
+        peak: TFLOP/s of all ranks' devices together; None where some device is unknown.
+        token: token of the tracked run to continue; None begins a new one.
     """
 
     def __init__(self, task: Task, config: TrainerConfig, plan: BatchPlan) -> None:
@@ -152,7 +153,8 @@ class Training:
         say(self._describe())
         batches, averages, stopped = iter(self.loader), StepAverages(self.step), False
         while True:
-            # The watchdog: DeepSpeed's own groups of ranks do not know the time-out of `join`.
+            # DeepSpeed's own process groups do not have the time-out of `join`, so this ends a job
+            # that hangs.
             faulthandler.dump_traceback_later(60 * loop.timeout_minutes, exit=True)
             done = self.step == loop.max_steps
             is_new = self.step > self.first or self.step == 0
@@ -219,7 +221,7 @@ class Training:
         )
 
     def validate(self, tracked: Run) -> dict[str, float]:
-        """Judge the averaged weights."""
+        """Validate the averaged weights, and record what was found."""
         self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
         result = self.task.validate(self.averaged)
         metrics = {f"val/{name}": value for name, value in result.metrics.items()}
@@ -249,11 +251,11 @@ class Training:
         say(f"step {self.step}: saved {saved.folder}\n")
 
     def finish(self, tracked: Run) -> None:
-        """Write and register the averaged weights; on rank 0."""
+        """Write the averaged weights and register them as a model; on rank 0."""
         self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
         model = self.task.export(self.averaged)
         sets = self.task.data()
-        names = [name for name, *_ in sets]  # of folders: two sets may share one
+        names = [name for name, *_ in sets]  # names of folders, which two sets may share
         data = {n if names.count(n) == 1 else source: sha256 for n, sha256, source, _ in sets}
         facts = {"step": self.step, "data": data, **model.facts}
         tracked.log_model(replace(model, facts=facts))
@@ -274,7 +276,7 @@ class Training:
         )
 
     def _describe(self) -> str:
-        """Say what a step costs, and what a rank has to hold."""
+        """Return a line with the cost of a step and the memory that a rank needs."""
         count = sum(value.numel() for value in self.task.network.parameters())
         stage, averages = self.config.engine.zero_stage, len(self.ema.config.decays)
         held = gigabytes(count, self.plan.ranks, stage, averages)

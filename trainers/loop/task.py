@@ -1,4 +1,4 @@
-"""What a recipe is to the loop: a network, its data, its losses, its validation."""
+"""The interface of a recipe for the loop: a network, its data, its losses, its validation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a validation found; the same on every rank."""
+    """Result of a validation; the metrics are the same on every rank."""
 
     metrics: dict[str, float]
     grid: "Image | None" = None
-    """Pictures to look at; on rank 0."""
+    """Pictures to look at; on rank 0 only."""
 
 
 class Task(Protocol):
     """What is trained, on what, and how it is judged."""
 
     experiment: str
-    """Where its runs are in MLflow."""
+    """Name of the experiment in MLflow."""
     best: str
     """The metric that checkpoints are kept by; prefixed by "-", less is better."""
 
     @property
     def network(self) -> nn.Module:
-        """What is saved and averaged."""
+        """The network that is saved and averaged."""
 
     @property
     def trained(self) -> nn.Module:
-        """What the engine runs: the network, or a module around it; on its device."""
+        """The module that the engine runs: the network, or one around it; on its device."""
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training data where ``state`` says."""
@@ -48,7 +48,7 @@ class Task(Protocol):
         """Compute a micro-batch's losses: scalars, of which "loss" is minimised."""
 
     def validate(self, network: nn.Module) -> Validation:
-        """Judge weights on the held-out split; all ranks call it, and share the work."""
+        """Validate a network on the held-out split; all ranks call it and share the work."""
 
     def flops_per_sample(self) -> int:
         """Count the floating-point operations of a sample's training, forward and backward."""

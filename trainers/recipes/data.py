@@ -1,11 +1,11 @@
-"""How data are opened and read, the same way by every recipe: for training, and for validation."""
+"""Opening and reading of data for training and validation, the same in every recipe."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-from datasets.reading.images import ImageSet
+from datasets.reading.image_set import ImageSet
 from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
@@ -49,7 +49,7 @@ def training_loader(
 
     Args:
         samples: as in `datasets.reading.loader.Samples`.
-        layout: this rank's place.
+        layout: this rank among the others.
         state: from a checkpoint; None starts at the beginning.
         loop: seed, workers and skip budget.
         device: where the batches go; to a GPU they go from page-locked memory.
@@ -65,8 +65,8 @@ def training_loader(
     return Loader(samples, layout, settings, state)
 
 
-BATCH = 4  # samples of a rank
-SEED = 0  # of degradations and noise, the same for every run, so that runs compare
+BATCH = 4  # samples of a rank in each batch of a validation
+SEED = 0  # of a validation's degradations and noise; the same in every run, to compare runs
 
 
 def held_out(path: str, loop: LoopConfig) -> ImageSet:
@@ -84,12 +84,12 @@ def held_out(path: str, loop: LoopConfig) -> ImageSet:
 
 
 def sweep(samples: Any, workers: int, device: torch.device) -> Iterator[tuple[Any, int, Noise]]:
-    """Yield this rank's batches, how many samples of each count, and their fixed numbers.
+    """Yield this rank's batches, the number of samples that count, and their fixed noise.
 
     Args:
         samples: one data set.
         workers: threads that read ahead.
-        device: where the numbers are drawn.
+        device: where the noise is drawn.
 
     Raises:
         UserError: there are fewer samples than ranks.
