@@ -13,38 +13,41 @@ draws of a key go into further tars (json and sources only; no old tar changes).
 C order with a header of 128 bytes, so that data start at a multiple of 64 in the file.
 """
 
+import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from datasets.shards import Shard, write_shard
-from infra.config import canonical_json
+from infra.config import STRICT, canonical_json
 
 NPY_HEADER = 128
-DTYPES = ("float16", "float32", "uint8")
+LatentType = Literal["float16", "float32", "uint8"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LatentFormat:
     """How one latent is stored; the manifest's `latent` entry.
 
     An eight-bit value q stands for ``q * scale + offset`` of its channel.
     """
 
-    channels: int
+    channels: PositiveInt
     """C of a latent [C, h, w]."""
-    height: int
+    height: PositiveInt
     """h, in latent pixels."""
-    width: int
+    width: PositiveInt
     """w, in latent pixels."""
-    dtype: str = "float16"
+    dtype: LatentType = "float16"
     """Stored type: float16, float32 or uint8."""
-    scale: tuple[float, ...] | None = None
+    scale: tuple[PositiveFloat, ...] | None = None
     """Step of each channel; for uint8 only."""
     offset: tuple[float, ...] | None = None
     """What q = 0 stands for in each channel; for uint8 only."""
@@ -54,10 +57,6 @@ class LatentFormat:
     """Of each channel over the set's targets."""
 
     def __post_init__(self) -> None:
-        if min(self.channels, self.height, self.width) < 1:
-            raise ValueError(f"a latent of shape {list(self.shape)}: expected positive sides")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if (self.dtype == "uint8") != (self.scale is not None and self.offset is not None):
             raise ValueError(
                 f"dtype {self.dtype} with scale {self.scale} and offset {self.offset}: "
@@ -67,8 +66,6 @@ class LatentFormat:
             values = getattr(self, name)
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
-        if self.scale is not None and not min(self.scale) > 0:
-            raise ValueError(f"scale {self.scale}: expected positive steps")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -150,7 +147,7 @@ class LatentFormat:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LatentDraw:
     """One degradation of an image, encoded."""
 
@@ -166,7 +163,7 @@ class LatentDraw:
     """Target where the draw changes it, as ``source``; None: the image's own of that flip."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LatentSample:
     """What one tar holds of one image."""
 

@@ -36,7 +36,6 @@ from pipelines.curate.pack import PLAN, PackShard
 from pipelines.curate.selection import count_reasons, select, shard_tables
 from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.plan import record_path, write_plan
-from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.jobs.scorers import describe
 from pipelines.jobs.stage import Engine, RayEngine, Resources, StageTime
 from pipelines.jobs.times import save_times
@@ -57,7 +56,7 @@ class Curation:
         self.config = config
         self.set = SetFolder(storage.local_path(config.output), ".curate", "a curated set")
         self.folder, self.state = self.set.path, self.set.state
-        self.scorer = describe(config.scorer_choice())
+        self.scorer = describe(config.scorer, config.scoring_device)
         self.threshold = (
             self.scorer.default_threshold if config.threshold is None else config.threshold
         )
@@ -112,7 +111,7 @@ class Curation:
         storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
         storage.write_bytes(self.state / "candidates.json", pretty_json(self.candidate_fields))
         candidates = self.score(listing, engine)
-        scores = select(candidates, self.filters(), self.config.cut_rule())
+        scores = select(candidates, self.filters(), self.config.cut)
         if not pc.any(pc.is_valid(scores["shard"])).as_py():
             raise UserError(
                 f"no candidate was kept: {count_reasons(scores)}; change --threshold (now "
@@ -131,7 +130,7 @@ class Curation:
         """Say what was made, on the terminal and as a page; returns the set's manifest."""
         manifest = shards.read_manifest(self.folder)
         assert manifest is not None
-        rule, limit = self.config.crop_rule(), self.config.max_pixels
+        rule, limit = self.config.crop, self.config.max_pixels
         pictures = curation_report.Pictures(self.folder, listing, rule, limit)
         page = curation_report.build(manifest, scores, pictures, times)
         storage.write_bytes(self.folder / "report.html", page.encode())
@@ -158,24 +157,24 @@ class Curation:
         units = scoring.units(listing.images, done, folder)
         if not units:
             return candidates
-        choice = self.config.scorer_choice()
-        resources, decoders = self._scoring_resources(choice, engine)
-        arguments = (self.config.crop_rule(), choice, self.config.max_pixels, decoders)
+        resources, decoders = self._scoring_resources(engine)
+        scorer = (self.config.scorer, self.config.scoring_device)
+        arguments = (self.config.crop, *scorer, self.config.max_pixels, decoders)
         total = sum(len(unit["refs"]) for unit in units)
         for _ in engine.run("score", units, scoring.ScoreImages, arguments, total, resources):
             pass
         return scoring.known(folder, listing)
 
-    def _scoring_resources(self, choice: ScorerChoice, engine: Engine) -> tuple[Resources, int]:
+    def _scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
         """Give a GPU scorer one worker a GPU, with threads that decode for it; others one a CPU."""
-        if choice.device == "cpu":
+        if self.config.scoring_device == "cpu":
             return Resources(), 0
         there = engine.gpus()
-        wanted = there if choice.gpus is None else choice.gpus
+        wanted = there if self.config.scorer_gpus is None else self.config.scorer_gpus
         if not 0 < wanted <= there:
             raise UsageError(
-                f"--scorer {choice.name}: {wanted or 'a'} GPU wanted, {there} in the Ray cluster; "
-                "give --scorer-gpus 0 to score on CPUs (--dry-run says how slowly)"
+                f"--scorer {self.config.scorer.name}: {wanted or 'a'} GPU wanted, {there} in the "
+                "Ray cluster; give --scorer-gpus 0 to score on CPUs (--dry-run says how slowly)"
             )
         return Resources(cpus=1, gpus=1, workers=wanted), DECODERS_PER_GPU
 
@@ -202,7 +201,7 @@ class Curation:
         ]
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
         plan = str(staging / "plan.parquet")
-        arguments = (plan, self.config.crop_rule(), self.scorer.name, self.config.max_pixels)
+        arguments = (plan, self.config.crop, self.scorer.name, self.config.max_pixels)
         for _ in engine.run("pack", units, PackShard, arguments, total):
             pass
 

@@ -25,7 +25,7 @@ from infra.storage import write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
 from pipelines.jobs.ahead import in_order
-from pipelines.jobs.scorer_choice import ScorerChoice
+from pipelines.jobs.scorer_choice import Device, ScorerChoice
 from pipelines.jobs.scorers import ImportedScores, Quality, load
 from pipelines.jobs.stage import Stopwatch
 
@@ -43,16 +43,22 @@ class ScoreImages:
     Args:
         rule: how an image becomes patches.
         choice: the scorer, loaded here.
+        device: that a learned scorer computes on.
         max_pixels: larger images are dropped undecoded.
         decoders: threads that read and decode ahead while a device scores; 0 decodes in line.
     """
 
     def __init__(
-        self, rule: CropRule, choice: ScorerChoice, max_pixels: int, decoders: int = 0
+        self,
+        rule: CropRule,
+        choice: ScorerChoice,
+        device: Device,
+        max_pixels: int,
+        decoders: int = 0,
     ) -> None:
         single_threaded()
         self.rule = rule
-        self.scorer = load(choice)
+        self.scorer = load(choice, device)
         self.max_pixels = max_pixels
         self.decoders = decoders
         self.watch = Stopwatch()

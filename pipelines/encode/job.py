@@ -57,7 +57,7 @@ class Encoding:
 
     def __init__(self, config: EncodeConfig) -> None:
         self.config = config
-        self.rule = config.rule()
+        self.rule = config.rule
         self.set = SetFolder(storage.local_path(config.output), ".encode", "a latent set")
         self.folder, self.state = self.set.path, self.set.state
         self.images = ImageSet(storage.local_path(config.input), config.limit)
@@ -65,15 +65,15 @@ class Encoding:
         factor = models.vae.downsample_factor
         if self.images.size % factor:
             raise UsageError(
-                f"--input {config.input}: images of {self.images.size} pixels; --vae {config.vae} "
-                f"takes multiples of {factor}: curate them at another --size"
+                f"--input {config.input}: images of {self.images.size} pixels; --vae "
+                f"{self.rule.vae} takes multiples of {factor}: curate them at another --size"
             )
         self.shape = (models.vae.latent_channels, *[self.images.size // factor] * 2)
         if models.regressor is not None:
             try:
                 check_takes(models.regressor, self.shape)
             except CheckpointError as error:
-                raise UsageError(f"--regressor {config.regressor}: {error}") from error
+                raise UsageError(f"--regressor {self.rule.regressor}: {error}") from error
         self.identity = plain(
             {
                 "images": self.images.digest,
@@ -166,7 +166,7 @@ class Encoding:
 
     def _resources(self, engine: Engine) -> Resources:
         """Give a worker a GPU, or one CPU; never the one for the other."""
-        if self.config.device == "cpu":
+        if self.rule.device == "cpu":
             return Resources()
         there = engine.gpus()
         wanted = there if self.config.gpus is None else self.config.gpus

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from datasets.decoding import Pixels
 from infra.errors import UsageError, UserError
 from infra.storage import explained, local_path
-from pipelines.jobs.scorer_choice import ScorerChoice
+from pipelines.jobs.scorer_choice import Device, ScorerChoice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +74,10 @@ class _Unscored:
 
 
 class _QAlign:
-    def __init__(self, choice: ScorerChoice) -> None:
+    def __init__(self, choice: ScorerChoice, device: Device) -> None:
         from models.qalign.scorer import QAlign
 
-        self._model = QAlign.load(
-            choice.weights, choice.device, choice.dtype, choice.prompt, choice.batch
-        )
+        self._model = QAlign.load(choice.weights, device, choice.dtype, choice.prompt, choice.batch)
 
     def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
         for (score,) in self._model.stream(patches, (self._model.prompt,)):
@@ -110,7 +108,7 @@ class ImportedScores:
         raise TypeError("imported scores are looked up by key")
 
 
-def describe(choice: ScorerChoice) -> ScorerInfo:
+def describe(choice: ScorerChoice, device: Device) -> ScorerInfo:
     """Say what a scorer is; weights are looked at, not loaded.
 
     Raises:
@@ -128,7 +126,7 @@ def describe(choice: ScorerChoice) -> ScorerInfo:
             default_threshold=model.default_threshold,
         )
     if choice.name == "qalign":
-        return _describe_qalign(choice)
+        return _describe_qalign(choice, device)
     if choice.name == "none" or choice.name.endswith(".json"):
         imported = choice.name != "none"
         return ScorerInfo(
@@ -141,16 +139,14 @@ def describe(choice: ScorerChoice) -> ScorerInfo:
     raise UsageError(f"--scorer {choice.name}: choose brisque, qalign, none or FILE.json")
 
 
-def _describe_qalign(choice: ScorerChoice) -> ScorerInfo:
+def _describe_qalign(choice: ScorerChoice, device: Device) -> ScorerInfo:
     from models.qalign.checkpoint import Checkpoint
     from models.qalign.prompts import find_prompt
-    from models.qalign.scorer import DTYPES, QAlign
+    from models.qalign.scorer import QAlign
 
-    dtype = choice.dtype or ("float16" if choice.device == "cuda" else "float32")
+    dtype = choice.dtype or ("float16" if device == "cuda" else "float32")
     try:
         find_prompt(choice.prompt)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
         digest = Checkpoint.open(choice.weights).digest
     except (ValueError, OSError) as error:
         raise UsageError(f"--scorer qalign: {error}") from error
@@ -164,7 +160,7 @@ def _describe_qalign(choice: ScorerChoice) -> ScorerInfo:
     )
 
 
-def load(choice: ScorerChoice) -> QualityScorer:
+def load(choice: ScorerChoice, device: Device) -> QualityScorer:
     """Load a scorer in this process.
 
     Raises:
@@ -177,13 +173,13 @@ def load(choice: ScorerChoice) -> QualityScorer:
     if choice.name == "qalign":
         import torch
 
-        if choice.device == "cuda" and not torch.cuda.is_available():
+        if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "--scorer qalign: no CUDA device here; give --device cpu (pipelines.score) or "
                 "--scorer-gpus 0 (pipelines.curate) to score on the CPU, which is slow"
             )
         try:
-            return _QAlign(choice)
+            return _QAlign(choice, device)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             raise UserError(f"--scorer qalign: {error}") from error
     return ImportedScores(choice.name)
