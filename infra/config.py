@@ -79,7 +79,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], name: str = "") -> T:
     try:
         return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        raise refusal(error, cls, name) from error
+        raise refusal(error, cls, name or cls.__name__) from error
 
 
 def refusal(error: ValidationError, cls: type[Any], name: str = "") -> UsageError:

@@ -34,8 +34,9 @@ def config_from_dict(cls: type[T], values: Mapping[str, Any], *, ignore_unknown:
 
 def _sentences(error: ValidationError) -> list[str]:
     """Say of each fault which field, which value, and what is allowed."""
-    named = [(".".join(map(str, fault["loc"])), fault) for fault in error.errors()]
-    return [
-        f"{name} {fault['input']!r}: {fault['msg']}" if name else fault["msg"]
-        for name, fault in named
-    ]
+    sentences = []
+    for fault in error.errors(include_url=False):
+        field = ".".join(str(step) for step in fault["loc"])
+        said = fault["msg"].removeprefix("Value error, ")
+        sentences.append(f"{field} {fault['input']!r}: {said}" if field else said)
+    return sentences

@@ -24,7 +24,6 @@ Shift = Annotated[float, Field(ge=-255, le=255)]
 Factor = Annotated[float, Field(ge=0, le=10)]
 Turns = Annotated[float, Field(ge=-0.5, le=0.5)]
 
-
 _RANGES = (
     *("blur_sigma", "blur_angle", "downscale", "noise_sigma", "jpeg_quality"),
     *("brightness", "contrast", "saturation", "hue"),
