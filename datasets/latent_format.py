@@ -13,36 +13,39 @@ draws of a key go into further tars (json and sources only; no old tar changes).
 C order with a header of 128 bytes, so that data start at a multiple of 64 in the file.
 """
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
-from infra.config import canonical_json
+from infra.config import STRICT, canonical_json
 
 NPY_HEADER = 128
-DTYPES = ("float16", "float32", "uint8")
+LatentType = Literal["float16", "float32", "uint8"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LatentFormat:
     """How one latent is stored; the manifest's `latent` entry.
 
     An eight-bit value q stands for ``q * scale + offset`` of its channel.
     """
 
-    channels: int
+    channels: PositiveInt
     """Number of channels C of a latent [C, h, w]."""
-    height: int
+    height: PositiveInt
     """Height h of a latent."""
-    width: int
+    width: PositiveInt
     """Width w of a latent."""
-    dtype: str = "float16"
+    dtype: LatentType = "float16"
     """Stored type: float16, float32 or uint8."""
-    scale: tuple[float, ...] | None = None
+    scale: tuple[PositiveFloat, ...] | None = None
     """Difference between two levels of each channel; for uint8 only."""
     offset: tuple[float, ...] | None = None
     """Value that q = 0 stands for in each channel; for uint8 only."""
@@ -52,10 +55,6 @@ class LatentFormat:
     """Standard deviation of each channel over the set's targets."""
 
     def __post_init__(self) -> None:
-        if min(self.channels, self.height, self.width) < 1:
-            raise ValueError(f"a latent of shape {list(self.shape)}: expected positive sides")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if (self.dtype == "uint8") != (self.scale is not None and self.offset is not None):
             raise ValueError(
                 f"dtype {self.dtype} with scale {self.scale} and offset {self.offset}: "
@@ -65,8 +64,6 @@ class LatentFormat:
             values = getattr(self, name)
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
-        if self.scale is not None and not min(self.scale) > 0:
-            raise ValueError(f"scale {self.scale}: expected positive steps")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -150,7 +147,7 @@ class LatentFormat:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LatentDraw:
     """One degradation of an image, encoded."""
 
@@ -166,7 +163,7 @@ class LatentDraw:
     """Target of a draw that changes it, as ``source``; None where the target is the image's own."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LatentSample:
     """The latents of an image that one tar holds."""
 

@@ -1,11 +1,15 @@
 """Command lines from configuration dataclasses, with presets, saved configs and exit codes."""
 
 import argparse
+import contextlib
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from infra.config import from_dict, read_object, to_dict
+from pydantic import ValidationError
+
+from infra.config import from_dict, merged, read_object, refusal, to_dict
 from infra.errors import UsageError, UserError
 from infra.storage import explained, local_path
 
@@ -34,24 +38,36 @@ def parse(
         raise UsageError(f"--preset {known.preset}: unknown; choose one of {', '.join(presets)}")
     base = presets[known.preset]
     if known.config is not None:
-        saved = read_object(local_path(known.config), f"--config {known.config}")
-        base = from_dict(cls, {**to_dict(base), **saved})
+        name = f"--config {known.config}"
+        saved = read_object(local_path(known.config), name)
+        base = from_dict(cls, merged(to_dict(base), saved), name)
     usage = (
         f"{description}\n\nBesides the options below: --preset {{{','.join(presets)}}} "
         f"(default {next(iter(presets))}); --config FILE, as an earlier run saved it."
     )
+    said = io.StringIO()
     try:
-        parsed = tyro.cli(
-            cls,
-            args=rest,
-            default=base,
-            prog=prog,
-            description=usage,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return parsed
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                cls,
+                args=rest,
+                default=base,
+                prog=prog,
+                description=usage,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as exit_:
+        if (invalid := _validation_error(exit_)) is not None:
+            raise refusal(invalid, cls) from invalid
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _validation_error(error: BaseException | None) -> ValidationError | None:
+    """Return pydantic's error behind tyro's exit, to say it in our words instead of a box."""
+    while error is not None and not isinstance(error, ValidationError):
+        error = error.__context__
+    return error
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:

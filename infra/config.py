@@ -1,18 +1,23 @@
-"""Configurations as data: frozen dataclasses to and from JSON, their digests, their differences."""
+"""Configurations as data: pydantic dataclasses to and from JSON, digests, differences."""
 
 import dataclasses
 import hashlib
 import json
-import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from infra.errors import UsageError
 from infra.storage import explained
 
 T = TypeVar("T")
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""How configurations are checked: nothing is converted, unknown keys and NaN are errors."""
 
 
 def canonical_json(value: object) -> bytes:
@@ -58,35 +63,89 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build a configuration dataclass from JSON values; lists become tuples, at any depth.
+def from_dict(cls: type[T], values: Mapping[str, Any], name: str = "") -> T:
+    """Build a configuration dataclass from JSON values, which pydantic checks strictly.
+
+    Args:
+        cls: the class; lists become its tuples, objects its nested configurations.
+        values: its fields.
+        name: what the user calls them, for the messages; by default the name of the class.
 
     Raises:
-        UsageError: an unknown key, with the valid ones; or what the class itself refuses.
+        UsageError: an unknown key, with the valid ones; a value of another type; or what the class
+            itself refuses.
     """
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(values.keys() - hints.keys())
-    if unknown:
-        raise UsageError(f"unknown {cls.__name__} keys {unknown}; valid: {sorted(hints)}")
+    text = json.dumps(values)  # pydantic takes a list for a tuple in JSON, and nowhere else
     try:
-        return cls(**{name: _convert(hints[name], value) for name, value in values.items()})
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{cls.__name__}: {error}") from error
+        return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        raise refusal(error, cls, name or cls.__name__) from error
 
 
-def _convert(hint: Any, value: Any) -> Any:
-    """Undo what JSON does to tuples and nested dataclasses."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        if (
-            isinstance(option, type)
-            and dataclasses.is_dataclass(option)
-            and isinstance(value, Mapping)
-        ):
-            return from_dict(option, value)
-        if typing.get_origin(option) is tuple and isinstance(value, list):
-            return tuple(value)
-    return value
+def refusal(error: ValidationError, cls: type[Any], name: str = "") -> UsageError:
+    """Put into sentences what pydantic refuses: which field, which value, and what is allowed.
+
+    Args:
+        error: of a configuration, or of a part of one.
+        cls: the class of the whole configuration.
+        name: what the user calls it; by default nothing.
+    """
+    part = [field for field, part in _parts(cls).items() if part.__name__ == error.title]
+    sentences, unknown = [], dict[str, list[str]]()
+    for fault in error.errors(include_url=False):
+        path = [*part, *(str(step) for step in fault["loc"])]
+        if fault["type"] == "unexpected_keyword_argument":
+            unknown.setdefault(_valid_place(path, cls), []).append(".".join(path))
+        else:
+            sentences.append(_sentence(".".join(path), fault))
+    sentences += [f"unknown keys: {', '.join(keys)}; {place}" for place, keys in unknown.items()]
+    said = "; ".join(sentences)
+    return UsageError(f"{name}: {said}" if name else said)
+
+
+def _sentence(field: str, fault: ErrorDetails) -> str:
+    match fault["type"]:
+        case "missing":
+            return f"{field} is missing"
+        case "value_error":  # raised by the class itself, whose message names fields and values
+            said = str(fault["ctx"]["error"])
+            return f"{field}: {said}" if field else said
+    return f"{field} {fault['input']!r}: {fault['msg'].removeprefix('Input ')}"
+
+
+def _valid_place(path: Sequence[str], cls: type[Any]) -> str:
+    """Say which part of a configuration knows an unknown key, or which keys there are."""
+    *parents, key = path
+    for parent in parents:
+        cls = _parts(cls)[parent]
+    for name, part in _parts(cls).items():
+        if key in _names(part):
+            return f'they belong inside "{name}": {{...}}'
+    return f"valid: {', '.join(_names(cls))}"
+
+
+def _parts(cls: type[Any]) -> dict[str, type[Any]]:
+    """Return the nested configurations of a class by their field's name."""
+    return {
+        name: option
+        for name, hint in typing.get_type_hints(cls).items()
+        for option in (hint, *typing.get_args(hint))
+        if isinstance(option, type) and dataclasses.is_dataclass(option)
+    }
+
+
+def _names(cls: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay JSON values over others; of an object that both have, only the fields given change."""
+    both = {
+        name: merged(base[name], value)
+        for name, value in over.items()
+        if isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+    }
+    return {**base, **over, **both}
 
 
 def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

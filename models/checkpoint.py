@@ -5,17 +5,14 @@ and the digest of the weights. The digest is the weights' identity: it is taken 
 of the file, so it survives a change of container, device or memory format.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import secrets
-import types
-import typing
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,8 +23,6 @@ PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 CONTAINERS = ("params_ema", "ema", "params", "state_dict")  # an average before the raw weights
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 LISTED = 8  # names that an error lists before it says how many more there are
-
-T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -263,38 +258,3 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not is_ours:
         raise CheckpointError(f"{path}: no configuration of ours; {expected}; copy it again")
     return dict(saved)
-
-
-def config_from_dict(cls: type[T], values: Mapping[str, Any], *, ignore_unknown: bool = False) -> T:
-    """Build a configuration dataclass from JSON values; lists become tuples, at any depth.
-
-    Args:
-        cls: the dataclass.
-        values: its fields.
-        ignore_unknown: drop keys that are no fields, for configurations of other projects.
-
-    Raises:
-        ValueError: an unknown key, with the valid ones; or what the class refuses.
-    """
-    hints = typing.get_type_hints(cls)
-    fields = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
-    unknown = sorted(values.keys() - set(fields))
-    if unknown and not ignore_unknown:
-        raise ValueError(f"{cls.__name__} has no {_listed(unknown)}; valid: {', '.join(fields)}")
-    known = {name: value for name, value in values.items() if name in fields}
-    return cls(**{k: _from_json(hints[k], value, ignore_unknown) for k, value in known.items()})
-
-
-def _from_json(hint: Any, value: Any, ignore_unknown: bool) -> Any:
-    """Undo what JSON does to tuples and to nested dataclasses."""
-    if isinstance(hint, types.UnionType):  # X | None
-        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
-    if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return config_from_dict(hint, value, ignore_unknown=ignore_unknown)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        arguments = typing.get_args(hint)
-        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(inner) != len(value):
-            raise ValueError(f"{value}: expected {len(inner)} values, for {hint}")
-        return tuple(_from_json(*pair, ignore_unknown) for pair in zip(inner, value, strict=True))
-    return value

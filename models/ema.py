@@ -7,37 +7,36 @@ not: they are the model's own wherever an average is used.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, read_file, read_state_dict
+from models.configuration import STRICT
 
 Warmup = Literal["diffusers", "torch_ema", "none"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 UPDATES = "updates"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class EMAConfig:
     """Which averages are kept."""
 
-    decays: tuple[float, ...] = (0.9999,)
+    decays: Annotated[tuple[Decay, ...], Field(min_length=1)] = (0.9999,)
     """Decay d of each average; the first is the one used where none is named."""
     warmup: Warmup = "diffusers"
     """How d_k grows to d: ``diffusers`` as for the authors' Sim-VAE, ``torch_ema`` as for PMRF, or
     ``none``."""
 
     def __post_init__(self) -> None:
-        """Refuse decays that do not average."""
-        if not self.decays or not all(0 <= decay < 1 for decay in self.decays):
-            raise ValueError(f"decays={self.decays}: give at least one, each in [0, 1)")
+        """Refuse two averages of one name."""
         if len(set(self.decays)) < len(self.decays):
             raise ValueError(f"decays={self.decays}: each once")
-        if self.warmup not in get_args(Warmup):
-            raise ValueError(f"warmup={self.warmup!r}: choose one of {get_args(Warmup)}")
 
 
 def decay_at(update: int, decay: float, warmup: Warmup) -> float:

@@ -15,11 +15,11 @@ from models.checkpoint import (
     CONFIG,
     WEIGHTS,
     CheckpointError,
-    config_from_dict,
     load_checkpoint,
     load_strict,
     weights_digest,
 )
+from models.configuration import config_from_dict
 from models.predictor.swinir import SwinIR, SwinIRConfig, load_predictor
 from models.vae.folder import load_sim_vae, needs_diffusers, read_config
 from models.vae.public import PUBLIC_VAES, PublicVAE, load_diffusers_vae, load_public_vae

@@ -10,13 +10,15 @@ Every reduction is in float32; VGG itself runs in the caller's precision. Images
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from models.configuration import STRICT
 from models.metrics.backbones import VGG19
 
 PERCEPTUAL_LAYERS = {  # Real-ESRGAN's weights
@@ -88,22 +90,16 @@ class PerceptualLoss(nn.Module):
         return features
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class SimVAELossConfig:
     """Weights of the terms; the defaults are the authors'. Zero switches a term off."""
 
-    l1: float = 1.0
+    l1: NonNegativeFloat = 1.0
     """Of the mean absolute error."""
-    perceptual: float = 0.05
+    perceptual: NonNegativeFloat = 0.05
     """Of the perceptual loss. Real-ESRGAN, whose layer weights these are, has 1."""
-    kl: float = 1e-6
+    kl: NonNegativeFloat = 1e-6
     """Of the KL divergence, lambda_reg."""
-
-    def __post_init__(self) -> None:
-        """Refuse weights that would reward an error."""
-        for name in ("l1", "perceptual", "kl"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)}: give a finite weight, 0 or more")
 
 
 class SimVAELosses(NamedTuple):

@@ -1,37 +1,35 @@
 """Learning rates as functions of the step, so that resuming needs nothing but the step."""
 
 import math
-from dataclasses import dataclass
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from models.configuration import STRICT
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class Schedule:
     """A linear warm-up, then half a cosine down to a floor, or constant."""
 
-    peak: float
+    peak: PositiveFloat
     """Learning rate after the warm-up."""
-    warmup_from: float = 0.0
+    warmup_from: NonNegativeFloat = 0.0
     """Learning rate at step 0, if there is a warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Steps from ``warmup_from`` to ``peak``."""
-    floor: float = 0.0
+    floor: NonNegativeFloat = 0.0
     """Learning rate at the end of the cosine and behind it."""
-    cosine_steps: int | None = None
+    cosine_steps: PositiveInt | None = None
     """Steps of the cosine, counted from the end of the warm-up; None keeps ``peak``."""
 
     def __post_init__(self) -> None:
         """Refuse what is no descent from a peak."""
-        if not 0 < self.peak < math.inf:
-            raise ValueError(f"peak={self.peak}: give a positive learning rate")
         for name in ("warmup_from", "floor"):
-            if not 0 <= getattr(self, name) <= self.peak:
+            if getattr(self, name) > self.peak:
                 raise ValueError(
                     f"{name}={getattr(self, name)}: give a value from 0 to peak={self.peak}"
                 )
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps={self.warmup_steps}: give 0 or more")
-        if self.cosine_steps is not None and self.cosine_steps < 1:
-            raise ValueError(f"cosine_steps={self.cosine_steps}: give 1 or more, or None")
 
 
 _SIM_VAE = {"peak": 1e-4, "warmup_from": 1e-5, "floor": 1e-6}

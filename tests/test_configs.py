@@ -2,6 +2,9 @@
 
 import ast
 import dataclasses
+import json
+import pickle
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +17,7 @@ from infra.config import digest, from_dict, to_dict
 from infra.errors import UsageError, UserError
 from pipelines.curate import config as curate
 from pipelines.encode import config as encode
+from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.score import config as score
 from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
 from trainers.recipes import flow_config as flow
@@ -31,8 +35,54 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "loop": (LoopConfig, {"default": LoopConfig()}),
     "optimizer": (OptimizerConfig, {"default": OptimizerConfig()}),
     "engine": (EngineConfig, {"default": EngineConfig()}),
+    "verify": (encode.VerifyConfig, {"default": encode.VerifyConfig()}),
+    "crop": (curate.CropRule, {"default": curate.CropRule()}),
+    "cut": (curate.CutRule, {"default": curate.CutRule()}),
+    "rule": (encode.EncodeRule, {"default": encode.EncodeRule()}),
+    "scorer": (ScorerChoice, {"default": ScorerChoice()}),
 }
-"""Every program's configuration class and presets."""
+"""Every configuration class of a program, or of a part of one, and its presets."""
+WHOLE = ("optimizer",)  # its fields are not read one by one: they are AdamW's arguments
+TRAINING = """
+    activation-checkpointing betas cache cache-gb compile cosine-steps decays deepspeed-config
+    eps floor global-batch-size gradient-clipping grid-images keep-best keep-last local-rank
+    log-every lpips max-steps micro-batch-size model output peak precision resume save-every
+    seed skip-budget timeout-minutes track validate-every warmup warmup-from warmup-steps
+    weight-decay workers zero-stage
+"""
+OPTIONS = {
+    "curate": """
+        dry-run first input limit max-bad max-pixels mode output overwrite samples-per-shard
+        scorer scorer-batch scorer-dtype scorer-gpus scorer-prompt scorer-weights seed size
+        stride threshold track val-fraction workers
+    """,
+    "encode": """
+        batch degradation device draws dry-run dtype gpus input keep-images limit output
+        overwrite posterior precision predictor regressor reuse samples-per-shard seed source
+        track vae workers
+    """,
+    "verify": """
+        device input predictor recompute regressor vae
+    """,
+    "score": """
+        device images max-bad output scorer scorer-batch scorer-dtype scorer-prompt
+        scorer-weights
+    """,
+    "vae": """
+        crop data data-weights flip kl l1 perceptual vgg
+    """
+    + TRAINING,
+    "predictor": """
+        degradation error images images-weights
+    """
+    + TRAINING,
+    "flow": """
+        conditional degradation draws images latents posterior predictor regressor
+        sampling-steps sigma-s source space stage times vae
+    """
+    + TRAINING,
+}
+"""The options of every program, without the dashes. They change on purpose only."""
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -50,7 +100,7 @@ def test_an_unknown_key_is_an_error(program: str) -> None:
         from_dict(PROGRAMS[program][0], {"workder_specific_seed": True})
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name not in WHOLE])
 def test_every_field_is_read_somewhere(program: str) -> None:
     """No configuration key is furniture: each is an attribute that some module reads."""
     read = {
@@ -80,27 +130,144 @@ def test_every_field_is_documented(program: str) -> None:
             assert isinstance(line, ast.Expr), ast.unparse(field)
 
 
-def test_the_options_of_curate_are_these() -> None:
-    """The command line changes on purpose only."""
-    fields = [field.name for field in dataclasses.fields(curate.CurateConfig)]
+@pytest.mark.parametrize("program", OPTIONS)
+def test_the_options_are_these(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line changes on purpose only, however its configuration is nested."""
+    monkeypatch.setenv("COLUMNS", "80")  # one option a row
+    monkeypatch.setenv("NO_COLOR", "1")
+    with pytest.raises(SystemExit):
+        cli.parse(*PROGRAMS[program], ["--help"], "x", "")
+    listed = re.findall(r"^[│ ] --([a-z][a-z0-9-]*)", capsys.readouterr().out, re.MULTILINE)
 
-    assert fields == [
-        *("input", "output", "mode", "size", "stride", "scorer", "scorer_weights"),
-        *("scorer_prompt", "scorer_dtype", "scorer_batch", "scorer_gpus"),
-        *("threshold", "first", "limit"),
-        *("samples_per_shard", "val_fraction", "seed", "max_bad", "max_pixels", "workers"),
-        *("track", "overwrite", "dry_run"),
-    ]
+    assert sorted(listed) == sorted(OPTIONS[program].split())
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_configuration_goes_to_workers_unchanged(program: str) -> None:
+    """Ray pickles it; replacing nothing gives an equal one, which nobody can change."""
+    for preset in PROGRAMS[program][1].values():
+        assert pickle.loads(pickle.dumps(preset)) == preset
+        assert dataclasses.replace(preset) == preset
+        name = dataclasses.fields(preset)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(preset, name, None)
+
+
+CURATE = (curate.CurateConfig, curate.PRESETS)
+ENCODE = (encode.EncodeConfig, encode.PRESETS)
+FLOW = (flow.FlowConfig, flow.PRESETS)
+WRONG: list[tuple[Any, str, str]] = [
+    (CURATE, '{"dry_run": "false"}', "dry_run 'false': should be a valid boolean"),
+    (CURATE, '{"dry_run": 0}', "dry_run 0: should be a valid boolean"),
+    (CURATE, '{"input": "LSDIR"}', "input 'LSDIR': should be a valid array"),
+    (CURATE, '{"workers": 2.7}', "workers 2.7: should be a valid integer"),
+    (CURATE, '{"workers": -2}', "workers -2: should be greater than 0"),
+    (CURATE, '{"output": null}', "output None: should be a valid string"),
+    (CURATE, '{"threshold": NaN}', "threshold nan: should be a finite number"),
+    (CURATE, '{"max_bad": -Infinity}', "max_bad -inf: should be a finite number"),
+    (CURATE, '{"cut": {"val_fraction": 1}}', "cut.val_fraction 1: should be less than 1"),
+    (CURATE, '{"crop": {"mode": "zoom"}}', "crop.mode 'zoom': should be 'crop' or 'resize'"),
+    (CURATE, '{"crop": {"stride": 600}}', "crop: stride 600: between 1 and the size, 256"),
+    (CURATE, '{"crop": 512}', "crop 512: should be an object"),
+    (CURATE, '{"treshold": 3}', "unknown keys: treshold; valid: input, output, crop, scorer,"),
+    (CURATE, '{"crop": {"sise": 1}}', "unknown keys: crop.sise; valid: mode, size, stride"),
+    (ENCODE, '{"draws": 0}', "draws 0: should be greater than 0"),
+    (ENCODE, '{"rule": {"device": "tpu"}}', "rule.device 'tpu': should be 'cuda' or 'cpu'"),
+    (FLOW, '{"sigma_s": "0.1"}', "sigma_s '0.1': should be a valid number"),
+    (FLOW, '{"optimizer": {"betas": [0.9, 1.0]}}', "optimizer.betas.1 1.0: should be less"),
+    (FLOW, '{"schedule": {"peak": NaN}}', "schedule.peak nan: should be a finite number"),
+    (FLOW, '{"ema": {"warmup": "linear"}}', "ema.warmup 'linear': should be 'diffusers',"),
+    (FLOW, '{"loop": {"max_step": 5}}', "unknown keys: loop.max_step; valid: output,"),
+]
+
+
+@pytest.mark.parametrize(("program", "saved", "said"), WRONG)
+def test_a_saved_configuration_is_read_strictly(
+    program: Any, saved: str, said: str, tmp_path: Path
+) -> None:
+    """Nothing is converted or passed over; the message names file, field, value and remedy."""
+    file = tmp_path / "config.json"
+    file.write_text(saved)
+
+    with pytest.raises(UsageError, match=re.escape(f"--config {file}: {said}")):
+        cli.parse(*program, ["--config", str(file)], "x", "")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "said"),
+    [
+        (
+            CURATE,
+            ["--preset", "lsdir", "--size", "4"],
+            "crop.size 4: should be greater than or equal to 8",
+        ),
+        (CURATE, ["--scorer-batch", "0"], "scorer.batch 0: should be greater than 0"),
+        (
+            CURATE,
+            ["--preset", "lsdir", "--stride", "600"],
+            "crop: stride 600: between 1 and the size, 512",
+        ),
+        (CURATE, ["--threshold", "nan"], "threshold nan: should be a finite number"),
+        (CURATE, ["--workers", "-1"], "workers -1: should be greater than 0"),
+        (ENCODE, ["--device", "cpu", "--gpus", "1"], "gpus 1 with device cpu"),
+        (FLOW, ["--stage", "regressor", "--source", "lq"], "stage='regressor' with source='lq'"),
+        (FLOW, ["--max-steps", "0"], "loop.max_steps 0: should be greater than 0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_in_a_sentence(
+    program: Any, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line says what a file says, without a frame or a library's address."""
+    with pytest.raises(UsageError) as caught:
+        cli.parse(*program, arguments, "x", "")
+
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_option_that_does_not_exist_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """What tyro refuses by itself, it also says by itself, with code 2."""
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse(*CURATE, ["--treshold", "3"], "x", "")
+
+    assert "--treshold" in capsys.readouterr().err
+
+
+def test_integers_are_numbers_and_lists_are_tuples() -> None:
+    """What JSON cannot tell apart is read as what the field is."""
+    values = {"input": ["a", "b"], "threshold": 60, "workers": None}
+    config = from_dict(curate.CurateConfig, values)
+
+    assert config.input == ("a", "b")
+    assert isinstance(config.threshold, float)
+    assert config.workers is None
+
+
+def test_files_of_the_flat_layout_are_refused(tmp_path: Path) -> None:
+    """Configurations were once saved without parts: each misplaced key is told its place."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"output": "x", "size": 256, "stride": 8, "scorer": "brisque"}))
+    with pytest.raises(UsageError) as caught:
+        cli.parse(*CURATE, ["--config", str(file)], "x", "")
+
+    assert "scorer 'brisque': should be an object" in str(caught.value)
+    assert 'unknown keys: size, stride; they belong inside "crop": {...}' in str(caught.value)
 
 
 def test_options_override_files_override_presets(tmp_path: Path) -> None:
-    """The nearer to the user's fingers, the stronger."""
+    """The nearer to the user's fingers, the stronger, field by field at any depth."""
     saved = tmp_path / "config.json"
-    saved.write_text('{"size": 128, "stride": 64}')
+    saved.write_text('{"crop": {"size": 128, "stride": 64}, "workers": 2}')
     arguments = ["--preset", "demo", "--config", str(saved), "--stride", "32"]
-    config = cli.parse(curate.CurateConfig, curate.PRESETS, arguments, "x", "")
+    config = cli.parse(*CURATE, arguments, "x", "")
 
-    assert (config.size, config.stride, config.scorer) == (128, 32, "brisque")
+    assert config.crop == curate.CropRule(mode="crop", size=128, stride=32)
+    assert config.scorer.name == "brisque"
+    assert config.cut == curate.PRESETS["demo"].cut
+    assert config.workers == 2
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_the_ffhq_recipe_resizes_and_drops_the_small(pictures: Pictures, tmp_pat
     source = pictures(3, width=128, height=128)
     picture(9, 63, 200).save(source / "narrow.png")
     ffhq = PRESETS["ffhq"]
-    run(source, tmp_path / "set", mode=ffhq.mode, scorer=ffhq.scorer, threshold=None)
+    run(source, tmp_path / "set", mode=ffhq.crop.mode, scorer=ffhq.scorer.name, threshold=None)
     rows = {r["key"]: r for r in pq.read_table(tmp_path / "set" / "scores.parquet").to_pylist()}
 
     assert sorted(rows) == ["more/photo-02", "narrow", "photo-00", "photo-01"]

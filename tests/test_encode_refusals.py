@@ -248,7 +248,7 @@ def test_recomputing_with_other_networks_is_refused(copy: Path, tmp_path: Path) 
         (["--preset", "nonesuch"], "nonesuch"),
         (["--draws", "0"], "draws 0"),
         (["--dtype", "float8"], "float8"),
-        (["--source", "latent"], "source 'latent': choose one of"),
+        (["--source", "latent"], "choice 'latent'"),
         (["--degradation", "rain"], "rain"),
         (["--preset", "cpu", "--precision", "tf32"], "tf32"),
         (["--preset", "cpu", "--gpus", "1"], "gpus 1 with device cpu"),

@@ -19,7 +19,7 @@ from models.rectified_flow import euler, regress
 from models.velocity.hdit import PRESETS as PIXEL_NETWORKS
 from models.velocity.hdit import HDiT
 from pipelines.encode import __main__ as encode
-from pipelines.encode.config import EncodeConfig, VerifyConfig
+from pipelines.encode.config import EncodeRule, VerifyConfig
 from pipelines.encode.verify import problems, recomputed
 from tests.support.encoding_jobs import (
     array,
@@ -182,7 +182,7 @@ def test_the_command_line_wants_a_regressor_where_it_is_used(
     with pytest.raises(UsageError, match="no --vae, --predictor, --regressor"):
         encode.main(["--preset", "elir-source", "--input", "x", "--output", "y"])
     with pytest.raises(ValueError, match="with source posterior_mean"):
-        EncodeConfig(regressor="runs/regressor/network")
+        EncodeRule(regressor="runs/regressor/network")
     arguments = ["--preset", "elir-source", "--device", "cpu", "--input", str(world / "images")]
     arguments += ["--vae", str(world / "vae"), "--predictor", str(world / "predictor")]
     arguments += ["--regressor", str(world / "regressor" / "network"), "--dry-run"]

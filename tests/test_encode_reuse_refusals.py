@@ -98,7 +98,7 @@ def earlier_set(world: Path, digest: str) -> EarlierSet:
 def test_a_stored_draw_is_trusted_only_if_it_is_drawn_again(world: Path) -> None:
     """Of a key whose parameters are not those of seed, key and number the targets remain."""
     earlier = earlier_set(world, sha256(world / "earlier" / "manifest.json"))
-    rule = job(world, world, degradation="gray").rule()
+    rule = job(world, world, degradation="gray").rule
     hashes = {row["key"]: "" for row in ImageSet(world / "images").rows.to_pylist()}
     for name, content in members(world / "images").items():
         if name.endswith(".json"):

@@ -36,19 +36,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def qalign(checkpoint: Path, **fields: object) -> ScorerChoice:
-    """Choose the tiny Q-Align on the CPU."""
-    return ScorerChoice(name="qalign", weights=str(checkpoint), gpus=0, **fields)  # type: ignore[arg-type]
+    """Choose the tiny Q-Align."""
+    return ScorerChoice(name="qalign", weights=str(checkpoint), **fields)  # type: ignore[arg-type]
 
 
 def test_describing_and_scoring_agree_on_what_is_loaded(checkpoint: Path) -> None:
     """The driver's identity, taken without loading, is the loaded model's."""
-    info = describe(qalign(checkpoint))
+    info = describe(qalign(checkpoint), "cpu")
     model = QAlign.load(checkpoint)
 
     assert info.digest == model.digest
     assert (info.scale, info.default_threshold) == ((1.0, 5.0), 3.5)
     assert info.settings["dtype"] == model.identity["dtype"]
-    other = describe(qalign(checkpoint, prompt="aesthetics"))
+    other = describe(qalign(checkpoint, prompt="aesthetics"), "cpu")
     assert other.identity() != info.identity()
 
 
@@ -56,7 +56,7 @@ def test_describing_and_scoring_agree_on_what_is_loaded(checkpoint: Path) -> Non
 def test_scorers_stream(checkpoint: Path, name: str) -> None:
     """Results come in order, and a scorer never runs far ahead of what it has answered."""
     choice = qalign(checkpoint, batch=2) if name == "qalign" else ScorerChoice(name=name)
-    scorer = load(choice)
+    scorer = load(choice, "cpu")
     pulled = 0
 
     def patches() -> Iterator[Pixels]:
@@ -130,9 +130,9 @@ def test_threads_that_decode_ahead_change_nothing(
     refs = list_images([str(pictures(7))], tmp_path).images
     rule = CropRule(mode="crop", size=64, stride=48)
     choice = ScorerChoice(name="brisque")
-    alone = scoring.ScoreImages(rule, choice, 10**8).candidates(refs)
+    alone = scoring.ScoreImages(rule, choice, "cpu", 10**8).candidates(refs)
 
-    assert scoring.ScoreImages(rule, choice, 10**8, decoders=3).candidates(refs) == alone
+    assert scoring.ScoreImages(rule, choice, "cpu", 10**8, 3).candidates(refs) == alone
 
 
 @pytest.mark.parametrize(
@@ -141,14 +141,13 @@ def test_threads_that_decode_ahead_change_nothing(
         ({"name": "nonesuch"}, "choose brisque, qalign"),
         ({"name": "qalign", "weights": "/nonexistent"}, "nonexistent"),
         ({"name": "qalign", "prompt": "beauty"}, "beauty"),
-        ({"name": "qalign", "dtype": "int3"}, "int3"),
         ({"name": "/nonexistent.json"}, "no such file"),
     ],
 )
 def test_a_scorer_that_cannot_run_is_refused(choice: dict[str, str], named: str) -> None:
     """The message names what is missing; no other scorer steps in."""
     with pytest.raises(UsageError, match=named):
-        describe(ScorerChoice(**choice))  # type: ignore[arg-type]
+        describe(ScorerChoice(**choice), "cpu")  # type: ignore[arg-type]
 
 
 def test_qalign_without_a_gpu_is_refused_unless_cpus_are_asked_for(

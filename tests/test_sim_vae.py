@@ -190,10 +190,10 @@ def test_forward_does_not_sample_without_a_generator() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latent_channels": 0}, "latent_channels=0: must be at least 1"),
-        ({"block_out_channels": ()}, r"block_out_channels=\(\)"),
-        ({"norm_type": "batch_norm"}, "'batch_norm': choose one of .*'layer_norm'"),
-        ({"resize": "bilinear"}, "'bilinear': choose one of .*'pixel_shuffle'"),
+        ({"latent_channels": 0}, r"latent_channels\s+Input should be greater than 0"),
+        ({"block_out_channels": ()}, r"block_out_channels\s.*at least 1 item"),
+        ({"norm_type": "batch_norm"}, "'layer_norm' or 'group_norm'.*'batch_norm'"),
+        ({"resize": "bilinear"}, "'pixel_shuffle' or 'sd'.*'bilinear'"),
         ({"norm_type": "group_norm", "norm_groups": 7}, "norm_groups=7 must divide"),
         ({"mid": "self_attention", "mid_layers": 2}, "mid_layers=2: .* give 3"),
     ],

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from datasets.reading.memory import Memory
 from datasets.reading.order import Order, WeightedSet
 from infra.errors import UsageError, UserError
-from models.checkpoint import config_from_dict, load_checkpoint, read_digest
+from models.checkpoint import load_checkpoint, read_digest
+from models.configuration import config_from_dict
 from models.rectified_flow import regress
 from models.velocity import looformer
 from tests.conftest import free_port

@@ -5,97 +5,84 @@ so that configurations of programs can hold a `DegradationConfig`.
 """
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from infra.config import STRICT
 
 NOISE_SEEDS = 1 << 53
 """Noise seeds are below this: every JSON reader keeps such an integer exactly."""
 
-Values = tuple[float, ...]
+Probability = Annotated[float, Field(ge=0, le=1)]
+BlurSigma = Annotated[float, Field(ge=1e-3, le=1e3)]
+Angle = Annotated[float, Field(ge=-math.pi, le=math.pi)]
+Downscale = Annotated[float, Field(ge=0.1, le=1e3)]
+Levels = Annotated[float, Field(ge=0, le=255)]
+Shift = Annotated[float, Field(ge=-255, le=255)]
+Factor = Annotated[float, Field(ge=0, le=10)]
+Turns = Annotated[float, Field(ge=-0.5, le=0.5)]
 
-
-def _require_between(name: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, int | float) or not low <= value <= high:  # NaN fails both bounds
-        raise ValueError(f"{name} {value!r}: expected a number from {low:g} to {high:g}")
-
-
-def _require_integer(name: str, value: int) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} {value!r}: expected an integer")
-
-
-def _require_length(name: str, values: Values, length: int) -> None:
-    if len(values) != length:
-        raise ValueError(f"{name} {values}: expected {length} numbers")
+_RANGES = (
+    *("blur_sigma", "blur_angle", "downscale", "noise_sigma", "jpeg_quality"),
+    *("brightness", "contrast", "saturation", "hue"),
+)
 
 
 def _require_odd(kernel_size: int) -> None:
-    if kernel_size < 1 or kernel_size % 2 == 0:
+    if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size {kernel_size}: expected an odd number; the paper uses 41")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class DegradationConfig:
     """The ranges that each parameter is drawn from; the defaults are DifFace's and PMRF's training.
 
     A parameter is uniform between two ends; with ``among``, every listed value is equally likely.
     """
 
-    flip_probability: float = 0.5
+    flip_probability: Probability = 0.5
     """Share of draws that mirror HQ (and so LQ) left to right; 0 where the caller flips."""
-    kernel_size: int = 41
+    kernel_size: PositiveInt = 41
     """Side of the blur kernel in pixels, odd."""
-    blur_sigma: Values = (0.1, 15.0)
+    blur_sigma: tuple[BlurSigma, ...] = (0.1, 15.0)
     """Standard deviation of the blur along each axis, in pixels."""
-    isotropic_probability: float = 0.5
+    isotropic_probability: Probability = 0.5
     """Share of draws with one standard deviation for both axes."""
-    blur_angle: Values = (-math.pi, math.pi)
+    blur_angle: tuple[Angle, ...] = (-math.pi, math.pi)
     """Angle of the first axis in radians, from x towards y; anisotropic draws only."""
-    downscale: Values = (0.8, 32.0)
+    downscale: tuple[Downscale, ...] = (0.8, 32.0)
     """Factor s: a side of n pixels becomes int(n // s)."""
-    noise_sigma: Values = (0.0, 20.0)
+    noise_sigma: tuple[Levels, ...] = (0.0, 20.0)
     """Standard deviation of the Gaussian noise, in levels of 255."""
-    jpeg_quality: Values = (30.0, 100.0)
+    jpeg_quality: tuple[Annotated[float, Field(ge=1, le=100)], ...] = (30.0, 100.0)
     """JPEG quality before truncation to an integer: [30, 100] gives 30 to 99, as in PMRF."""
-    shift_probability: float = 0.0
+    shift_probability: Probability = 0.0
     """Share of draws that add one constant to each channel of LQ."""
-    shift_limit: float = 20.0
+    shift_limit: Levels = 20.0
     """Each constant is uniform in [-limit, limit], in levels of 255."""
-    gray_probability: float = 0.01
+    gray_probability: Probability = 0.01
     """Share of draws whose LQ loses its colour."""
     gray_target: bool = True
     """Whether HQ loses its colour together with LQ: then the target of training changes too."""
-    jitter_probability: float = 0.0
+    jitter_probability: Probability = 0.0
     """Share of draws that jitter brightness, contrast, saturation and hue of LQ."""
-    brightness: tuple[float, float] = (0.5, 1.5)
+    brightness: tuple[Factor, Factor] = (0.5, 1.5)
     """Range of the brightness factor."""
-    contrast: tuple[float, float] = (0.5, 1.5)
+    contrast: tuple[Factor, Factor] = (0.5, 1.5)
     """Range of the contrast factor."""
-    saturation: tuple[float, float] = (0.0, 1.5)
+    saturation: tuple[Factor, Factor] = (0.0, 1.5)
     """Range of the saturation factor."""
-    hue: tuple[float, float] = (-0.1, 0.1)
+    hue: tuple[Turns, Turns] = (-0.1, 0.1)
     """Range of the hue shift, in turns."""
     among: bool = False
     """Whether blur, downscale, noise and quality are drawn from listed values, not between ends."""
 
     def __post_init__(self) -> None:
         _require_odd(self.kernel_size)
-        for name in (n for n in self.__slots__ if n.endswith("_probability")):
-            _require_between(name, getattr(self, name), 0, 1)
-        bounds = {
-            "blur_sigma": (1e-3, 1e3),
-            "blur_angle": (-math.pi, math.pi),
-            "downscale": (0.1, 1e3),
-            "noise_sigma": (0, 255),
-            "jpeg_quality": (1, 100),
-            "brightness": (0, 10),
-            "contrast": (0, 10),
-            "saturation": (0, 10),
-            "hue": (-0.5, 0.5),
-        }
-        for name, (low, high) in bounds.items():
+        for name in _RANGES:
             values = getattr(self, name)
-            for value in values:
-                _require_between(name, value, low, high)
             if not self.among and (len(values) != 2 or values[0] > values[1]):
                 raise ValueError(
                     f"{name} {values}: expected two ends in rising order; "
@@ -103,7 +90,6 @@ class DegradationConfig:
                 )
             if not values:
                 raise ValueError(f"{name} is empty: list at least one value")
-        _require_between("shift_limit", self.shift_limit, 0, 255)
 
 
 PRESETS: dict[str, DegradationConfig] = {
@@ -147,47 +133,44 @@ def degradation_preset(name: str) -> DegradationConfig:
     return PRESETS[name]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class ColorJitter:
     """One drawn colour jitter; the four adjustments are applied in ``order``."""
 
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
+    brightness: Factor
+    contrast: Factor
+    saturation: Factor
+    hue: Turns
     """In turns: 0.5 is the opposite colour."""
     order: tuple[int, ...]
     """A permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue."""
 
     def __post_init__(self) -> None:
-        for name in ("brightness", "contrast", "saturation"):
-            _require_between(name, getattr(self, name), 0, 10)
-        _require_between("hue", self.hue, -0.5, 0.5)
         if sorted(self.order) != [0, 1, 2, 3]:
             raise ValueError(f"order {self.order}: expected 0, 1, 2 and 3, each once")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class DegradationParameters:
     """All parameters of one degradation; applied to its HQ image again, they give the same LQ."""
 
     flip: bool
     """Whether HQ was mirrored left to right first."""
-    blur_sigma: tuple[float, float]
+    blur_sigma: tuple[BlurSigma, BlurSigma]
     """Standard deviations of the blur along its two axes, in pixels; equal if isotropic."""
-    blur_angle: float
+    blur_angle: Angle
     """Angle of the first axis in radians; 0 if isotropic."""
     kernel_size: int
     """Side of the blur kernel in pixels."""
-    downscale: float
+    downscale: Downscale
     """Factor s of the downscale."""
-    noise_sigma: float
+    noise_sigma: Levels
     """Standard deviation of the noise, in levels of 255."""
-    noise_seed: int
+    noise_seed: Annotated[int, Field(ge=0, lt=NOISE_SEEDS)]
     """Key of the Philox generator that gives the noise field."""
-    jpeg_quality: int
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)]
     """Quality of the JPEG, 1 to 100."""
-    shift: tuple[float, float, float] | None = None
+    shift: tuple[Shift, Shift, Shift] | None = None
     """What was added to red, green and blue of LQ, in levels of 255."""
     gray: bool = False
     """Whether LQ lost its colour."""
@@ -198,20 +181,6 @@ class DegradationParameters:
 
     def __post_init__(self) -> None:
         _require_odd(self.kernel_size)
-        _require_length("blur_sigma", self.blur_sigma, 2)
-        for sigma in self.blur_sigma:
-            _require_between("blur_sigma", sigma, 1e-3, 1e3)
-        _require_between("blur_angle", self.blur_angle, -math.pi, math.pi)
-        _require_between("downscale", self.downscale, 0.1, 1e3)
-        _require_between("noise_sigma", self.noise_sigma, 0, 255)
-        _require_integer("noise_seed", self.noise_seed)
-        _require_between("noise_seed", self.noise_seed, 0, NOISE_SEEDS - 1)
-        _require_integer("jpeg_quality", self.jpeg_quality)
-        _require_between("jpeg_quality", self.jpeg_quality, 1, 100)
-        if self.shift is not None:
-            _require_length("shift", self.shift, 3)
-            for level in self.shift:
-                _require_between("shift", level, -255, 255)
         if self.gray_target and not self.gray:
             raise ValueError("gray_target without gray: HQ loses its colour only together with LQ")
 

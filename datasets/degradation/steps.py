@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from datasets.degradation.parameters import NOISE_SEEDS, DegradationConfig, Values, downscaled_size
+from datasets.degradation.parameters import NOISE_SEEDS, DegradationConfig, downscaled_size
 from infra.config import digest
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks a server
@@ -84,7 +84,7 @@ def replay(recorded: Mapping[str, dict[str, Any]], *, gray_target: bool) -> Any:
     return composition
 
 
-def pick(rng: random.Random, config: DegradationConfig, values: Values) -> float:
+def pick(rng: random.Random, config: DegradationConfig, values: tuple[float, ...]) -> float:
     """Draw one of ``values``, or between the two, by ``random()`` alone.
 
     Python promises that the sequence of ``random()`` stays; it does not for its other methods.

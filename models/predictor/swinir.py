@@ -9,15 +9,18 @@ the unshuffling factor r; windows [B, n, M * M, C] for n windows of M x M tokens
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict
+from models.configuration import STRICT
 from models.pixel_shuffle import PixelUnshuffle
 from models.predictor.window_attention import WindowAttention, shift_mask
 from models.recomputation import run_block
@@ -30,33 +33,29 @@ WHERE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class SwinIRConfig:
     """A SwinIR that shuffles pixels into channels first. The defaults are DifFace's."""
 
-    embed_dim: int = 180
+    embed_dim: PositiveInt = 180
     """Width C of the tokens."""
-    depths: tuple[int, ...] = (6,) * 8
+    depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (6,) * 8
     """Transformer blocks of each group; every second one shifts its windows."""
-    heads: int = 6
+    heads: PositiveInt = 6
     """Attention heads; they share ``embed_dim``."""
     window_size: int = 8
     """Side M of a window, in tokens; even, since half of it is the shift."""
-    mlp_ratio: int = 2
+    mlp_ratio: PositiveInt = 2
     """Width of the MLP's middle, in multiples of ``embed_dim``."""
-    features: int = 64
+    features: PositiveInt = 64
     """Width after the body, where the pixels come back."""
     unshuffle: int = 8
     """Factor r by which pixels move into channels and, at the end, back: a power of two."""
-    image_size: int = 512
+    image_size: PositiveInt = 512
     """Side in pixels for which the shift masks are stored; other sizes compute theirs."""
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
-        sizes = (self.embed_dim, self.heads, self.mlp_ratio, self.features, self.image_size)
-        numbers = (*sizes, *self.depths)
-        if not self.depths or min(numbers) < 1:
-            raise ValueError(f"{self}: give positive numbers and one depth per group")
         if self.embed_dim % self.heads:
             raise ValueError(f"heads={self.heads} must divide embed_dim={self.embed_dim}")
         if self.window_size < 2 or self.window_size % 2:

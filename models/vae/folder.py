@@ -18,10 +18,10 @@ from torch import Tensor
 from models.checkpoint import (
     CheckpointError,
     CheckpointNotFoundError,
-    config_from_dict,
     load_strict,
     read_state_dict,
 )
+from models.configuration import config_from_dict
 from models.vae.sim_vae import SimVAE, SimVAEConfig
 
 CONFIG_FILE = "config.json"

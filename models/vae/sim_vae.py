@@ -11,13 +11,15 @@ LayerNorm needs a copy.
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from models.configuration import STRICT
 from models.vae.autoencoder import Posterior, check_images, check_latent
 from models.vae.blocks import (
     Alternating,
@@ -38,21 +40,26 @@ Resize = Literal["interpolate", "pixel_shuffle", "sd"]
 ResBlock = Literal["sim", "sd"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class SimVAEConfig:
     """One autoencoder of Table 2 or 3. The defaults are the paper's choice, f8c32."""
 
-    latent_channels: int = 32
+    latent_channels: PositiveInt = 32
     """Channels C of the latent."""
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
+        128,
+        256,
+        512,
+        512,
+    )
     """Width of each stage of the encoder; between two stages the resolution halves."""
-    layers_per_block: int = 2
+    layers_per_block: PositiveInt = 2
     """ResBlocks per encoder stage; decoder stages have one more."""
-    mid_layers: int = 3
+    mid_layers: PositiveInt = 3
     """Layers of the middle, at the lowest resolution."""
     norm_type: NormType = "layer_norm"
     """``layer_norm`` over each pixel's channels, or ``group_norm`` (Table 2, "- layernorm")."""
-    norm_groups: int = 32
+    norm_groups: PositiveInt = 32
     """Groups of a group norm."""
     mid: Mid = "res_blocks"
     """``res_blocks``, or ``self_attention`` in every second layer (Table 2, "- 3x3 conv")."""
@@ -65,15 +72,7 @@ class SimVAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {allowed}")
         widths = self.block_out_channels
-        if not widths or min(widths) < 1:
-            raise ValueError(f"block_out_channels={widths}: give one positive width per stage")
-        for name in ("latent_channels", "layers_per_block", "mid_layers", "norm_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.norm_type == "group_norm" and any(width % self.norm_groups for width in widths):
             raise ValueError(
                 f"norm_groups={self.norm_groups} must divide each of block_out_channels={widths}"
@@ -83,13 +82,6 @@ class SimVAEConfig:
                 f"mid_layers={self.mid_layers}: self-attention stands between ResBlocks; give 3, 5…"
             )
 
-
-_CHOICES = {
-    "norm_type": get_args(NormType),
-    "mid": get_args(Mid),
-    "resize": get_args(Resize),
-    "res_block": get_args(ResBlock),
-}
 
 PRESETS: dict[str, SimVAEConfig] = {  # reconstruction of CelebA-Test in Tables 2, 3: PSNR / LPIPS
     "sim-vae-f8c32": SimVAEConfig(),  # 42.7129 / 0.0073

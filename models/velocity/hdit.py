@@ -8,14 +8,16 @@ leaves a few hundred different times; in float32 the results are the same.
 Shapes: B batch; H x W the map of one level, d its width, M the mapping width.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from einops import rearrange
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from models.checkpoint import load_strict, read_state_dict
+from models.configuration import STRICT
 from models.ema import read_torch_ema
 from models.velocity.hourglass import Hourglass, HourglassConfig, join_condition
 from models.velocity.layers import (
@@ -32,18 +34,12 @@ from models.velocity.layers import (
 AUGMENTATIONS = 9  # inputs of k-diffusion's augmentation embedding, which PMRF keeps at zero
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class HDiTConfig(HourglassConfig):
     """One HDiT. The defaults are PMRF's at 512 px."""
 
-    patch_size: int = 4
+    patch_size: PositiveInt = 4
     """Pixels per side of a token of the first level."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no network can be built from."""
-        HourglassConfig.__post_init__(self)
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size={self.patch_size}: must be at least 1")
 
 
 PRESETS: dict[str, HDiTConfig] = {

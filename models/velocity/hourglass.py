@@ -4,40 +4,42 @@ Levels go from high to low resolution. All but the last run twice, on the way do
 up, with weights of their own; on the way up, each is joined with what it was on the way down.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from models.configuration import STRICT
 from models.recomputation import run_block
 
 AttentionKind = Literal["neighborhood", "global"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class HourglassConfig:
     """What both networks are configured by; each tuple has one entry per level."""
 
-    in_channels: int = 3
+    in_channels: PositiveInt = 3
     """Channels of x_t and of the velocity: 3 for images, C for latents."""
-    condition_channels: int = 0
+    condition_channels: NonNegativeInt = 0
     """Channels of `cond`, which is concatenated to x_t; 0 for an unconditional flow (PMRF)."""
-    widths: tuple[int, ...] = (256, 512, 1024)
+    widths: tuple[PositiveInt, ...] = (256, 512, 1024)
     """Channels of each level."""
-    depths: tuple[int, ...] = (2, 2, 8)
+    depths: tuple[PositiveInt, ...] = (2, 2, 8)
     """Blocks of each level, per direction."""
     attentions: tuple[AttentionKind, ...] = ("neighborhood", "neighborhood", "global")
     """What a query of each level sees: the window around it, or the whole map."""
-    head_dim: int = 64
+    head_dim: PositiveInt = 64
     """Channels per attention head."""
-    kernel_size: int = 7
+    kernel_size: PositiveInt = 7
     """Side of the neighbourhood's window."""
-    ff_ratio: int = 3
+    ff_ratio: PositiveInt = 3
     """Hidden width of a feed-forward layer over its width; the mapping network's too."""
-    mapping_width: int = 768
+    mapping_width: PositiveInt = 768
     """Channels M of the time embedding."""
-    mapping_depth: int = 2
+    mapping_depth: PositiveInt = 2
     """Feed-forward layers of the mapping network."""
     cosine_similarity: bool = True
     """Normalise queries and keys, and learn the scale of the scores per head."""
@@ -52,23 +54,12 @@ class HourglassConfig:
                 f"widths={self.widths}, depths={self.depths}, attentions={self.attentions}: give "
                 "each one entry per level"
             )
-        for kind in self.attentions:
-            if kind not in get_args(AttentionKind):
-                raise ValueError(f"attentions: {kind!r}; choose from {get_args(AttentionKind)}")
-        for name in ("in_channels", "head_dim", "ff_ratio", "mapping_width", "mapping_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.condition_channels < 0 or min(self.depths) < 1:
-            raise ValueError(
-                f"condition_channels={self.condition_channels}, depths={self.depths}: need at "
-                "least 0 channels, and 1 block per level"
-            )
-        if self.head_dim % 8 or any(width < 1 or width % self.head_dim for width in self.widths):
+        if self.head_dim % 8 or any(width % self.head_dim for width in self.widths):
             raise ValueError(
                 f"head_dim={self.head_dim}, widths={self.widths}: head_dim must be a multiple of 8,"
                 " for the rotary frequencies, and divide each width"
             )
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+        if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={self.kernel_size}: give an odd number, like 7")
         if self.mapping_width % 2:
             raise ValueError(f"mapping_width={self.mapping_width}: must be even (cosines, sines)")

@@ -15,14 +15,16 @@ Shapes: B batch; H x W the map of one level, d its width, M the mapping width. I
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from einops import rearrange
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.configuration import STRICT
 from models.pixel_shuffle import pixel_unshuffle
 from models.velocity.hourglass import AttentionKind, Hourglass, HourglassConfig, join_condition
 from models.velocity.layers import (
@@ -40,13 +42,13 @@ Upsample = Literal["nearest_conv", "conv_shuffle"]
 OUT_NORM_EPS = 2.0**-23  # what "the type's epsilon" of the authors' class is in float32
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LooUFormerConfig(HourglassConfig):
     """One LooUFormer. The defaults are the recommended variant for latents of 32 channels."""
 
-    in_channels: int = 32
+    in_channels: PositiveInt = 32
     """Channels C of the latent."""
-    depths: tuple[int, ...] = (2, 4, 6)
+    depths: tuple[PositiveInt, ...] = (2, 4, 6)
     """Blocks of each level, per direction (paper Sec. 6.1)."""
     cosine_similarity: bool = False
     """Normalise queries and keys, and learn the scale of the scores per head, as HDiT does."""
@@ -58,24 +60,16 @@ class LooUFormerConfig(HourglassConfig):
     """Biases everywhere but in the embedding of time."""
     downsample: Downsample = "unshuffle_conv"
     """Halve the map by a strided 3 x 3 convolution, or by pixel unshuffle before or after one."""
-    downsample_kernel: int = 1
+    downsample_kernel: Literal[1, 3] = 1
     """Kernel of the downsampling convolution; 3 for the strided one."""
     upsample: Upsample = "nearest_conv"
     """Double the map by repeating pixels before a convolution, or by pixel shuffle after one."""
-    upsample_kernel: int = 3
+    upsample_kernel: Literal[1, 3] = 3
     """Kernel of the upsampling convolution."""
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
         HourglassConfig.__post_init__(self)
-        for name, allowed in (
-            ("downsample", get_args(Downsample)),
-            ("downsample_kernel", (1, 3)),
-            ("upsample", get_args(Upsample)),
-            ("upsample_kernel", (1, 3)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {allowed}")
         if self.downsample == "strided_conv" and self.downsample_kernel != 3:
             raise ValueError(
                 f"downsample_kernel={self.downsample_kernel}: a strided convolution needs 3, or "

@@ -35,8 +35,9 @@ def estimate(config: CurateConfig) -> str:
         cache = cached if cached.is_dir() else Path(temporary)
         listing = list_images(config.input, cache).first(config.first).first(config.limit)
         images = listing.images
-        choice = config.scorer_choice()
-        probe = _Probe(curation, ScoreImages(config.crop_rule(), choice, config.max_pixels))
+        device = config.scoring_device
+        worker = ScoreImages(config.crop, config.scorer, device, config.max_pixels)
+        probe = _Probe(curation, worker)
         start = time.perf_counter()
         for ref in images[:: max(1, len(images) // PROBES)][:PROBES]:
             probe.add(ref)
@@ -45,7 +46,7 @@ def estimate(config: CurateConfig) -> str:
     total_bytes = sum(ref.size for ref in images)
     scale = total_bytes / max(1, probe.source_bytes)
     workers = config.workers or os.cpu_count() or 1
-    scorers = (config.scorer_gpus or 1) if choice.device == "cuda" else workers
+    scorers = (config.scorer_gpus or 1) if device == "cuda" else workers
     hours = (probe.score_seconds / scorers + probe.pack_seconds / workers) * scale / 3600
     kept = probe.kept * scale
     rate = probe.candidates / probe.score_seconds if probe.score_seconds else 0.0
@@ -55,8 +56,8 @@ def estimate(config: CurateConfig) -> str:
         f"  patches   about {probe.candidates * scale:,.0f}\n"
         f"  kept      about {kept:,.0f} with {curation.scorer.name} at {curation.threshold}\n"
         f"  shards    about {probe.shard_bytes * scale / 1e9:.2f} GB in "
-        f"{max(1, round(kept / config.samples_per_shard)):,} files\n"
-        f"  scoring   {rate:.3g} patches a second on one worker ({choice.device}), reading and "
+        f"{max(1, round(kept / config.cut.samples_per_shard)):,} files\n"
+        f"  scoring   {rate:.3g} patches a second on one worker ({device}), reading and "
         "decoding included\n"
         f"  time      about {hours * 60:,.1f} minutes ({hours:,.1f} hours): {scorers} scoring, "
         f"{workers} packing\n"

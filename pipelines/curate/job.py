@@ -37,7 +37,6 @@ from pipelines.curate.pack import LOCATED, PackShard
 from pipelines.curate.selection import count_reasons, select, shard_tables
 from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.plan import PLAN, units_left, write_plan
-from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.jobs.scorers import describe
 from pipelines.jobs.stage import Engine, Resources, StageTime, a_gpu_each, started
 from pipelines.jobs.times import save_times
@@ -58,7 +57,7 @@ class Curation:
         self.config = config
         self.set = SetFolder(storage.local_path(config.output), ".curate", "a curated set")
         self.folder, self.state = self.set.path, self.set.state
-        self.scorer = describe(config.scorer_choice())
+        self.scorer = describe(config.scorer, config.scoring_device)
         self.threshold = (
             self.scorer.default_threshold if config.threshold is None else config.threshold
         )
@@ -109,7 +108,7 @@ class Curation:
         storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
         storage.write_bytes(self.state / "candidates.json", pretty_json(self.candidate_fields))
         candidates = self.score(listing, engine)
-        scores = select(candidates, self.filters(), self.config.cut_rule())
+        scores = select(candidates, self.filters(), self.config.cut)
         if not pc.any(pc.is_valid(scores["shard"])).as_py():
             raise UserError(
                 f"no candidate was kept: {count_reasons(scores)}; change --threshold (now "
@@ -128,7 +127,7 @@ class Curation:
         """Write the page and print the summary; returns the set's manifest."""
         manifest = shards.read_manifest(self.folder)
         assert manifest is not None
-        rule, limit = self.config.crop_rule(), self.config.max_pixels
+        rule, limit = self.config.crop, self.config.max_pixels
         pictures = curation_report.Pictures(self.folder, listing, rule, limit)
         page = curation_report.build(manifest, scores, pictures, times)
         storage.write_bytes(self.folder / "report.html", page.encode())
@@ -155,21 +154,21 @@ class Curation:
         units = scoring.units(listing.images, done, folder)
         if not units:
             return candidates
-        choice = self.config.scorer_choice()
-        resources, decoders = self._scoring_resources(choice, engine)
-        arguments = (self.config.crop_rule(), choice, self.config.max_pixels, decoders)
+        resources, decoders = self._scoring_resources(engine)
+        scorer = (self.config.scorer, self.config.scoring_device)
+        arguments = (self.config.crop, *scorer, self.config.max_pixels, decoders)
         total = sum(len(unit["refs"]) for unit in units)
         for _ in engine.run("score", units, scoring.ScoreImages, arguments, total, resources):
             pass
         return scoring.known(folder, listing)
 
-    def _scoring_resources(self, choice: ScorerChoice, engine: Engine) -> tuple[Resources, int]:
+    def _scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
         """Return the resources of a scoring worker, a GPU or a CPU, and its decoding threads."""
-        if choice.device == "cpu":
+        if self.config.scoring_device == "cpu":
             return Resources(), 0
         otherwise = "give --scorer-gpus 0 to score on CPUs"
-        resources = a_gpu_each(engine, choice.gpus, f"--scorer {choice.name}", otherwise)
-        return resources, DECODERS_PER_GPU
+        wanted, scorer = self.config.scorer_gpus, self.config.scorer.name
+        return a_gpu_each(engine, wanted, f"--scorer {scorer}", otherwise), DECODERS_PER_GPU
 
     def staging(self, scores: pa.Table) -> Path:
         """Return the staging folder of this set; removes those of other selections."""
@@ -190,7 +189,7 @@ class Curation:
         write_plan(plan, [_located(table, refs) for table in tables.values()])
         units = units_left(staging, tables)
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
-        arguments = (str(plan), self.config.crop_rule(), self.scorer.name, self.config.max_pixels)
+        arguments = (str(plan), self.config.crop, self.scorer.name, self.config.max_pixels)
         for _ in engine.run("pack", units, PackShard, arguments, total):
             pass
 

@@ -24,7 +24,7 @@ from infra.errors import UsageError
 from infra.storage import write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
-from pipelines.jobs.scorer_choice import ScorerChoice
+from pipelines.jobs.scorer_choice import Device, ScorerChoice
 from pipelines.jobs.scorers import ImportedScores, Quality, load
 from pipelines.jobs.stage import Stopwatch
 
@@ -42,16 +42,22 @@ class ScoreImages:
     Args:
         rule: how an image becomes patches.
         choice: the scorer, which is loaded here.
+        device: that a learned scorer computes on.
         max_pixels: larger images are dropped without being decoded.
         decoders: threads that read and decode ahead while a device scores; 0 uses no threads.
     """
 
     def __init__(
-        self, rule: CropRule, choice: ScorerChoice, max_pixels: int, decoders: int = 0
+        self,
+        rule: CropRule,
+        choice: ScorerChoice,
+        device: Device,
+        max_pixels: int,
+        decoders: int = 0,
     ) -> None:
         single_threaded()
         self.rule = rule
-        self.scorer = load(choice)
+        self.scorer = load(choice, device)
         self.max_pixels = max_pixels
         self.decoders = decoders
         self.watch = Stopwatch()

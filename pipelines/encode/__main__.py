@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from infra import cli
+from infra.config import to_dict
 from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines.encode.config import PRESETS, EncodeConfig, VerifyConfig
@@ -28,9 +29,10 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] == "verify":
         return verify(list(arguments[1:]))
     config = cli.parse(EncodeConfig, PRESETS, arguments, "pipelines.encode", __doc__ or "")
-    needed = ["input", "output", "vae", *(["predictor"] * (config.source != "lq"))]
-    needed += ["regressor"] * (config.source == "regressed")
-    missing = [f"--{name}" for name in needed if not getattr(config, name)]
+    needed = ["input", "output", "vae", *(["predictor"] * (config.rule.source != "lq"))]
+    needed += ["regressor"] * (config.rule.source == "regressed")
+    given = {"input": config.input, "output": config.output, **to_dict(config.rule)}
+    missing = [f"--{name}" for name in needed if not given[name]]
     if missing:
         raise UsageError(f"no {', '.join(missing)}; python -m pipelines.encode --help says what")
     if config.dry_run:

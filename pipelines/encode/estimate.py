@@ -51,8 +51,8 @@ def estimate(config: EncodeConfig) -> str:
     seconds += sources * (cost.degrade + cost.predict + cost.regress)
     flops = (targets + sources) * cost.encode_flops
     flops += sources * (cost.predict_flops + cost.regress_flops)
-    regressor = config.source == "regressed"
-    if config.device == "cuda":
+    regressor = config.rule.source == "regressed"
+    if config.rule.device == "cuda":
         workers = config.gpus or torch.cuda.device_count()
     else:
         workers = config.workers or os.cpu_count() or 1
@@ -70,7 +70,8 @@ def estimate(config: EncodeConfig) -> str:
         f"{cost.rate / 1e9:,.0f} GFLOP/s measured\n"
         f"  measured  {cost.encode:.3f} s a latent, {cost.predict:.3f} s a posterior mean, "
         f"{f'{cost.regress:.3f} s a regression, ' if regressor else ''}"
-        f"{cost.degrade:.3f} s a degradation, on one worker ({config.device}), batch {cost.batch}\n"
+        f"{cost.degrade:.3f} s a degradation, on one worker ({config.rule.device}), "
+        f"batch {cost.batch}\n"
         f"  time      about {hours * 60:,.1f} minutes ({hours:,.2f} hours) with {workers} workers\n"
         "nothing was written\n"
     )

@@ -58,7 +58,7 @@ class Encoding:
 
     def __init__(self, config: EncodeConfig) -> None:
         self.config = config
-        self.rule = config.rule()
+        self.rule = config.rule
         self.set = SetFolder(storage.local_path(config.output), ".encode", "a latent set")
         self.folder, self.state = self.set.path, self.set.state
         self.images = open_images(storage.local_path(config.input), config.limit)
@@ -66,8 +66,8 @@ class Encoding:
         factor = models.vae.downsample_factor
         if self.images.size % factor:
             raise UsageError(
-                f"--input {config.input}: images of {self.images.size} pixels; --vae {config.vae} "
-                f"takes multiples of {factor}: curate them at another --size"
+                f"--input {config.input}: images of {self.images.size} pixels; --vae "
+                f"{self.rule.vae} takes multiples of {factor}: curate them at another --size"
             )
         side = self.images.size // factor
         self.shape = models.vae.latent_channels, side, side
@@ -75,7 +75,7 @@ class Encoding:
             try:
                 check_takes(models.regressor, self.shape)
             except CheckpointError as error:
-                raise UsageError(f"--regressor {config.regressor}: {error}") from error
+                raise UsageError(f"--regressor {self.rule.regressor}: {error}") from error
         self.identity = plain(
             {
                 "images": self.images.digest,
@@ -163,7 +163,7 @@ class Encoding:
 
     def _resources(self, engine: Engine) -> Resources:
         """Return what a worker holds: a GPU with --device cuda, else a CPU."""
-        if self.config.device == "cpu":
+        if self.rule.device == "cpu":
             return Resources()
         otherwise = "give --device cpu to encode on CPUs"
         return a_gpu_each(engine, self.config.gpus, "--device cuda", otherwise)

@@ -178,10 +178,10 @@ def load_models(rule: EncodeRule) -> Models:
     option = f"--vae {rule.vae}"
     try:
         vae, identities["vae"] = load_vae(rule.vae)
-        if rule.predictor is not None:
+        if rule.source != "lq":
             option = f"--predictor {rule.predictor}"
             predictor, identities["predictor"] = load_posterior_mean(rule.predictor)
-        if rule.regressor is not None:
+        if rule.source == "regressed":
             option = f"--regressor {rule.regressor}"
             regressor, identities["regressor"] = load_regressor(rule.regressor)
     except (CheckpointError, OSError) as error:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from infra.config import differences, flat, from_dict, to_dict
 from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines.encode import sums as latent_table
-from pipelines.encode.config import EncodeConfig
+from pipelines.encode.config import VerifyConfig
 from pipelines.encode.images import open_images
 from pipelines.encode.networks import Encoder
 from pipelines.encode.sums import latent_values
@@ -36,18 +36,7 @@ EXACT = 1e-3  # of a standard deviation: sums are rounded differently in other b
 LOOSE = 0.05  # the same at low precision or on another device, where JPEG amplifies the difference
 
 
-class Options(Protocol):
-    """The options of a verification, `pipelines.encode.config.VerifyConfig`."""
-
-    @property
-    def recompute(self) -> int:
-        """Number of images whose latents are computed again."""
-
-    def over(self, config: EncodeConfig) -> EncodeConfig:
-        """Return the set's configuration, changed where the user gave something else."""
-
-
-def all_problems(folder: Path, options: Options) -> Iterator[str]:
+def all_problems(folder: Path, options: VerifyConfig) -> Iterator[str]:
     """Yield the `problems` of a set; if there are none, those of its latents, computed again."""
     sound = True
     for problem in problems(folder):
@@ -148,7 +137,7 @@ class _Inspector:
             yield f"{where}: flip or gray differs from its parameters"
 
 
-def recomputed(folder: Path, options: Options) -> Iterator[str]:
+def recomputed(folder: Path, options: VerifyConfig) -> Iterator[str]:
     """Compute some latents again, from pixels and stored draws; yield what differs.
 
     Allowed is half a step of the dtype, and a thousandth of a standard deviation for the rounding
@@ -160,9 +149,9 @@ def recomputed(folder: Path, options: Options) -> Iterator[str]:
     manifest = read_manifest(folder)
     assert manifest is not None, "problems() found none"
     saved = json.loads((folder / "config.json").read_bytes())
-    config = options.over(from_dict(EncodeConfig, saved))
+    config = options.over(saved)
     images = open_images(local_path(config.input), config.limit)
-    encoder = Encoder(config.rule())
+    encoder = Encoder(config.rule)
     wanted = {**encoder.identity, "images": images.digest}
     made = {name: manifest["identity"][name] for name in wanted}
     if changed := differences(flat(plain(wanted)), flat(made)):
@@ -172,11 +161,11 @@ def recomputed(folder: Path, options: Options) -> Iterator[str]:
         )
     reader = _Reader(folder, manifest)
     same = all(
-        (name == "cpu") == (config.device == "cpu")
+        (name == "cpu") == (config.rule.device == "cpu")
         for generation in manifest["generations"]
         for name in generation["devices"]
     )
-    slack = EXACT if same and config.precision == "float32" else LOOSE
+    slack = EXACT if same and config.rule.precision == "float32" else LOOSE
     for row in images.spread(options.recompute):
         sample = images.sample(row)
         for pair in reader.pairs(sample.key):

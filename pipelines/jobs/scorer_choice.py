@@ -1,32 +1,29 @@
 """Which quality scorer a command asks for; light, so that a command line is checked quickly."""
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
+from tyro.conf import arg
+
+from infra.config import STRICT
+
+Device = Literal["cuda", "cpu"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class ScorerChoice:
     """Which scorer, and what a learned one needs."""
 
-    name: str
-    """brisque, qalign, none, or the path of a quality_score.json."""
-    weights: str = "q-future/one-align"
+    name: Annotated[str, arg(name="scorer")] = "qalign"
+    """brisque or qalign; pipelines.curate also takes none, or a quality_score.json to import."""
+    weights: Annotated[str, arg(name="scorer-weights")] = "q-future/one-align"
     """Q-Align: a folder with the published files, or a hub id."""
-    prompt: str = "quality"
-    """Q-Align: name of the question asked."""
-    dtype: str | None = None
-    """Q-Align: float16 (default on CUDA), bfloat16 or float32 (default on CPU)."""
-    batch: int = 8
-    """Q-Align: patches per forward pass."""
-    gpus: int | None = None
-    """Q-Align: GPUs to use, one worker each; None takes all there are; 0 scores on CPUs."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"scorer_batch {self.batch}: at least 1")
-        if self.gpus is not None and self.gpus < 0:
-            raise ValueError(f"scorer_gpus {self.gpus}: at least 0 (0 scores on CPUs)")
-
-    @property
-    def device(self) -> str:
-        """Return the device that this choice computes on; only Q-Align knows GPUs."""
-        return "cuda" if self.name == "qalign" and self.gpus != 0 else "cpu"
+    prompt: Annotated[str, arg(name="scorer-prompt")] = "quality"
+    """Q-Align: name of the question asked, such as quality or aesthetics."""
+    dtype: Annotated[Literal["float16", "bfloat16", "float32"] | None, arg(name="scorer-dtype")] = (
+        None
+    )
+    """Q-Align: by default float16 on CUDA, float32 on a CPU."""
+    batch: Annotated[PositiveInt, arg(name="scorer-batch")] = 8
+    """Q-Align: images per forward pass."""

@@ -18,7 +18,7 @@ from infra.ahead import map_ahead
 from infra.errors import UsageError, UserError
 from infra.storage import explained, local_path
 from models.metrics.catalog import METRICS
-from pipelines.jobs.scorer_choice import ScorerChoice
+from pipelines.jobs.scorer_choice import Device, ScorerChoice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,12 +78,10 @@ class _Unscored:
 
 
 class _QAlign:
-    def __init__(self, choice: ScorerChoice) -> None:
+    def __init__(self, choice: ScorerChoice, device: Device) -> None:
         from models.qalign.scorer import QAlign
 
-        self._model = QAlign.load(
-            choice.weights, choice.device, choice.dtype, choice.prompt, choice.batch
-        )
+        self._model = QAlign.load(choice.weights, device, choice.dtype, choice.prompt, choice.batch)
 
     def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
         threads = min(16, os.cpu_count() or 1)
@@ -116,7 +114,7 @@ class ImportedScores:
         raise TypeError("imported scores are looked up by key")
 
 
-def describe(choice: ScorerChoice) -> ScorerInfo:
+def describe(choice: ScorerChoice, device: Device) -> ScorerInfo:
     """Say what a scorer is; weights are looked at, not loaded.
 
     Raises:
@@ -127,7 +125,7 @@ def describe(choice: ScorerChoice) -> ScorerInfo:
 
         return _info("brisque", Brisque().digest)
     if choice.name == "qalign":
-        return _describe_qalign(choice)
+        return _describe_qalign(choice, device)
     if choice.name == "none" or choice.name.endswith(".json"):
         imported = choice.name != "none"
         return ScorerInfo(
@@ -140,16 +138,13 @@ def describe(choice: ScorerChoice) -> ScorerInfo:
     raise UsageError(f"--scorer {choice.name}: choose brisque, qalign, none or FILE.json")
 
 
-def _describe_qalign(choice: ScorerChoice) -> ScorerInfo:
+def _describe_qalign(choice: ScorerChoice, device: Device) -> ScorerInfo:
     from models.qalign.checkpoint import Checkpoint
     from models.qalign.prompts import find_prompt
-    from models.qalign.scorer import DTYPES
 
-    dtype = choice.dtype or ("float16" if choice.device == "cuda" else "float32")
+    dtype = choice.dtype or ("float16" if device == "cuda" else "float32")
     try:
         find_prompt(choice.prompt)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
         digest = Checkpoint.open(choice.weights).digest
     except (ValueError, OSError) as error:
         raise UsageError(f"--scorer qalign: {error}") from error
@@ -172,7 +167,7 @@ def _info(name: str, digest: str, settings: Mapping[str, str] | None = None) -> 
     )
 
 
-def load(choice: ScorerChoice) -> QualityScorer:
+def load(choice: ScorerChoice, device: Device) -> QualityScorer:
     """Load a scorer in this process.
 
     Raises:
@@ -185,13 +180,13 @@ def load(choice: ScorerChoice) -> QualityScorer:
     if choice.name == "qalign":
         import torch
 
-        if choice.device == "cuda" and not torch.cuda.is_available():
+        if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "--scorer qalign: no CUDA device here; give --device cpu (pipelines.score) or "
                 "--scorer-gpus 0 (pipelines.curate) to score on the CPU, which is slow"
             )
         try:
-            return _QAlign(choice)
+            return _QAlign(choice, device)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             raise UserError(f"--scorer qalign: {error}") from error
     return ImportedScores(choice.name)

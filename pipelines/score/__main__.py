@@ -40,10 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     if not config.images:
         raise UsageError("nothing to score; give --images with folders, archives or image files")
     single_threaded()
-    info = describe(config.choice())
+    info = describe(config.scorer, config.device)
     with tempfile.TemporaryDirectory() as cache:
         refs = list_images(config.images, Path(cache)).images
-        scorer = load(config.choice())
+        scorer = load(config.scorer, config.device)
         broken: dict[str, str] = {}
         scores: dict[str, Quality] = {}
         opened: list[str] = []

@@ -26,7 +26,7 @@ import torch
 from datasets.degradation.batched import degrade_batch
 from datasets.reading.image_set import ImageSet
 from infra.config import to_dict
-from pipelines.encode.config import EncodeConfig
+from pipelines.encode.config import EncodeConfig, EncodeRule
 from pipelines.encode.job import Encoding
 from pipelines.encode.members import GenerationSpec
 from pipelines.encode.networks import Encoder
@@ -106,14 +106,14 @@ def main() -> None:
         config = EncodeConfig(
             input=options.images,
             output=str(folder / "set"),
-            vae=str(folder / "vae"),
-            predictor=str(folder / "predictor"),
+            rule=EncodeRule(
+                vae=str(folder / "vae"), predictor=str(folder / "predictor"), device="cpu"
+            ),
             draws=options.draws,
-            device="cpu",
             track=False,
         )
         images = ImageSet(Path(options.images))
-        encoder = Encoder(config.rule())
+        encoder = Encoder(config.rule)
         ours, theirs = worker(config, folder), bare(encoder, images, options.draws)
         one = paired(ours, theirs)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -7,9 +7,17 @@ from typing import Any
 
 from datasets import shards
 from infra.errors import UserError
-from pipelines.curate.config import CurateConfig
+from pipelines.curate.config import CropRule, CurateConfig, CutRule
 from pipelines.curate.job import Curation
+from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.jobs.stage import Resources, StageTime, Worker, attempt
+
+OPTIONS = {
+    "crop": {name: name for name in ("mode", "size", "stride")},
+    "cut": {name: name for name in ("samples_per_shard", "val_fraction", "seed")},
+    "scorer": {"scorer": "name", "scorer_weights": "weights", "scorer_prompt": "prompt"},
+}
+"""Where the value of an option lies in a configuration: part -> option -> field."""
 
 
 class InProcess:
@@ -49,7 +57,7 @@ class InProcess:
 
 
 def config(source: Path, output: Path, **fields: Any) -> CurateConfig:
-    """Return a small job: 64-pixel patches, four samples a shard."""
+    """Return a small job: 64-pixel patches, four samples a shard; fields by their options."""
     defaults: dict[str, Any] = {
         "input": (str(source),),
         "output": str(output),
@@ -61,7 +69,17 @@ def config(source: Path, output: Path, **fields: Any) -> CurateConfig:
         "val_fraction": 0.3,
         "track": False,
     }
-    return CurateConfig(**defaults | fields)
+    given = defaults | fields
+    parts: dict[str, dict[str, Any]] = {
+        part: {field: given.pop(option) for option, field in names.items() if option in given}
+        for part, names in OPTIONS.items()
+    }
+    return CurateConfig(
+        crop=CropRule(**parts["crop"]),
+        cut=CutRule(**parts["cut"]),
+        scorer=ScorerChoice(**parts["scorer"]),
+        **given,
+    )
 
 
 def run(source: Path, output: Path, **fields: Any) -> InProcess:

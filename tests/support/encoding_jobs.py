@@ -1,5 +1,6 @@
 """What the tests of encoding share: small networks on disk, an image set, jobs without Ray."""
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -23,10 +24,11 @@ from models.predictor.swinir import SwinIR
 from models.vae.folder import save_sim_vae
 from models.velocity.looformer import PRESETS as REGRESSORS
 from models.velocity.looformer import LooUFormer, LooUFormerConfig
-from pipelines.curate.config import CurateConfig
+from pipelines.curate.config import CropRule, CurateConfig, CutRule
 from pipelines.curate.job import Curation
-from pipelines.encode.config import EncodeConfig
+from pipelines.encode.config import EncodeConfig, EncodeRule
 from pipelines.encode.job import Encoding
+from pipelines.jobs.scorer_choice import ScorerChoice
 from tests.conftest import picture
 from tests.support.curation_jobs import InProcess
 from tests.support.tiny_vae import build
@@ -72,11 +74,9 @@ def curated(folder: Path) -> Path:
     config = CurateConfig(
         input=(str(folder / "raw"),),
         output=str(folder / "images"),
-        mode="resize",
-        size=SIZE,
-        scorer="none",
-        samples_per_shard=4,
-        val_fraction=0.3,
+        crop=CropRule(mode="resize", size=SIZE),
+        scorer=ScorerChoice(name="none"),
+        cut=CutRule(samples_per_shard=4, val_fraction=0.3),
         track=False,
     )
     Curation(config).run(InProcess())
@@ -84,7 +84,7 @@ def curated(folder: Path) -> Path:
 
 
 def job(folder: Path, output: Path, **fields: Any) -> EncodeConfig:
-    """Return a small job on the networks and images in ``folder``."""
+    """Return a small job on the networks and images in ``folder``; a rule's fields go into it."""
     defaults: dict[str, Any] = {
         "input": str(folder / "images"),
         "output": str(output),
@@ -95,7 +95,10 @@ def job(folder: Path, output: Path, **fields: Any) -> EncodeConfig:
         "batch": 2,
         "track": False,
     }
-    return EncodeConfig(**defaults | fields)
+    given = defaults | fields
+    names = [field.name for field in dataclasses.fields(EncodeRule)]
+    rule: dict[str, Any] = {name: given.pop(name) for name in names if name in given}
+    return EncodeConfig(rule=EncodeRule(**rule), **given)
 
 
 def run(folder: Path, output: Path, **fields: Any) -> InProcess:

@@ -1,9 +1,13 @@
 """What `trainers/flow.py` is told, and its presets."""
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import field
+from typing import Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from datasets.degradation.parameters import degradation_preset
+from infra.config import STRICT
 from models.ema import EMAConfig
 from models.rectified_flow import TimeDistribution
 from models.schedules import PRESETS as SCHEDULES
@@ -18,7 +22,7 @@ Stage = Literal["flow", "regressor"]
 PosteriorOf = Literal["sample", "mode"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class FlowConfig:
     """Which flow, on what, how."""
 
@@ -44,7 +48,7 @@ class FlowConfig:
     """Where the flow is: latents, or pixels in [0, 1] as in PMRF."""
     source: Source = "posterior_mean"
     """x_0: (the encoding of) the posterior mean, a regressed latent, the LQ image, or noise."""
-    sigma_s: float = 0.1
+    sigma_s: NonNegativeFloat = 0.1
     """Standard deviation of the noise added to x_0; the source ``noise`` is N(0, 1) by itself."""
     conditional: bool = False
     """Show the network the posterior mean, or its encoding, at every t."""
@@ -54,12 +58,12 @@ class FlowConfig:
     """What an encoding is, where images are encoded here: a sample or the mode."""
     times: TimeDistribution = "stratified"
     """Distribution of t."""
-    sampling_steps: int = 25
+    sampling_steps: PositiveInt = 25
     """Euler steps of a restoration, in validation."""
     lpips: str | None = None
     """Folder of LPIPS's two weights files; by default torch.hub's cache, and where they are not in
     it, validation is without LPIPS and says so."""
-    grid_images: int = 6
+    grid_images: PositiveInt = 6
     """Images in the pictures of a validation."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=400_000))
     """How long, how often, where."""
@@ -73,15 +77,7 @@ class FlowConfig:
     """Averages of the weights."""
 
     def __post_init__(self) -> None:
-        for name, kind in _CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {get_args(kind)}")
         degradation_preset(self.degradation)
-        for name in ("sampling_steps", "grid_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1")
-        if not 0 <= self.sigma_s < float("inf"):
-            raise ValueError(f"sigma_s={self.sigma_s}: 0 or a positive number")
         if self.space == "pixel" and (self.draws, self.stage) != ("online", "flow"):
             raise ValueError(
                 f"space='pixel' with draws={self.draws!r}, stage={self.stage!r}: a flow of pixels "
@@ -129,16 +125,6 @@ class FlowConfig:
             "predictor": computes and needs_mean and not self.predictor,
             "regressor": computes and self.source == "regressed" and not self.regressor,
         }
-
-
-_CHOICES = {
-    "stage": Stage,
-    "space": Space,
-    "source": Source,
-    "draws": DrawsFrom,
-    "posterior": PosteriorOf,
-    "times": TimeDistribution,
-}
 
 
 def _pmrf(steps: int, batch: int) -> FlowConfig:

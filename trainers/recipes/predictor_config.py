@@ -1,9 +1,13 @@
 """What `trainers/predictor.py` is told, and its presets."""
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import field
+from typing import Literal
+
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
 
 from datasets.degradation.parameters import degradation_preset
+from infra.config import STRICT
 from models.ema import EMAConfig
 from models.predictor.swinir import preset
 from models.schedules import PRESETS as SCHEDULES
@@ -11,10 +15,8 @@ from models.schedules import Schedule
 from trainers.loop import config as loop_config
 from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
 
-Error = Literal["mse", "l1"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class PredictorConfig:
     """Which predictor, on what, how."""
 
@@ -26,12 +28,12 @@ class PredictorConfig:
     """Preset of datasets.degradation.parameters."""
     model: str = "swinir_L"
     """Name in models.predictor.swinir.PRESETS."""
-    error: Error = "mse"
+    error: Literal["mse", "l1"] = "mse"
     """What is minimised: ``mse`` gives the posterior mean, ``l1`` what DifFace's weights are."""
     lpips: str | None = None
     """Folder of LPIPS's two weights files; by default torch.hub's cache, and where they are not in
     it, validation is without LPIPS and says so."""
-    grid_images: int = 6
+    grid_images: PositiveInt = 6
     """Images in the pictures of a validation."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=300_000))
     """How long, how often, where."""
@@ -51,14 +53,10 @@ class PredictorConfig:
     def __post_init__(self) -> None:
         preset(self.model)
         degradation_preset(self.degradation)
-        if self.error not in get_args(Error):
-            raise ValueError(f"error={self.error!r}: choose one of {get_args(Error)}")
         if self.images_weights and len(self.images_weights) != len(self.images):
             raise ValueError(
                 f"images_weights={self.images_weights} for {len(self.images)} sets: give one each"
             )
-        if self.grid_images < 1:
-            raise ValueError(f"grid_images={self.grid_images}: at least 1")
 
     def may_change(self, name: str) -> bool:
         """Tell whether a run may be resumed with another value of this dotted field."""

@@ -1,7 +1,11 @@
 """What `trainers/vae.py` is told, and its presets."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
+
+from infra.config import STRICT
 from models.ema import EMAConfig
 from models.losses import SimVAELossConfig
 from models.schedules import PRESETS as SCHEDULES
@@ -11,7 +15,7 @@ from trainers.loop import config as loop_config
 from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class VAEConfig:
     """Which autoencoder, on what, how."""
 
@@ -21,7 +25,7 @@ class VAEConfig:
     """How often an epoch holds each sample of each set; by default once."""
     model: str = "sim-vae-f8c32"
     """Name in models.vae.sim_vae.PRESETS."""
-    crop: int = 256
+    crop: PositiveInt = 256
     """Side of the training crops in pixels; validation takes whole images."""
     flip: bool = True
     """Mirror half of the crops."""
@@ -30,7 +34,7 @@ class VAEConfig:
     lpips: str | None = None
     """Folder of LPIPS's two weights files; by default torch.hub's cache, and where they are not in
     it, validation is without LPIPS and says so."""
-    grid_images: int = 6
+    grid_images: PositiveInt = 6
     """Images in the pictures of a validation."""
     loss: SimVAELossConfig = field(default_factory=SimVAELossConfig)
     """Weights of the loss."""
@@ -49,14 +53,12 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         factor = 1 << (len(preset(self.model).block_out_channels) - 1)
-        if self.crop < factor or self.crop % factor:
+        if self.crop % factor:
             raise ValueError(f"crop={self.crop}: {self.model} needs a multiple of {factor}")
         if self.data_weights and len(self.data_weights) != len(self.data):
             raise ValueError(
                 f"data_weights={self.data_weights} for {len(self.data)} sets: give one for each"
             )
-        if self.grid_images < 1:
-            raise ValueError(f"grid_images={self.grid_images}: at least 1")
 
     def may_change(self, name: str) -> bool:
         """Tell whether a run may be resumed with another value of this dotted field."""
