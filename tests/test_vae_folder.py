@@ -132,7 +132,7 @@ def test_diffusers_and_sd_row_read_each_other(tmp_path: Path) -> None:
         ({"mid_block_type": "EncoderBlock2D"}, "mid_block_type is 'EncoderBlock2D'"),
         ({"down_block_types": ["DownEncoderBlock2D"] * 4}, "down_block_types"),
         ({"scaling_factor": 0.18215}, r"scaling_factor is 0\.18215; .*load_vae"),
-        ({"upsample_method": "deconv"}, "'deconv': choose one of"),
+        ({"upsample_method": "deconv"}, "resize 'deconv': Input should be 'interpolate'"),
         ({"latent_channels": 8}, r"misshapen .*conv_out.*\[8, 32, 3, 3\] instead of \[16, 32"),
         ({"layers_mid_block": 4}, r"missing \(12\): decoder\.mid_block\.resnets\.3"),
     ],

@@ -198,15 +198,16 @@ def _from_authors(values: Mapping[str, Any]) -> SimVAEConfig:
         "up_block_types": ["DecoderBlock2D"] * len(widths),
     }
     _refuse_other(values, shape, "Sim-VAE")
-    return SimVAEConfig(
-        latent_channels=values["latent_channels"],
-        block_out_channels=widths,
-        layers_per_block=values["layers_per_block"],
-        mid_layers=values["layers_mid_block"],
-        norm_type=values.get("norm_type", "layer_norm"),
-        norm_groups=values.get("norm_groups", 32),
-        resize=values.get("upsample_method", "interpolate"),
-    )
+    ours = {
+        "latent_channels": values["latent_channels"],
+        "block_out_channels": widths,
+        "layers_per_block": values["layers_per_block"],
+        "mid_layers": values["layers_mid_block"],
+        "norm_type": values.get("norm_type", "layer_norm"),
+        "norm_groups": values.get("norm_groups", 32),
+        "resize": values.get("upsample_method", "interpolate"),
+    }
+    return config_from_dict(SimVAEConfig, ours)
 
 
 def _from_diffusers(values: Mapping[str, Any]) -> SimVAEConfig:
@@ -218,13 +219,13 @@ def _from_diffusers(values: Mapping[str, Any]) -> SimVAEConfig:
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
     }
     _refuse_other(values, shape, "SD-VAE")
-    return SimVAEConfig(
-        latent_channels=values["latent_channels"],
-        block_out_channels=widths,
-        layers_per_block=values["layers_per_block"],
-        norm_groups=values.get("norm_num_groups", 32),
-        **_SD_VAE,
-    )
+    ours = {
+        "latent_channels": values["latent_channels"],
+        "block_out_channels": widths,
+        "layers_per_block": values["layers_per_block"],
+        "norm_groups": values.get("norm_num_groups", 32),
+    }
+    return config_from_dict(SimVAEConfig, ours | _SD_VAE)
 
 
 def _from_ours(values: Mapping[str, Any]) -> SimVAEConfig:
