@@ -4,8 +4,8 @@ An ODE carries x_0, the (noised) posterior mean or its latent, to x_1, the image
 
     d x_t / d t = v_t(x_t),   t from 0 to 1                                           (Eq. 1)
 
-Every function takes the paper's z (latents) as well as its x (images). Random draws take their
-generator; they are made on its device and moved, so a CPU generator gives every device the same.
+Every function takes the paper's z (latents) as well as its x (images). Times take the generator
+that draws them, and a source's noise comes as it is: nothing here is drawn by a global generator.
 """
 
 from collections.abc import Callable
@@ -92,12 +92,11 @@ def sample_t(
     return t.float()
 
 
-def add_source_noise(x_0: Tensor, sigma_s: float, generator: torch.Generator) -> Tensor:
+def add_source_noise(x_0: Tensor, sigma_s: float, eps: Tensor) -> Tensor:
     """Return x_0 + sigma_s eps, eps ~ N(0, 1): a source that fills its space, as the target does.
 
     The paper is silent; PMRF and the authors' code have sigma_s = 0.1, in training and in use.
     """
-    eps = torch.randn(x_0.shape, generator=generator, device=generator.device)
     return x_0 + sigma_s * eps.to(x_0)
 
 

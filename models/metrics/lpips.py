@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict
 from models.metrics.backbones import VGG16, ImageNetFeatures, hub_cache, load_features
+from models.ranges import model_to_unit
 
 Net = Literal["alex", "vgg"]
 EPS = 1e-10  # added to a length before it divides
@@ -108,7 +109,7 @@ class LPIPS(nn.Module):
         LPIPS's scaling layer, (x - shift) / scale with a shift of -.030, -.088, -.188 and a scale
         of .458, .448, .450, is ImageNet's normalisation for images in [-1, 1].
         """
-        outputs = self.trunk((images + 1) / 2, self.layers)
+        outputs = self.trunk(model_to_unit(images), self.layers)
         stages = (outputs[name].relu() for name in self.layers)
         return [x / (x.square().sum(dim=1, keepdim=True).sqrt() + EPS) for x in stages]
 

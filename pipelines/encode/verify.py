@@ -249,9 +249,9 @@ def _encode_again(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return source and target latent of a stored draw, from the image's pixels."""
     (degraded,) = degrade_batch([sample.image], [parameters], encoder.device)
-    restored = encoder.restored(encoder.tensor([degraded.lq]))
+    start = encoder.restorer.posterior_mean(encoder.tensor([degraded.lq]))
     target = target_extension(pair["draw"], pair["flip"], pair["gray"]).removesuffix(".npy")
     names = [f"{sample.key}.source_{pair['draw']}"]
-    (source_latent,) = encoder.encode(restored, names, regressed=True)
+    (source_latent,) = encoder.encode(start, names, is_source=True)
     (target_latent,) = encoder.encode(encoder.tensor([degraded.hq]), [f"{sample.key}.{target}"])
     return source_latent.latent, target_latent.latent

@@ -5,22 +5,13 @@ So they are the same on one rank or eight, with or without accumulation, and aft
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.noise import Purpose
 from models.rectified_flow import TimeDistribution, sample_t
-
-
-class Purpose(IntEnum):
-    """What numbers are for; each has a sequence of its own."""
-
-    TIME = 0
-    SOURCE_NOISE = 1
-    SOURCE_POSTERIOR = 2
-    TARGET_POSTERIOR = 3
 
 
 @dataclass(frozen=True, slots=True)

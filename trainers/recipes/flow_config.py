@@ -33,8 +33,9 @@ class FlowConfig:
     regressor: str = ""
     """Folder `network` of a run of --stage regressor; for --source regressed, unless the latents
     are regressed already and no images are encoded here."""
-    degradation: str = "pmrf"
-    """Preset of datasets.degradation.parameters, for what is degraded here."""
+    degradation: str | None = None
+    """Preset of datasets.degradation.parameters, for what is degraded here; None: as the latents
+    were made, and with --draws online pmrf."""
     model: str = "latent-c32"
     """Velocity network: in models.velocity.looformer.PRESETS for latents, in
     models.velocity.hdit.PRESETS for pixels."""
@@ -50,8 +51,9 @@ class FlowConfig:
     """Show the network the posterior mean, or its encoding, at every t."""
     draws: DrawsFrom = "cached"
     """Pairs of a latent set, or images degraded (and encoded) afresh at each visit."""
-    posterior: PosteriorOf = "sample"
-    """What an encoding is, where images are encoded here: a sample or the mode."""
+    posterior: PosteriorOf | None = None
+    """What an encoding is, where images are encoded here, a sample or the mode; None: as the
+    latents were made, and with --draws online a sample."""
     times: TimeDistribution = "stratified"
     """Distribution of t."""
     sampling_steps: int = 25
@@ -76,7 +78,8 @@ class FlowConfig:
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {get_args(kind)}")
-        degradation_preset(self.degradation)
+        if self.degradation is not None:
+            degradation_preset(self.degradation)
         for name in ("sampling_steps", "grid_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
@@ -136,7 +139,7 @@ _CHOICES = {
     "space": Space,
     "source": Source,
     "draws": DrawsFrom,
-    "posterior": PosteriorOf,
+    "posterior": Literal[PosteriorOf, None],
     "times": TimeDistribution,
 }
 

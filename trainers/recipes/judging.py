@@ -9,8 +9,9 @@ from infra.distributed import gathered, sums
 from infra.errors import UserError
 from infra.storage import local_path
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
-from models.metrics.fidelity import MIN_SIDE, ms_ssim, psnr, to_model_range
+from models.metrics.fidelity import MIN_SIDE, ms_ssim, psnr
 from models.metrics.lpips import LPIPS, load_lpips
+from models.ranges import uint8_to_model
 from trainers.loop.run import say
 
 
@@ -37,7 +38,7 @@ class Fidelity:
         if side >= MIN_SIDE:
             found["ms_ssim"] = ms_ssim(pictures, hq)
         if self.lpips is not None and side >= self.lpips.min_side:
-            found["lpips"] = self.lpips(to_model_range(pictures), to_model_range(hq))
+            found["lpips"] = self.lpips(uint8_to_model(pictures), uint8_to_model(hq))
         return found
 
 
