@@ -47,15 +47,9 @@ def regress(network: Callable[[Tensor, Tensor], Tensor], x_0: Tensor) -> Tensor:
     return x_0 + network(x_0, x_0.new_zeros(len(x_0)))
 
 
-def keyed_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Return a CPU generator that is a function of its key alone, so that resuming repeats it."""
-    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
 def sample_t(
     batch_size: int,
-    generator: torch.Generator,
+    generator: np.random.Generator,
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -69,7 +63,7 @@ def sample_t(
 
     Args:
         batch_size: B, of one rank.
-        generator: must differ between ranks; see `keyed_generator`.
+        generator: must differ between ranks; see `models.noise.keyed_generator`.
         rank: this process.
         world_size: number of processes.
         distribution: of t.
@@ -79,17 +73,15 @@ def sample_t(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank}: must be from 0 to world_size - 1 = {world_size - 1}")
-    # In float64: the sum of a stratum and a float32 rounds into the next stratum now and then.
-    t = torch.empty(batch_size, dtype=torch.float64, device=generator.device)
     if distribution == "logit_normal":
-        return t.normal_(generator=generator).sigmoid().float()
-    t.uniform_(generator=generator)
+        return torch.from_numpy(generator.standard_normal(batch_size)).sigmoid().float()
+    # In float64: the sum of a stratum and a float32 rounds into the next stratum now and then.
+    t = generator.random(batch_size)
     if distribution == "stratified":
-        strata = rank + world_size * torch.arange(batch_size, device=generator.device)
-        t = (strata + t) / (batch_size * world_size)
+        t = (rank + world_size * np.arange(batch_size) + t) / (batch_size * world_size)
     elif distribution != "uniform":
         raise ValueError(f"distribution={distribution!r}: choose from {get_args(TimeDistribution)}")
-    return t.float()
+    return torch.from_numpy(t).float()
 
 
 def add_source_noise(x_0: Tensor, sigma_s: float, eps: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from models.noise import NamedNoise, Purpose
 from models.ranges import uint8_to_unit
 from models.restorer import RestorationRule, Restorer, Solver
 from models.velocity.looformer import PRESETS, LooUFormer
-from pipelines.encode.networks import Encoder
+from pipelines.encode.networks import Encoder, identity, load_models
 from tests.support.encoding_jobs import job, write_images, write_networks, write_regressor
 from trainers.loop.noise import Noise
 from trainers.recipes.flow_pairs import from_images
@@ -180,3 +180,11 @@ def test_a_trainer_encodes_as_the_encoder_does(folder: Path) -> None:
             channels_last = encoder.restorer.posterior_mean(channels_last)
         theirs = encoder.encode(channels_last, batch.keys, is_source=is_source)
         assert np.array_equal(np.stack([one.latent for one in theirs]), mine.numpy())
+
+
+def test_a_sampled_set_says_how_its_noise_is_drawn(folder: Path) -> None:
+    """So one that was sampled with other numbers is another set; of the mode it says nothing."""
+    rules = [job(folder, folder / "unused", posterior=name).rule() for name in ("mode", "sample")]
+    of_mode, of_sample = (identity(rule, load_models(rule)) for rule in rules)
+
+    assert of_sample.keys() - of_mode.keys() == {"noise"}

@@ -30,6 +30,7 @@ from pipelines.encode.config import EncodeRule
 LIVE_MAPS = 6  # feature maps of the first stage that are alive at once, generously
 SHARE_OF_MEMORY = 0.5  # of the GPU, for feature maps
 LARGEST_BATCH = 32
+NOISE = "philox"  # of `models.noise`; sampled sets that do not say are of Mersenne twisters
 
 Image = npt.NDArray[np.float32]
 Latent = npt.NDArray[np.float32]
@@ -159,13 +160,15 @@ def load_models(rule: EncodeRule) -> Models:
 def identity(rule: EncodeRule, models: Models) -> dict[str, Any]:
     """Return what two latents of one image must share to be the same; JSON values.
 
-    A regressor is named only where there is one: sets of the other sources, also those that were
-    made before it could be given, are what they were.
+    A regressor is named only where there is one, and how noise is drawn where there is noise: other
+    sets, also those that were made before, are what they were.
     """
     made_from: dict[str, Any] = {"vae": None, "vae_config": None}
     made_from |= {"predictor": None, "predictor_config": None}
     for name, network in models.identities.items():
         made_from |= {name: network.weights, f"{name}_config": dict(network.config)}
+    if rule.posterior == "sample":
+        made_from["noise"] = NOISE
     fields = ("source", "posterior", "seed", "precision")
     return {
         **made_from,

@@ -152,7 +152,7 @@ def recomputed(folder: Path, options: Options) -> Iterator[str]:
     images = ImageSet(local_path(config.input), config.limit)
     encoder = Encoder(config.rule())
     wanted = {**encoder.identity, "images": images.digest}
-    made = {name: manifest["identity"][name] for name in wanted}
+    made = {name: manifest["identity"].get(name) for name in wanted}
     if changed := differences(flat(plain(wanted)), flat(made)):
         raise UsageError(
             f"{folder} was not made with what is given ({'; '.join(changed)}); give what made it "
