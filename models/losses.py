@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.configuration import STRICT
 from models.metrics.backbones import VGG19
+from models.ranges import model_to_unit
 
 PERCEPTUAL_LAYERS = {  # Real-ESRGAN's weights
     "conv1_2": 0.1,
@@ -86,7 +87,7 @@ class PerceptualLoss(nn.Module):
         return torch.stack(terms).sum()
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
-        features: dict[str, Tensor] = self.vgg((images + 1) / 2, tuple(self.layers))
+        features: dict[str, Tensor] = self.vgg(model_to_unit(images), tuple(self.layers))
         return features
 
 

@@ -4,13 +4,14 @@ An ODE carries x_0, the (noised) posterior mean or its latent, to x_1, the image
 
     d x_t / d t = v_t(x_t),   t from 0 to 1                                           (Eq. 1)
 
-Every function takes the paper's z (latents) as well as its x (images). Random draws take their
-generator; they are made on its device and moved, so a CPU generator gives every device the same.
+Every function takes the paper's z (latents) as well as its x (images). Times take the generator
+that draws them, and a source's noise comes as it is: nothing here is drawn by a global generator.
 """
 
 from collections.abc import Callable
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,7 +49,7 @@ def regress(network: Callable[[Tensor, Tensor], Tensor], x_0: Tensor) -> Tensor:
 
 def sample_t(
     batch_size: int,
-    generator: torch.Generator,
+    generator: np.random.Generator,
     *,
     distribution: TimeDistribution = "stratified",
 ) -> Tensor:
@@ -59,30 +60,28 @@ def sample_t(
 
     Args:
         batch_size: B, of all ranks together.
-        generator: gives u_i, uniform in [0, 1).
+        generator: gives u_i, uniform in [0, 1); see `models.noise.keyed_generator`.
         distribution: of t.
 
     Raises:
         ValueError: an unknown distribution.
     """
-    # In float64: the sum of a stratum and a float32 rounds into the next stratum now and then.
-    t = torch.empty(batch_size, dtype=torch.float64, device=generator.device)
     if distribution == "logit_normal":
-        return t.normal_(generator=generator).sigmoid().float()
-    t.uniform_(generator=generator)
+        return torch.from_numpy(generator.standard_normal(batch_size)).sigmoid().float()
+    # In float64: the sum of a stratum and a float32 rounds into the next stratum now and then.
+    t = generator.random(batch_size)
     if distribution == "stratified":
-        t = (torch.arange(batch_size, device=generator.device) + t) / batch_size
+        t = (np.arange(batch_size) + t) / batch_size
     elif distribution != "uniform":
         raise ValueError(f"distribution={distribution!r}: choose from {get_args(TimeDistribution)}")
-    return t.float()
+    return torch.from_numpy(t).float()
 
 
-def add_source_noise(x_0: Tensor, sigma_s: float, generator: torch.Generator) -> Tensor:
+def add_source_noise(x_0: Tensor, sigma_s: float, eps: Tensor) -> Tensor:
     """Return x_0 + sigma_s eps, eps ~ N(0, 1): a source that fills its space, as the target does.
 
     The paper is silent; PMRF and the authors' code have sigma_s = 0.1, in training and in use.
     """
-    eps = torch.randn(x_0.shape, generator=generator, device=generator.device)
     return x_0 + sigma_s * eps.to(x_0)
 
 

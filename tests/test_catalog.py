@@ -11,9 +11,10 @@ from torch import Tensor
 from models.checkpoint import CheckpointNotFoundError
 from models.metrics.brisque import Brisque
 from models.metrics.catalog import METRICS, best_by, to_pixels
-from models.metrics.fidelity import MIN_SIDE, psnr, to_model_range
+from models.metrics.fidelity import MIN_SIDE, psnr
 from models.metrics.lpips import VARIANTS, load_lpips
 from models.qalign.scorer import QAlign
+from models.ranges import uint8_to_model
 from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.jobs.scorers import describe
 from tests.conftest import ROOT
@@ -79,7 +80,7 @@ def test_values_are_those_of_the_metrics_themselves(folders: dict[str, Path]) ->
     assert torch.equal(METRICS["psnr"].load().compute(x, y), psnr(x, y))
     assert torch.equal(
         METRICS["lpips"].load(folders["lpips"]).compute(x, y),
-        lpips(to_model_range(x), to_model_range(y)),
+        lpips(uint8_to_model(x), uint8_to_model(y)),
     )
     assert METRICS["brisque"].load().compute(x).tolist() == Brisque().score(to_pixels(x))
     scores = QAlign.load(folders["qalign"]).score(to_pixels(x))

@@ -34,6 +34,7 @@ from trainers.loop.config import LoopConfig
 from trainers.loop.noise import Noise
 from trainers.recipes.flow import FlowTask
 from trainers.recipes.flow_config import PRESETS, FlowConfig
+from trainers.recipes.flow_pairs import from_latents
 
 CPU = torch.device("cpu")
 
@@ -197,6 +198,7 @@ def trained_on(world: Path, latents: str, **fields: Any) -> FlowTask:
         model="tiny",
         latents=str(world / latents),
         loop=LoopConfig(workers=0),
+        degradation=None,
         **fields,
     )
     return FlowTask(config, CPU)
@@ -231,9 +233,9 @@ def test_a_trainer_takes_the_sources_it_can(world: Path, source: str, latents: s
 
 
 def test_both_ways_to_regressed_sources_are_one(world: Path) -> None:
-    """Regressed by the encoding, or as they are loaded: the same ends; never regressed twice."""
+    """Regressed by the encoding, or as they are loaded: the same pairs; never regressed twice."""
     regressor = str(world / "regressor" / "network")
-    ends = []
+    found = []
     for latents, given in (
         ("posterior_mean", regressor),
         ("regressed", ""),
@@ -242,12 +244,13 @@ def test_both_ways_to_regressed_sources_are_one(world: Path) -> None:
         task = trained_on(world, latents, source="regressed", regressor=given)
         order = Order([WeightedSet(size=task.samples.weighted_sets[0].size)], digest="x", seed=0)
         batch = task.samples.load(order.at(torch.arange(2).numpy()), Memory("reused"))
-        draws = Noise(seed=0, step=0, positions=range(2), total=2, device=CPU)
-        ends.append(task.frozen.from_latents(batch, draws))
+        noise = Noise(seed=0, step=0, positions=range(2), total=2, device=CPU)
+        is_regressed = latents == "regressed"
+        found.append(from_latents(task.restorer, batch, noise, is_regressed=is_regressed))
 
-    for other in ends[1:]:
-        torch.testing.assert_close(ends[0].source, other.source, rtol=1e-4, atol=1e-5)
-        assert torch.equal(ends[0].target, other.target)
+    for other in found[1:]:
+        torch.testing.assert_close(found[0].source, other.source, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found[0].target, other.target)
 
 
 def test_a_trainer_compares_the_regressor_and_keeps_conditions_apart(
@@ -263,7 +266,7 @@ def test_a_trainer_compares_the_regressor_and_keeps_conditions_apart(
     task = trained_on(
         world, "posterior_mean", source="regressed", regressor=regressor, conditional=True
     )
-    assert task.frozen.regressor is not None
+    assert task.restorer.regressor is not None
     wide = str(write_regressor(tmp_path / "wide", in_channels=8))
     with pytest.raises(UserError, match=r"--regressor .*with 8 channels, these have 4"):
         trained_on(world, "posterior_mean", source="regressed", regressor=wide)
@@ -279,6 +282,7 @@ def test_pictures_of_a_regressed_set_need_its_regressor(world: Path) -> None:
         vae=str(world / "vae"),
         predictor=str(world / "predictor"),
         source="regressed",
+        degradation=None,
         loop=LoopConfig(workers=0),
     )
     assert config.required()["regressor"]

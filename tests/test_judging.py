@@ -13,8 +13,9 @@ from datasets.reading.image_set import ImageSet
 from datasets.reading.images import Crops
 from infra.errors import UserError
 from models.metrics.brisque import Brisque
-from models.metrics.fidelity import ms_ssim, to_model_range, to_uint8
+from models.metrics.fidelity import ms_ssim
 from models.metrics.lpips import load_lpips
+from models.ranges import to_uint8, uint8_to_model
 from tests.conftest import ROOT
 from tests.support.training_sets import (
     SMOKE,
@@ -125,7 +126,7 @@ def test_a_metric_needs_its_smallest_image(weights: str, side: int, names: set[s
 def test_lpips_is_that_of_the_pictures_in_the_models_range(weights: str) -> None:
     """Of eight bits, as they would be saved, not of what the decoder gave."""
     x, hq = picture(40), picture(40, 1)
-    expected = load_lpips("alex", weights)(to_model_range(x), to_model_range(hq))
+    expected = load_lpips("alex", weights)(uint8_to_model(x), uint8_to_model(hq))
 
     assert torch.equal(judges(weights)(x, hq)["lpips"], expected)
 
@@ -239,7 +240,7 @@ def test_a_metric_is_averaged_over_the_images_that_have_it(images: str, tmp_path
     task = vae_task(images, large)
     found = task.validate(task.network).metrics["ms_ssim"]
     hq = held_out(large)
-    reconstruction, _ = task.network(to_model_range(hq))
+    reconstruction, _ = task.network(uint8_to_model(hq))
 
     assert found == pytest.approx(ms_ssim(to_uint8(reconstruction), hq).mean().item(), abs=1e-6)
 

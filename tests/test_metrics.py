@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import correlate
 from torch import Tensor
 
-from models.metrics.fidelity import MIN_SIDE, SCALE_WEIGHTS, _luma, ms_ssim, psnr, to_uint8
+from models.metrics.fidelity import MIN_SIDE, SCALE_WEIGHTS, _luma, ms_ssim, psnr
 
 
 def images(seed: int, height: int = 176, width: int = 163, batch: int = 2) -> Tensor:
@@ -96,11 +96,3 @@ def test_what_cannot_be_compared_is_refused() -> None:
         ms_ssim(x[..., :160], x[..., :160])
     small = x[..., :MIN_SIDE, :MIN_SIDE]
     assert ms_ssim(small, small).shape == (2,)
-
-
-def test_model_range_to_levels_and_back() -> None:
-    """Each level comes back, and what lies beyond is clamped."""
-    levels = torch.arange(256).view(1, 1, 1, 256)
-
-    assert torch.equal(to_uint8(levels / 127.5 - 1), levels.to(torch.uint8))
-    assert to_uint8(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]

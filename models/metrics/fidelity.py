@@ -17,21 +17,6 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 LUMA = (299, 587, 114)  # Y of YIQ, in thousandths
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Float images [..., 3, H, W] in [-1, 1] => uint8, half to even; what lies beyond is clamped.
-
-    Each value is rounded by itself, so neither batch nor kernel enters here; whole levels come back
-    exactly. Where a network's output lies on the edge between two levels, the last bits of that
-    output, which are its kernels' own, decide which of them it is.
-    """
-    return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-
-
-def to_model_range(levels: Tensor) -> Tensor:
-    """uint8 images [..., 3, H, W] => float32 in [-1, 1]."""
-    return levels.float() / 127.5 - 1
-
-
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio over all three channels, in dB; 80 for equal images.
 
@@ -78,7 +63,9 @@ def load_ms_ssim(*_: object) -> Judge:
 def _check(images: Tensor, reference: Tensor) -> None:
     for tensor in (images, reference):
         if tensor.dtype != torch.uint8:
-            raise TypeError(f"images are {tensor.dtype}: give uint8, as `to_uint8` makes them")
+            raise TypeError(
+                f"images are {tensor.dtype}: give uint8, as `models.ranges.to_uint8` makes them"
+            )
     if images.shape != reference.shape or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"images {list(images.shape)} and reference {list(reference.shape)}: expected one "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict, weights_digest
 from models.metrics.backbones import VGG16, ImageNetFeatures, hub_cache, load_features
 from models.metrics.catalog import Judge
-from models.metrics.fidelity import to_model_range
+from models.ranges import model_to_unit, uint8_to_model
 
 Net = Literal["alex", "vgg"]
 EPS = 1e-10  # added to a length before it divides
@@ -110,7 +110,7 @@ class LPIPS(nn.Module):
         LPIPS's scaling layer, (x - shift) / scale with a shift of -.030, -.088, -.188 and a scale
         of .458, .448, .450, is ImageNet's normalisation for images in [-1, 1].
         """
-        outputs = self.trunk((images + 1) / 2, self.layers)
+        outputs = self.trunk(model_to_unit(images), self.layers)
         stages = (outputs[name].relu() for name in self.layers)
         return [x / (x.square().sum(dim=1, keepdim=True).sqrt() + EPS) for x in stages]
 
@@ -145,7 +145,7 @@ def load(variant: Net, folder: str | Path | None, device: torch.device | str) ->
     model.to(device)
 
     def compute(images: Tensor, reference: Tensor) -> Tensor:
-        distance: Tensor = model(to_model_range(images), to_model_range(reference))
+        distance: Tensor = model(uint8_to_model(images), uint8_to_model(reference))
         return distance
 
     return Judge(compute, digest)

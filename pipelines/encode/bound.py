@@ -21,8 +21,9 @@ from datasets.reading.image_set import ImageSample, ImageSet
 from infra.config import pretty_json
 from infra.storage import write_bytes
 from models.metrics.fidelity import psnr
+from models.ranges import unit_to_uint8
 from pipelines.encode.config import EncodeRule
-from pipelines.encode.networks import Encoder, levels
+from pipelines.encode.networks import Encoder
 from pipelines.encode.sums import ChannelSums, latent_sums
 from pipelines.jobs.stage import Stopwatch
 
@@ -58,7 +59,7 @@ class Probe:
             found.append(measured)
             if number < SHOWN:
                 for name, picture in pictures.items():
-                    pixels = levels(picture)[0].permute(1, 2, 0).cpu().numpy()
+                    pixels = unit_to_uint8(picture)[0].permute(1, 2, 0).cpu().numpy()
                     write_bytes(picture_path(self.folder, number, name), encode_png(pixels))
         result = {"images": found, "sums": sums.to_json()}
         write_bytes(self.folder / RESULT, pretty_json(result))
@@ -71,27 +72,28 @@ class Probe:
         parameters = self.encoder.parameters(sample.key, 0)
         (pair,) = degrade_batch([sample.image], [parameters], self.encoder.device)
         lq, hq = self.encoder.tensor([pair.lq]), self.encoder.tensor([pair.hq])
-        restored = self.encoder.restored(lq)
+        restorer = self.encoder.restorer
+        posterior_mean = restorer.posterior_mean(lq)
         decoded, modes = [], []
-        for name, image in {"target": hq, "source": restored}.items():
+        for name, image in {"target": hq, "source": posterior_mean}.items():
             names = [f"{sample.key}.{name}"]
-            (encoded,) = self.encoder.encode(image, names, regressed=name == "source")
+            (encoded,) = self.encoder.encode(image, names, is_source=name == "source")
             sums.add(latent_sums(encoded.latent, encoded.variance, encoded.latent))
-            modes.append(self.encoder.posterior(image).mode())
-            decoded.append(self.encoder.decode(modes[-1]))
-        pictures = dict(zip(PICTURES, (hq, lq, restored, *decoded), strict=True))
+            modes.append(restorer.posterior(image).mode())
+            decoded.append(restorer.image(modes[-1]))
+        pictures = dict(zip(PICTURES, (hq, lq, posterior_mean, *decoded), strict=True))
         measured = {
             "key": sample.key,
             "severity": parameters.severity,
             "psnr_hq_decoded": _psnr(decoded[0], hq),
-            "psnr_posterior_mean": _psnr(restored, hq),
-            "psnr_posterior_mean_decoded": _psnr(decoded[1], restored),
-            "rmse_posterior_mean_decoded": _rmse(decoded[1], restored),
+            "psnr_posterior_mean": _psnr(posterior_mean, hq),
+            "psnr_posterior_mean_decoded": _psnr(decoded[1], posterior_mean),
+            "rmse_posterior_mean_decoded": _rmse(decoded[1], posterior_mean),
             "psnr_restored_by_decoding": _psnr(decoded[1], hq),
         }
-        if self.encoder.regressor is not None:
-            regressed = self.encoder.regressed(modes[1])
-            pictures[REGRESSED] = self.encoder.decode(regressed)
+        if restorer.regressor is not None:
+            regressed = restorer.regressed(modes[1])
+            pictures[REGRESSED] = restorer.image(regressed)
             measured["psnr_regressed_decoded"] = _psnr(pictures[REGRESSED], hq)
             errors = [float((latent - modes[0]).norm()) for latent in (regressed, modes[1])]
             measured["regressed_error"] = errors[0] / errors[1] if errors[1] else 1.0
@@ -112,7 +114,7 @@ def picture_path(folder: Path, number: int, name: str) -> Path:
 
 
 def _psnr(images: Tensor, reference: Tensor) -> float:
-    return float(psnr(levels(images), levels(reference))[0])
+    return float(psnr(unit_to_uint8(images), unit_to_uint8(reference))[0])
 
 
 @torch.no_grad()

@@ -114,6 +114,7 @@ class _Cost:
 
     def __init__(self, encoding: Encoding) -> None:
         encoder = Encoder(encoding.rule)
+        restorer = encoder.restorer
         self.batch = batch_size(encoding.rule, encoder.vae, encoding.images.size)
         samples = [encoding.images.sample(row) for row in encoding.images.spread(1)] * self.batch
         drawn = [encoder.parameters(sample.key, number) for number, sample in enumerate(samples)]
@@ -122,18 +123,18 @@ class _Cost:
         lq = encoder.tensor([pair.lq for pair in degraded])
         names = [sample.key for sample in samples]
         self.encode = self._seconds(encoder, lambda: encoder.encode(lq, names))
-        self.predict = self._seconds(encoder, lambda: encoder.restored(lq))
+        self.predict = self._seconds(encoder, lambda: restorer.posterior_mean(lq))
         latent = torch.zeros(self.batch, *encoding.shape, device=encoder.device)
-        self.regress = self._seconds(encoder, lambda: encoder.regressed(latent))
+        self.regress = self._seconds(encoder, lambda: restorer.regressed(latent))
         self.degrade = self._seconds(encoder, lambda: degrade_batch(pixels, drawn, encoder.device))
         image = torch.empty(1, 3, *[encoding.images.size] * 2, device="meta")
         self.encode_flops = counted(copy.deepcopy(encoder.vae).to("meta").encode, image)
         self.predict_flops = 0
-        if encoder.predictor is not None:
-            self.predict_flops = counted(copy.deepcopy(encoder.predictor).to("meta"), image)
+        if restorer.predictor is not None:
+            self.predict_flops = counted(copy.deepcopy(restorer.predictor).to("meta"), image)
         self.regress_flops = 0
-        if encoder.regressor is not None:
-            regressor = copy.deepcopy(encoder.regressor).to("meta")
+        if restorer.regressor is not None:
+            regressor = copy.deepcopy(restorer.regressor).to("meta")
             of_one = torch.empty(1, *encoding.shape, device="meta")
             self.regress_flops = counted(lambda z: regress(regressor, z), of_one)
         total = self.encode + self.predict + self.regress

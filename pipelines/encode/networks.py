@@ -1,10 +1,9 @@
-"""The frozen networks at work: images -> latents, LQ -> posterior mean, latents -> images.
+"""The frozen networks in a worker: loaded on its device, and from images to latents with names.
 
-One process computes with one thread: workers are one per core or one per GPU already, and how a sum
-is split among threads would show in its last bits.
+The steps themselves are `models.restorer`'s. One process computes with one thread: workers are one
+per core or one per GPU already, and how a sum is split among threads would show in its last bits.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -20,10 +19,9 @@ from datasets.degradation.reference import draw_parameters
 from infra.errors import UsageError, UserError
 from models.checkpoint import CheckpointError
 from models.frozen import Identity, load_posterior_mean, load_regressor, load_vae
-from models.metrics.fidelity import to_uint8
+from models.noise import NamedNoise, Purpose
 from models.predictor.swinir import SwinIR
-from models.rectified_flow import regress
-from models.vae.autoencoder import Posterior
+from models.restorer import RestorationRule, Restorer
 from models.vae.public import PublicVAE
 from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
@@ -32,6 +30,7 @@ from pipelines.encode.config import EncodeRule
 LIVE_MAPS = 6  # feature maps of the first stage that are alive at once, generously
 SHARE_OF_MEMORY = 0.5  # of the GPU, for feature maps
 LARGEST_BATCH = 32
+NOISE = "philox"  # of `models.noise`; sampled sets that do not say are of Mersenne twisters
 
 Image = npt.NDArray[np.float32]
 Latent = npt.NDArray[np.float32]
@@ -55,6 +54,7 @@ class Encoder:
     Attributes:
         device: that they compute on.
         vae: the autoencoder.
+        restorer: all the networks, at work.
         identity: as `identity` returns it.
 
     Raises:
@@ -77,9 +77,13 @@ class Encoder:
         models = load_models(rule)
         self.identity = identity(rule, models)
         self.vae = models.vae.to(self.device)
-        self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
-        self.predictor = None if models.predictor is None else models.predictor.to(self.device)
-        self.regressor = None if models.regressor is None else models.regressor.to(self.device)
+        predictor, regressor = models.predictor, models.regressor
+        self.restorer = Restorer(
+            RestorationRule(source=rule.source, posterior=rule.posterior, precision=rule.precision),
+            vae=self.vae,
+            predictor=None if predictor is None else predictor.to(self.device),
+            regressor=None if regressor is None else regressor.to(self.device),
+        )
 
     def tensor(self, images: Sequence[Image]) -> Tensor:
         """Images [H, W, 3] in [0, 1] => [B, 3, H, W] on the device."""
@@ -90,32 +94,25 @@ class Encoder:
         """Draw the degradation number ``draw`` of a sample."""
         return parameters(self.rule, key, draw)
 
-    def restored(self, lq: Tensor) -> Tensor:
-        """LQ [B, 3, H, W] in [0, 1] => what the source latent is the encoding of, the same."""
-        if self.rule.source == "lq":
-            return lq
-        assert self.predictor is not None
-        return self.predictor.posterior_mean(lq.contiguous())
-
     def encode(
-        self, images: Tensor, names: Sequence[str], *, regressed: bool = False
+        self, images: Tensor, names: Sequence[str], *, is_source: bool = False
     ) -> list[Encoded]:
         """Encode images.
 
         Args:
             images: [B, 3, H, W] in [0, 1].
             names: of the latents: they seed the posterior's noise, and are named in errors.
-            regressed: whether the latents pass the regressor, if there is one: sources do.
+            is_source: whether the flow starts from these latents: then a regressor, if there is
+                one, is applied to them.
 
         Raises:
             UserError: a latent that is not finite.
         """
-        posterior = self.posterior(images)
-        latent = posterior.mode()
-        if self.rule.posterior == "sample":
-            latent = posterior.sample(noise=self._noise(names, latent))
-        if regressed:
-            latent = self.regressed(latent)
+        posterior = self.restorer.posterior(images)
+        purpose = Purpose.SOURCE_POSTERIOR if is_source else Purpose.TARGET_POSTERIOR
+        latent = self.restorer.latent(posterior, NamedNoise(self.rule.seed, names), purpose)
+        if is_source:
+            latent = self.restorer.regressed(latent)
         finite = latent.isfinite().flatten(1).all(1).tolist()
         for name, is_finite in zip(names, finite, strict=True):
             if not is_finite:
@@ -126,35 +123,6 @@ class Encoder:
         variance = posterior.std.double().square().mean((2, 3))
         pairs = zip(latent.cpu().numpy(), variance.cpu().numpy(), strict=True)
         return [Encoded(*pair) for pair in pairs]
-
-    @torch.no_grad()
-    def posterior(self, images: Tensor) -> Posterior:
-        """Return q(z | x) in float32 of images [B, 3, H, W] in [0, 1]."""
-        images = to_model_range(images).contiguous(memory_format=torch.channels_last)
-        half = self.rule.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            mean, logvar = self.vae.encode(images)
-        return Posterior(mean.float().contiguous(), logvar.float().contiguous())
-
-    @torch.no_grad()
-    def regressed(self, latent: Tensor) -> Tensor:
-        """E(posterior mean) => x_0, both [B, C, h, w]: what the regressor, if any, makes of it."""
-        return latent if self.regressor is None else regress(self.regressor, latent)
-
-    @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latents [B, C, h, w] => images [B, 3, H, W], clipped to [0, 1]."""
-        images: Tensor = (self.vae.decode(latent) + 1) / 2
-        return images.clamp(0, 1)
-
-    def _noise(self, names: Sequence[str], like: Tensor) -> Tensor:
-        """Draw standard normal noise, for each latent by (seed, its name)."""
-        fields = []
-        for name in names:
-            hashed = hashlib.sha256(f"{self.rule.seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(hashed[:8], "big"))
-            fields.append(torch.randn(like.shape[1:], generator=generator))
-        return torch.stack(fields)
 
 
 class Models(NamedTuple):
@@ -192,13 +160,15 @@ def load_models(rule: EncodeRule) -> Models:
 def identity(rule: EncodeRule, models: Models) -> dict[str, Any]:
     """Return what two latents of one image must share to be the same; JSON values.
 
-    A regressor is named only where there is one: sets of the other sources, also those that were
-    made before it could be given, are what they were.
+    A regressor is named only where there is one, and how noise is drawn where there is noise: other
+    sets, also those that were made before, are what they were.
     """
     made_from: dict[str, Any] = {"vae": None, "vae_config": None}
     made_from |= {"predictor": None, "predictor_config": None}
     for name, network in models.identities.items():
         made_from |= {name: network.weights, f"{name}_config": dict(network.config)}
+    if rule.posterior == "sample":
+        made_from["noise"] = NOISE
     fields = ("source", "posterior", "seed", "precision")
     return {
         **made_from,
@@ -227,13 +197,3 @@ def batch_size(rule: EncodeRule, vae: SimVAE | PublicVAE, size: int) -> int:
     memory = torch.cuda.get_device_properties(0).total_memory
     fitting = int(SHARE_OF_MEMORY * memory) // per_image
     return min(LARGEST_BATCH, 1 << max(0, fitting.bit_length() - 1))
-
-
-def to_model_range(images: Tensor) -> Tensor:
-    """[0, 1] => [-1, 1]."""
-    return images * 2 - 1
-
-
-def levels(images: Tensor) -> Tensor:
-    """[0, 1] => uint8, of the same shape."""
-    return to_uint8(to_model_range(images))

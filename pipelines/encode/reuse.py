@@ -115,7 +115,7 @@ def reusable(
     stored, earlier = ({name: form[name] for name in STORED_FIELDS} for form in forms)
     of_targets = [*changes(*TARGET_FIELDS), *differences(stored, earlier)]
     if identity["posterior"] == "sample":
-        of_targets += changes("seed")
+        of_targets += changes("seed", "noise")
     of_sources = changes(*DRAW_FIELDS, *SOURCE_FIELDS)
     if identity["keep_images"] and not old["keep_images"]:
         of_sources.append("keep_images: False -> True")

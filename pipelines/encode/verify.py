@@ -153,7 +153,7 @@ def recomputed(folder: Path, options: VerifyConfig) -> Iterator[str]:
     images = open_images(local_path(config.input), config.limit)
     encoder = Encoder(config.rule)
     wanted = {**encoder.identity, "images": images.digest}
-    made = {name: manifest["identity"][name] for name in wanted}
+    made = {name: manifest["identity"].get(name) for name in wanted}
     if changed := differences(flat(plain(wanted)), flat(made)):
         raise UsageError(
             f"{folder} was not made with what is given ({'; '.join(changed)}); give what made it "
@@ -254,9 +254,9 @@ def _encode_again(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return source and target latent of a stored draw, from the image's pixels."""
     (degraded,) = degrade_batch([sample.image], [parameters], encoder.device)
-    restored = encoder.restored(encoder.tensor([degraded.lq]))
+    start = encoder.restorer.posterior_mean(encoder.tensor([degraded.lq]))
     target = target_extension(pair["draw"], pair["flip"], pair["gray"]).removesuffix(".npy")
     names = [f"{sample.key}.source_{pair['draw']}"]
-    (source_latent,) = encoder.encode(restored, names, regressed=True)
+    (source_latent,) = encoder.encode(start, names, is_source=True)
     (target_latent,) = encoder.encode(encoder.tensor([degraded.hq]), [f"{sample.key}.{target}"])
     return source_latent.latent, target_latent.latent

@@ -17,16 +17,17 @@ import numpy.typing as npt
 import torch
 
 from datasets.degradation.batched import degrade_batch
-from datasets.degradation.reference import Degraded
+from datasets.degradation.reference import Degraded, to_float
 from datasets.latent_format import LatentFormat
 from datasets.reading.image_set import ImageSample, ImageSet, Row
 from datasets.shards import save_record, write_shard
 from infra.ahead import map_ahead
 from infra.config import from_dict
 from infra.errors import UserError
+from models.ranges import unit_to_uint8
 from pipelines.encode.config import EncodeRule
 from pipelines.encode.members import Computed, GenerationSpec, Packer
-from pipelines.encode.networks import Encoder, Image, batch_size, levels
+from pipelines.encode.networks import Encoder, Image, batch_size
 from pipelines.encode.reuse import TARGETS, EarlierSet
 from pipelines.jobs.plan import planned, record_path
 from pipelines.jobs.stage import Stopwatch
@@ -135,7 +136,7 @@ class EncodeShard:
         """Encode HQ as it is and flipped."""
         for flip, name in enumerate(TARGETS):
             lacking = [sample for sample in samples if self.packer.lacks(sample.key, name)]
-            images = [sample.image.astype(np.float32) / np.float32(255) for sample in lacking]
+            images = [to_float(sample.image) for sample in lacking]
             turned = [np.ascontiguousarray(image[:, ::-1]) if flip else image for image in images]
             self._encode(turned, [f"{sample.key}.{name}" for sample in lacking], computed)
 
@@ -146,9 +147,9 @@ class EncodeShard:
             return
         lq = self.encoder.tensor([pair.lq for pair in degraded])
         with self.watch("predict"):
-            restored = self.encoder.restored(lq)
+            posterior_mean = self.encoder.restorer.posterior_mean(lq)
         names = [f"{sample.key}.source_{number}" for sample in samples]
-        self._encode(restored, names, computed, regressed=True)
+        self._encode(posterior_mean, names, computed, is_source=True)
         gray = {
             f"{sample.key}.target_g{number}": pair.hq
             for sample, pair in zip(samples, degraded, strict=True)
@@ -156,7 +157,7 @@ class EncodeShard:
         }
         self._encode(list(gray.values()), list(gray), computed)
         if self.spec.keep_images:
-            for name, images in {"lq": lq, "posterior_mean": restored}.items():
+            for name, images in {"lq": lq, "posterior_mean": posterior_mean}.items():
                 for sample, pixels in zip(samples, _pixels(images), strict=True):
                     computed.images[f"{sample.key}.{name}_{number}.png"] = pixels
 
@@ -166,14 +167,14 @@ class EncodeShard:
         names: Sequence[str],
         computed: Computed,
         *,
-        regressed: bool = False,
+        is_source: bool = False,
     ) -> None:
         """Encode images, if there are any, and keep the latents by name."""
         if not names:
             return
         batch = images if isinstance(images, torch.Tensor) else self.encoder.tensor(images)
         with self.watch("encode"):
-            encoded = self.encoder.encode(batch, names, regressed=regressed)
+            encoded = self.encoder.encode(batch, names, is_source=is_source)
         computed.latents.update(zip(names, encoded, strict=True))
 
 
@@ -182,7 +183,7 @@ _Prepared = tuple[list[ImageSample], list[Degraded]]
 
 def _pixels(images: torch.Tensor) -> npt.NDArray[np.uint8]:
     """[B, 3, H, W] in [0, 1] => RGB uint8 [B, H, W, 3]."""
-    return levels(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return unit_to_uint8(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def device_name(device: torch.device) -> str:

@@ -38,17 +38,19 @@ from tests.support.encoding_jobs import write_networks
 
 def bare(encoder: Encoder, images: ImageSet, draws: int) -> Callable[[], None]:
     """Return the bare loop over all images."""
+    restorer = encoder.restorer
 
     def loop() -> None:
         for row in images.spread(len(images.rows)):
             sample = images.sample(row)
             hq = encoder.tensor([sample.image.astype(np.float32) / np.float32(255)])
-            encoder.posterior(hq)
-            encoder.posterior(hq.flip(3))
+            restorer.posterior(hq)
+            restorer.posterior(hq.flip(3))
             for number in range(draws):
                 parameters = encoder.parameters(sample.key, number)
                 (pair,) = degrade_batch([sample.image], [parameters])
-                encoder.posterior(encoder.restored(encoder.tensor([pair.lq])))
+                lq = encoder.tensor([pair.lq])
+                restorer.posterior(restorer.posterior_mean(lq))
 
     return loop
 
@@ -153,7 +155,7 @@ def by_batch(encoder: Encoder, images: ImageSet, size: int) -> float:
     for _ in range(RUNS):
         start = time.process_time()
         for batch in batches:
-            encoder.posterior(encoder.restored(batch))
+            encoder.restorer.posterior(encoder.restorer.posterior_mean(batch))
         seconds.append((time.process_time() - start) / len(pixels))
     return statistics.median(seconds)
 

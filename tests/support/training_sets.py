@@ -14,6 +14,7 @@ import torch
 
 from datasets import shards
 from datasets.decoding import encode_png
+from datasets.degradation.parameters import degradation_preset
 from datasets.latent_format import LatentDraw, LatentFormat, LatentSample
 from datasets.latent_pairs import PAIRS, pair_table
 from infra.config import pretty_json, to_dict
@@ -113,6 +114,9 @@ def write_files(folder: Path, *, size: int) -> Files:
     identity = {
         "vae": load_vae(str(folder / "vae"))[1].weights,
         "predictor": load_posterior_mean(str(folder / "swinir"))[1].weights,
+        "posterior": "sample",
+        "precision": "float32",
+        "degradation": to_dict(degradation_preset("pmrf-128")),
     }
     return Files(
         latents=str(write_latent_set(folder / "latents", side=size // 8, identity=identity)),

@@ -5,22 +5,12 @@ They are therefore the same on one rank or eight, with or without accumulation, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from models.noise import Key, Purpose, fill_normal, keyed_generator
 from models.rectified_flow import TimeDistribution, sample_t
-
-
-class Purpose(IntEnum):
-    """What random numbers are for; each purpose has a sequence of its own."""
-
-    TIME = 0
-    SOURCE_NOISE = 1
-    SOURCE_POSTERIOR = 2
-    TARGET_POSTERIOR = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +28,15 @@ class Noise:
     def normal(self, shape: Sequence[int], purpose: Purpose) -> Tensor:
         """Draw N(0, 1), float32 [B, *shape], by the device's own kind of generator."""
         noise = torch.empty(len(self.positions), *shape, device=self.device)
-        generator = torch.Generator(self.device)
         for row, position in zip(noise, self.positions, strict=True):
-            row.normal_(generator=generator.manual_seed(self._key(purpose, position)))
+            fill_normal(row, self._key(purpose, position))
         return noise
 
     def times(self, distribution: TimeDistribution = "stratified") -> Tensor:
         """Draw t, float32 [B]: this micro-batch's share of the global batch's times."""
-        generator = torch.Generator().manual_seed(self._key(Purpose.TIME, self.total))
+        generator = keyed_generator(self._key(Purpose.TIME, self.total))
         times = sample_t(self.total, generator, distribution=distribution)
         return times[list(self.positions)].to(self.device)
 
-    def _key(self, purpose: Purpose, position: int) -> int:
-        entropy = (self.seed, self.step, int(purpose), position)
-        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    def _key(self, purpose: Purpose, position: int) -> Key:
+        return (self.seed, self.step, int(purpose), position)

@@ -61,6 +61,7 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
         if rank() == 0:
             stack.enter_context(exclusive(folder / ".state"))
         task = build(device)
+        config = task.config
         training = Training(task, config, plan)
         with start_run(
             task.experiment,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from datasets.reading.loader import Loader
 from datasets.reading.order import Layout
 from infra.tracking.models import FinishedModel
+from trainers.loop.config import TrainerConfig
 from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
 
@@ -32,6 +33,10 @@ class Task(Protocol):
     """Name of the experiment in MLflow."""
     best: str
     """The metric that checkpoints are kept by; prefixed by "-", less is better."""
+
+    @property
+    def config(self) -> TrainerConfig:
+        """The run's configuration, in which the data may have decided what was left open."""
 
     @property
     def network(self) -> nn.Module:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.degradation.parameters import degradation_preset
 from datasets.reading.images import OnlinePairs
 from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader
@@ -21,7 +20,9 @@ from infra.tracking.models import FinishedModel
 from models.checkpoint import CheckpointError, save_checkpoint
 from models.frozen import check_takes
 from models.metrics.catalog import best_by
+from models.predictor.swinir import SwinIR
 from models.rectified_flow import flow_matching_loss, interpolate, regress
+from models.restorer import Restorer
 from models.velocity import hdit, looformer
 from trainers.loop.cost import encoder_flops, forward_flops
 from trainers.loop.engine import Engine
@@ -29,7 +30,14 @@ from trainers.loop.noise import Noise
 from trainers.loop.task import Validation
 from trainers.recipes.data import held_out, named, open_images, open_latents, sweep, training_loader
 from trainers.recipes.flow_config import FlowConfig
-from trainers.recipes.flow_pairs import Ends, Frozen
+from trainers.recipes.flow_latents import (
+    degradation,
+    refuse_other_networks,
+    resolved,
+    restoration_rule,
+)
+from trainers.recipes.flow_networks import belonging, load_networks
+from trainers.recipes.flow_pairs import FlowBatch, from_images, from_latents
 from trainers.recipes.flow_pictures import Restorations
 from trainers.recipes.judging import Averages
 
@@ -39,32 +47,43 @@ Network = looformer.LooUFormer | hdit.HDiT
 
 
 class FlowTask:
-    """See `trainers.loop.task.Task`."""
+    """See `trainers.loop.task.Task`.
+
+    Attributes:
+        config: with what the latents decided; the one given may leave that open.
+        restorer: the frozen networks around the flow.
+        samples: pairs to train on.
+        held_out: pairs to validate on.
+    """
 
     def __init__(self, config: FlowConfig, device: torch.device) -> None:
-        self.config = config
         self.device = device
         self.experiment = f"latent-pmrf/{config.stage}"
         self.best = best_by("psnr") if config.restores else "-loss"
-        self.frozen = Frozen(config, device)
+        networks = load_networks(config, device)
+        self.digests = networks.digests
+        self.identity: Mapping[str, Any] = {}
         self.samples: LatentPairs | OnlinePairs
         self.held_out: LatentPairs | OnlinePairs
         if config.draws == "cached":
-            self.samples, self.held_out = self._latents("train"), self._latents("val")
-            self.shape = self.samples.latent.shape
-        else:
+            self.samples, self.held_out = _latents(config, "train"), _latents(config, "val")
+            self.identity = self.samples.manifest.get("identity", {})
+            refuse_other_networks(config, self.digests, self.identity)
+        self.config = config = resolved(config, self.identity)
+        self.restorer = Restorer(
+            restoration_rule(config, self.identity),
+            vae=networks.vae,
+            predictor=networks.predictor,
+            regressor=networks.regressor,
+        )
+        if config.draws == "online":
             sets = [open_images(path, config.loop) for path in config.images]
-            self.samples = OnlinePairs(sets, degradation_preset(config.degradation))
+            self.samples = OnlinePairs(sets, degradation(config, self.identity))
             self.held_out = self._pictures()
-            height, width, _ = sets[0].pixels(0).shape
-            self.shape = (3, height, width)
-            if self.frozen.vae is not None:
-                factor = self.frozen.vae.downsample_factor
-                channels = self.frozen.vae.latent_channels
-                self.shape = (channels, height // factor, width // factor)
+        self.shape = self._shape()
         self.restorations: Restorations | None = None
         if config.restores:
-            self.restorations = Restorations(config, self.frozen, self._pictures(), device)
+            self.restorations = Restorations(config, self.restorer, self._pictures(), device)
         self._config = self._network_config()
         self._check_shape()
         with torch.random.fork_rng():
@@ -82,26 +101,26 @@ class FlowTask:
 
     def losses(self, engine: Engine, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Eq. 5, or the regressor's squared error."""
-        ends = self._ends(batch, noise)
+        pairs = self._pairs(batch, noise)
         if self.config.stage == "regressor":
-            return {"loss": F.mse_loss(regress(engine, ends.source).float(), ends.target)}
-        x_0, t = self.frozen.noisy(ends.source, noise), noise.times(self.config.times)
-        condition = () if ends.condition is None else (ends.condition,)
-        velocity = engine(interpolate(x_0, ends.target, t), t, *condition)
-        return {"loss": flow_matching_loss(velocity, x_0, ends.target)}
+            return {"loss": F.mse_loss(regress(engine, pairs.source).float(), pairs.target)}
+        x_0, t = self.restorer.x_0(pairs.source, noise), noise.times(self.config.times)
+        condition = () if pairs.condition is None else (pairs.condition,)
+        velocity = engine(interpolate(x_0, pairs.target, t), t, *condition)
+        return {"loss": flow_matching_loss(velocity, x_0, pairs.target)}
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> Validation:
         """Compute the loss by t on held-out pairs; restore held-out pictures, if there are any."""
         averages, is_flow = Averages(), self.config.stage == "flow"
         for batch, count, noise in sweep(self.held_out, self.config.loop.workers, self.device):
-            ends = self._ends(batch, noise)
+            pairs = self._pairs(batch, noise)
             losses = (
-                self._losses_by_time(network, ends, noise)
+                self._losses_by_time(network, pairs, noise)
                 if is_flow
                 else {  # how far the source is by itself
-                    "loss": _per_sample(regress(network, ends.source), ends.target),
-                    "reference": _per_sample(ends.source, ends.target),
+                    "loss": _per_sample(regress(network, pairs.source), pairs.target),
+                    "reference": _per_sample(pairs.source, pairs.target),
                 }
             )
             averages.add({name: loss[:count] for name, loss in losses.items()})
@@ -113,32 +132,38 @@ class FlowTask:
         found, gallery = self.restorations.judge(network)
         return Validation({**metrics, **found}, gallery.grid())
 
-    def _losses_by_time(self, network: nn.Module, ends: Ends, noise: Noise) -> dict[str, Tensor]:
-        x_0 = self.frozen.noisy(ends.source, noise)
-        condition = () if ends.condition is None else (ends.condition,)
+    def _losses_by_time(
+        self, network: nn.Module, pairs: FlowBatch, noise: Noise
+    ) -> dict[str, Tensor]:
+        x_0 = self.restorer.x_0(pairs.source, noise)
+        condition = () if pairs.condition is None else (pairs.condition,)
         losses = {}
         for time in TIMES:
             t = torch.full((len(x_0),), time, device=self.device)
-            velocity = network(interpolate(x_0, ends.target, t), t, *condition)
-            losses[f"loss_t{time}"] = _per_sample(velocity, ends.target - x_0)
+            velocity = network(interpolate(x_0, pairs.target, t), t, *condition)
+            losses[f"loss_t{time}"] = _per_sample(velocity, pairs.target - x_0)
         return losses
 
-    def _ends(self, batch: Any, noise: Noise) -> Ends:
-        if self.config.draws == "cached":
-            return self.frozen.from_latents(batch, noise)
-        return self.frozen.from_images(batch, noise)
-
-    def _latents(self, split: str) -> LatentPairs:
-        try:
-            pairs = open_latents(self.config.latents, self.config.loop, split)
-        except UserError as error:
-            raise UserError(f"--latents: {error}; both splits are needed") from error
-        self.frozen.accept(pairs.manifest)
-        return pairs
+    def _pairs(self, batch: Any, noise: Noise) -> FlowBatch:
+        if self.config.draws == "online":
+            return from_images(self.restorer, batch, noise)
+        is_regressed = self.identity.get("source") == "regressed"
+        return from_latents(self.restorer, batch, noise, is_regressed=is_regressed)
 
     def _pictures(self) -> OnlinePairs:
         images = held_out(self.config.images[0], self.config.loop)
-        return OnlinePairs([images], degradation_preset(self.config.degradation))
+        return OnlinePairs([images], degradation(self.config, self.identity))
+
+    def _shape(self) -> tuple[int, ...]:
+        """Return the shape of a point of the flow, [C, H, W]."""
+        if isinstance(self.samples, LatentPairs):
+            return self.samples.latent.shape
+        height, width, _ = self.samples.sets[0].pixels(0).shape
+        vae = self.restorer.vae
+        if vae is None:
+            return (3, height, width)
+        factor = vae.downsample_factor
+        return (vae.latent_channels, height // factor, width // factor)
 
     def _network_config(self) -> looformer.LooUFormerConfig | hdit.HDiTConfig:
         table: Mapping[str, Any] = (
@@ -160,9 +185,9 @@ class FlowTask:
                 f"--model {self.config.model} has {self._config.in_channels} channels, the data "
                 f"have {self.shape[0]}: choose the model for this autoencoder"
             )
-        if self.frozen.regressor is not None:
+        if self.restorer.regressor is not None:
             try:
-                check_takes(self.frozen.regressor, self.shape)
+                check_takes(self.restorer.regressor, self.shape)
             except CheckpointError as error:
                 raise UserError(f"--regressor {self.config.regressor}: {error}") from error
         try:
@@ -177,13 +202,13 @@ class FlowTask:
             inputs.append((1, *self.shape))
         flops = 3 * forward_flops(lambda: _build(self._config), *inputs)
         if self.config.draws == "online":
-            factor = 1 if self.frozen.vae is None else self.frozen.vae.downsample_factor
+            vae, predictor = self.restorer.vae, self.restorer.predictor
+            factor = 1 if vae is None else vae.downsample_factor
             side = (1, 3, self.shape[1] * factor, self.shape[2] * factor)
-            if self.frozen.predictor is not None and self.config.source != "lq":
-                predictor = type(self.frozen.predictor)
-                flops += forward_flops(lambda: predictor(self.frozen.predictor.config), side)
-            if self.frozen.vae is not None:
-                flops += 2 * encoder_flops(self.frozen.vae, side)
+            if predictor is not None and self.config.source != "lq":
+                flops += forward_flops(lambda: SwinIR(predictor.config), side)
+            if vae is not None:
+                flops += 2 * encoder_flops(vae, side)
         return flops
 
     def data(self) -> list[tuple[str, str, str, str]]:
@@ -197,12 +222,17 @@ class FlowTask:
         """Write the network as `models.checkpoint.load_checkpoint` reads it."""
         folder = local_path(self.config.loop.output) / EXPORT
         digest = save_checkpoint(folder, network.state_dict(), asdict(self._config))
-        identity = dict(self.frozen.identity)
-        if isinstance(self.samples, LatentPairs):
-            identity |= self.samples.manifest.get("identity", {})
-        if self.frozen.regressor_weights is not None:
-            identity["regressor"] = self.frozen.regressor_weights
+        identity = {**belonging(self.config, self.digests), **self.identity}
+        if "regressor" in self.digests:
+            identity["regressor"] = self.digests["regressor"]
         return finished_flow(self.config, self.shape, folder, digest, identity)
+
+
+def _latents(config: FlowConfig, split: str) -> LatentPairs:
+    try:
+        return open_latents(config.latents, config.loop, split)
+    except UserError as error:
+        raise UserError(f"--latents: {error}; both splits are needed") from error
 
 
 def _build(config: looformer.LooUFormerConfig | hdit.HDiTConfig) -> Network:

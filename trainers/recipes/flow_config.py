@@ -37,8 +37,9 @@ class FlowConfig:
     regressor: str = ""
     """Folder `network` of a run of --stage regressor; for --source regressed, unless the latents
     are regressed already and no images are encoded here."""
-    degradation: str = "pmrf"
-    """Preset of datasets.degradation.parameters, for what is degraded here."""
+    degradation: str | None = None
+    """Preset of datasets.degradation.parameters, for what is degraded here; None: as the latents
+    were made, and with --draws online pmrf."""
     model: str = "latent-c32"
     """Velocity network: in models.velocity.looformer.PRESETS for latents, in
     models.velocity.hdit.PRESETS for pixels."""
@@ -54,8 +55,9 @@ class FlowConfig:
     """Show the network the posterior mean, or its encoding, at every t."""
     draws: DrawsFrom = "cached"
     """Pairs of a latent set, or images degraded (and encoded) afresh at each visit."""
-    posterior: PosteriorOf = "sample"
-    """What an encoding is, where images are encoded here: a sample or the mode."""
+    posterior: PosteriorOf | None = None
+    """What an encoding is, where images are encoded here, a sample or the mode; None: as the
+    latents were made, and with --draws online a sample."""
     times: TimeDistribution = "stratified"
     """Distribution of t."""
     sampling_steps: PositiveInt = 25
@@ -77,7 +79,8 @@ class FlowConfig:
     """Averages of the weights."""
 
     def __post_init__(self) -> None:
-        degradation_preset(self.degradation)
+        if self.degradation is not None:
+            degradation_preset(self.degradation)
         if self.space == "pixel" and (self.draws, self.stage) != ("online", "flow"):
             raise ValueError(
                 f"space='pixel' with draws={self.draws!r}, stage={self.stage!r}: a flow of pixels "

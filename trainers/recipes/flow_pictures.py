@@ -1,17 +1,17 @@
 """A flow's pictures in validation: restored, next to what it starts from and to its bounds."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import cv2
 import torch
 from torch import Tensor, nn
 
-from datasets.reading.images import OnlinePairs
-from models.metrics.fidelity import to_uint8
+from datasets.reading.images import DegradedBatch, OnlinePairs
+from models.ranges import model_to_unit, unit_to_uint8
+from models.restorer import Restorer
 from trainers.recipes.data import sweep
 from trainers.recipes.flow_config import FlowConfig
-from trainers.recipes.flow_pairs import Ends, Frozen, restore
+from trainers.recipes.flow_pairs import from_images, lq_levels
 from trainers.recipes.judging import FIDELITY, Averages, Judges
 from trainers.recipes.pictures import Gallery
 
@@ -27,15 +27,15 @@ class Restorations:
 
     Args:
         config: of the flow.
-        frozen: the networks around it.
+        restorer: the networks around it.
         samples: held-out images with their fixed degradations.
         device: where.
     """
 
     def __init__(
-        self, config: FlowConfig, frozen: Frozen, samples: OnlinePairs, device: torch.device
+        self, config: FlowConfig, restorer: Restorer, samples: OnlinePairs, device: torch.device
     ) -> None:
-        self.config, self.frozen, self.samples, self.device = config, frozen, samples, device
+        self.config, self.restorer, self.samples, self.device = config, restorer, samples, device
         self.judges = Judges((*FIDELITY, "brisque"), {"lpips": config.lpips}, device)
         self.references: dict[str, float] | None = None
         cv2.setNumThreads(1)  # BRISQUE's: every rank has a thread of its own
@@ -46,13 +46,14 @@ class Restorations:
         restored, references = Averages(), Averages()
         gallery = Gallery(self.config.grid_images, COLUMNS)
         for batch, count, noise in sweep(self.samples, self.config.loop.workers, self.device):
-            ends = self.frozen.from_images(batch, noise)
-            x_0 = self.frozen.noisy(ends.source, noise)
-            x_1 = restore(network, x_0, ends.condition, self.config.sampling_steps)
-            images = {"restored": self.frozen.image(x_1), "hq": batch.hq.to(self.device)}
+            pairs = from_images(self.restorer, batch, noise)
+            x_0, steps = self.restorer.x_0(pairs.source, noise), self.config.sampling_steps
+            x_1 = self.restorer.solve(network, x_0, pairs.condition, steps)
+            hq = model_to_unit(batch.hq.to(self.device))
+            images = {"restored": self.restorer.image(x_1), "hq": hq}
             if self.references is None or not gallery.is_full:
-                images |= self._references(batch, ends)
-            pictures = {title: to_uint8(some[:count]) for title, some in images.items()}
+                images |= self._references(batch, pairs.target)
+            pictures = {title: unit_to_uint8(some[:count]) for title, some in images.items()}
             restored.add(self._metrics("restored", pictures))
             if self.references is None:
                 for title in pictures.keys() - {"restored"}:
@@ -62,14 +63,14 @@ class Restorations:
             self.references = references.over_ranks(self.device)
         return {**restored.over_ranks(self.device), **self.references}, gallery
 
-    def _references(self, batch: Any, ends: Ends) -> dict[str, Tensor]:
-        """Compute what stands next to the restored, as far as this flow has it; in [-1, 1]."""
-        lq = batch.lq.to(self.device)
+    def _references(self, batch: DegradedBatch, target: Tensor) -> dict[str, Tensor]:
+        """Compute what stands next to the restored, as far as this flow has it; in [0, 1]."""
+        lq = lq_levels(batch.lq.to(self.device))
         images = {"lq": lq}
-        if self.frozen.predictor is not None and self.config.source != "lq":
-            images["posterior_mean"] = self.frozen.start(lq)
+        if self.restorer.predictor is not None and self.config.source != "lq":
+            images["posterior_mean"] = self.restorer.posterior_mean(lq)
         if self.config.space == "latent":
-            images["reconstruction"] = self.frozen.image(ends.target)
+            images["reconstruction"] = self.restorer.image(target)
         return images
 
     def _metrics(self, title: str, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from infra.storage import local_path
 from infra.tracking.models import FinishedModel
 from models.checkpoint import save_checkpoint
 from models.metrics.catalog import best_by
-from models.metrics.fidelity import to_uint8
 from models.predictor.swinir import SwinIR, preset
+from models.ranges import model_to_unit, to_uint8, unit_to_model
 from trainers.loop.cost import forward_flops
 from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
@@ -58,7 +58,7 @@ class PredictorTask:
 
     def losses(self, engine: Engine, batch: DegradedBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the error of the prediction, both images in [0, 1], not clamped."""
-        lq, hq = (unit_range(side.to(self.device)) for side in (batch.lq, batch.hq))
+        lq, hq = (model_to_unit(side.to(self.device)) for side in (batch.lq, batch.hq))
         error = {"mse": F.mse_loss, "l1": F.l1_loss}[self.config.error]
         return {"loss": error(engine(lq).float(), hq)}
 
@@ -69,8 +69,8 @@ class PredictorTask:
         averages = Averages()
         gallery = Gallery(self.config.grid_images, ("lq", "posterior_mean", "hq"))
         for batch, count, _ in sweep(self.held_out, self.config.loop.workers, self.device):
-            lq = unit_range(batch.lq.to(self.device)).clamp(0, 1)
-            mean = network.posterior_mean(lq) * 2 - 1
+            lq = model_to_unit(batch.lq.to(self.device)).clamp(0, 1)
+            mean = unit_to_model(network.posterior_mean(lq))
             images = {"lq": batch.lq, "posterior_mean": mean, "hq": batch.hq}
             pictures = {
                 name: to_uint8(some[:count].to(self.device)) for name, some in images.items()
@@ -104,8 +104,3 @@ class PredictorTask:
             use=f"{self.config.model}: `--predictor FOLDER` of `pipelines.encode` and "
             "`trainers/flow.py`. Images are in [0, 1].",
         )
-
-
-def unit_range(images: Tensor) -> Tensor:
-    """[-1, 1] => [0, 1]."""
-    return (images + 1) / 2

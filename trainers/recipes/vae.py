@@ -17,12 +17,13 @@ from models.checkpoint import CheckpointError, weights_digest
 from models.losses import PerceptualLoss, SimVAELoss
 from models.metrics.backbones import VGG19, load_vgg19
 from models.metrics.catalog import best_by
-from models.metrics.fidelity import to_uint8
+from models.noise import Purpose
+from models.ranges import to_uint8
 from models.vae.folder import save_sim_vae
 from models.vae.sim_vae import SimVAE, preset
 from trainers.loop.cost import forward_flops
 from trainers.loop.engine import Engine
-from trainers.loop.noise import Noise, Purpose
+from trainers.loop.noise import Noise
 from trainers.loop.task import Validation
 from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
 from trainers.recipes.judging import FIDELITY, Averages, Judges

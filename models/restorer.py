@@ -1,0 +1,192 @@
+"""From a degraded image to a restored one, a method for every step of the paper (Fig. 2, Sec. 3).
+
+    LQ -> posterior mean     the predictor's estimate
+       -> encoding           E of it: the latent; in pixel space the posterior mean itself
+       -> source             the encoding, or g of it with a regressor g, or noise alone
+       -> x_0                the source with noise, sigma_s eps
+       -> x_1                the flow's end: the velocity, integrated over t from 0 to 1     (Eq. 1)
+       -> image              D(x_1); in pixel space x_1 itself
+
+Whoever makes latents, trains a flow on them, validates or restores with it takes these steps, so
+that no two of them can differ. Images are float32 [B, 3, H, W] in [0, 1]; a point x of the flow is
+a latent [B, C, h, w], or in pixel space an image. Everything is on the device of the networks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.noise import BatchNoise, Purpose
+from models.predictor.swinir import SwinIR
+from models.ranges import model_to_unit, unit_to_model
+from models.rectified_flow import Velocity, add_source_noise, euler, heun, regress
+from models.vae.autoencoder import Posterior
+from models.vae.public import PublicVAE
+from models.vae.sim_vae import SimVAE
+from models.velocity.looformer import LooUFormer
+
+Solver = Literal["euler", "heun"]
+SOLVERS: dict[Solver, Callable[[Velocity, Tensor, int], Tensor]] = {"euler": euler, "heun": heun}
+CHOICES = {
+    "space": ("latent", "pixel"),
+    "source": ("posterior_mean", "regressed", "lq", "noise"),
+    "posterior": ("mode", "sample"),
+    "precision": ("float32", "tf32", "bfloat16"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestorationRule:
+    """Which way an image takes."""
+
+    space: str = "latent"
+    """Where the flow is: latents, or pixels in [0, 1] as in PMRF."""
+    source: str = "posterior_mean"
+    """x_0 without its noise: (the encoding of) the posterior mean, a regressed latent, (the
+    encoding of) LQ, or noise."""
+    posterior: str = "mode"
+    """What an encoding is of the autoencoder's Gaussian: its mode, or a sample."""
+    sigma_s: float = 0.1
+    """Standard deviation of the noise added to the source; ``noise`` is N(0, 1) by itself."""
+    conditional: bool = False
+    """Whether the velocity sees the encoding at every t."""
+    precision: str = "float32"
+    """Of the autoencoder's encoder: bfloat16 is autocast. tf32 is a setting of the whole process,
+    which is the program's to make."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {allowed}")
+
+
+class Restorer:
+    """The networks around the velocity, at work.
+
+    Args:
+        rule: which way an image takes.
+        vae: the autoencoder of a latent flow, on its device, frozen; None where nothing is encoded
+            or decoded. Its weights are laid out channels last, as its images are, because the
+            layout chooses the convolutions' kernels, and those the last bits.
+        predictor: of the posterior mean; None where LQ is the source, or no condition is needed.
+        regressor: g; None unless the source is regressed here.
+    """
+
+    def __init__(
+        self,
+        rule: RestorationRule,
+        *,
+        vae: SimVAE | PublicVAE | None = None,
+        predictor: SwinIR | None = None,
+        regressor: LooUFormer | None = None,
+    ) -> None:
+        self.rule, self.vae, self.predictor, self.regressor = rule, vae, predictor, regressor
+        if vae is not None:
+            vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
+
+    def restore(
+        self,
+        velocity: nn.Module,
+        lq: Tensor,
+        noise: BatchNoise,
+        *,
+        steps: int = 25,
+        solver: Solver = "euler",
+    ) -> Tensor:
+        """Restore LQ: all steps, one after the other.
+
+        Args:
+            velocity: the trained network, v(x_t, t, condition or None).
+            lq: [B, 3, H, W] in [0, 1], of 8 bits.
+            noise: `models.noise.NamedNoise` makes the result a function of (seed, name of each).
+            steps: of the solver; the paper's 25.
+            solver: Euler's method, or Heun's of second order at two evaluations a step.
+
+        Returns:
+            Images in [0, 1].
+        """
+        encoding = self.encode(self.posterior_mean(lq), noise, Purpose.SOURCE_POSTERIOR)
+        x_0 = self.x_0(self.source(encoding, noise), noise)
+        x_1 = self.solve(velocity, x_0, self.condition(encoding), steps, solver)
+        return self.image(x_1)
+
+    @torch.no_grad()
+    def posterior_mean(self, lq: Tensor) -> Tensor:
+        """Predict the posterior mean, clipped to [0, 1]; where LQ is the source, that is LQ.
+
+        Raises:
+            ValueError: sides that the predictor cannot take.
+        """
+        if self.predictor is None or self.rule.source == "lq":
+            return lq
+        return self.predictor.posterior_mean(lq.contiguous())
+
+    def encode(self, images: Tensor, noise: BatchNoise, purpose: Purpose) -> Tensor:
+        """Return the point of the flow that stands for images; a mode asks for no noise."""
+        if self.rule.space == "pixel":
+            return images
+        return self.latent(self.posterior(images), noise, purpose)
+
+    @torch.no_grad()
+    def posterior(self, images: Tensor) -> Posterior:
+        """Return q(z | x) of images, in float32."""
+        images = unit_to_model(images).contiguous(memory_format=torch.channels_last)
+        is_half = self.rule.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=is_half):
+            mean, logvar = self._autoencoder.encode(images)
+        return Posterior(mean.float().contiguous(), logvar.float().contiguous())
+
+    def latent(self, posterior: Posterior, noise: BatchNoise, purpose: Purpose) -> Tensor:
+        """Take the posterior's mode or a sample, as the rule says; ``purpose`` is the sample's."""
+        if self.rule.posterior == "mode":
+            return posterior.mode()
+        return posterior.sample(noise=noise.normal(posterior.mean.shape[1:], purpose))
+
+    def source(self, encoding: Tensor, noise: BatchNoise) -> Tensor:
+        """Return x_0 without its noise; of the source ``noise``, that noise."""
+        if self.rule.source == "noise":
+            return noise.normal(encoding.shape[1:], Purpose.SOURCE_NOISE)
+        return self.regressed(encoding) if self.rule.source == "regressed" else encoding
+
+    @torch.no_grad()
+    def regressed(self, encoding: Tensor) -> Tensor:
+        """Return g(E(posterior mean)); without a regressor here, the encoding."""
+        return encoding if self.regressor is None else regress(self.regressor, encoding)
+
+    def condition(self, encoding: Tensor) -> Tensor | None:
+        """Return what the velocity sees at every t, if it sees anything."""
+        return encoding if self.rule.conditional else None
+
+    def x_0(self, source: Tensor, noise: BatchNoise) -> Tensor:
+        """Return the source with its noise."""
+        if self.rule.source == "noise" or not self.rule.sigma_s:
+            return source
+        eps = noise.normal(source.shape[1:], Purpose.SOURCE_NOISE)
+        return add_source_noise(source, self.rule.sigma_s, eps)
+
+    @torch.no_grad()
+    def solve(
+        self,
+        velocity: nn.Module,
+        x_0: Tensor,
+        condition: Tensor | None,
+        steps: int = 25,
+        solver: Solver = "euler",
+    ) -> Tensor:
+        """Carry x_0 to x_1 along the velocity."""
+        return SOLVERS[solver](lambda x_t, t: velocity(x_t, t, condition), x_0, steps)
+
+    @torch.no_grad()
+    def image(self, x: Tensor) -> Tensor:
+        """Turn a point of the flow into an image, clipped to [0, 1]."""
+        image = x if self.rule.space == "pixel" else model_to_unit(self._autoencoder.decode(x))
+        return image.clamp(0, 1)
+
+    @property
+    def _autoencoder(self) -> SimVAE | PublicVAE:
+        if self.vae is None:
+            raise ValueError("images and latents without an autoencoder: give the vae to Restorer")
+        return self.vae
