@@ -13,12 +13,14 @@ a latent [B, C, h, w], or in pixel space an image. Everything is on the device o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from models.configuration import STRICT
 from models.noise import BatchNoise, Purpose
 from models.predictor.swinir import SwinIR
 from models.ranges import model_to_unit, unit_to_model
@@ -30,37 +32,26 @@ from models.velocity.looformer import LooUFormer
 
 Solver = Literal["euler", "heun"]
 SOLVERS: dict[Solver, Callable[[Velocity, Tensor, int], Tensor]] = {"euler": euler, "heun": heun}
-CHOICES = {
-    "space": ("latent", "pixel"),
-    "source": ("posterior_mean", "regressed", "lq", "noise"),
-    "posterior": ("mode", "sample"),
-    "precision": ("float32", "tf32", "bfloat16"),
-}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class RestorationRule:
     """Which way an image takes."""
 
-    space: str = "latent"
+    space: Literal["latent", "pixel"] = "latent"
     """Where the flow is: latents, or pixels in [0, 1] as in PMRF."""
-    source: str = "posterior_mean"
+    source: Literal["posterior_mean", "regressed", "lq", "noise"] = "posterior_mean"
     """x_0 without its noise: (the encoding of) the posterior mean, a regressed latent, (the
     encoding of) LQ, or noise."""
-    posterior: str = "mode"
+    posterior: Literal["mode", "sample"] = "mode"
     """What an encoding is of the autoencoder's Gaussian: its mode, or a sample."""
-    sigma_s: float = 0.1
+    sigma_s: NonNegativeFloat = 0.1
     """Standard deviation of the noise added to the source; ``noise`` is N(0, 1) by itself."""
     conditional: bool = False
     """Whether the velocity sees the encoding at every t."""
-    precision: str = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Of the autoencoder's encoder: bfloat16 is autocast. tf32 is a setting of the whole process,
     which is the program's to make."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {allowed}")
 
 
 class Restorer:

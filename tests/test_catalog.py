@@ -111,7 +111,7 @@ def test_missing_weights_say_where_to_get_them(tmp_path: Path) -> None:
 
 def test_curation_describes_its_scorer_by_the_catalogue() -> None:
     """Sets scored before are recognised: name and digest are what they were."""
-    info = describe(ScorerChoice(name="brisque"))
+    info = describe(ScorerChoice(name="brisque"), "cpu")
 
     assert info.identity() == {
         "name": "brisque",

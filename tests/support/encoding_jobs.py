@@ -62,7 +62,7 @@ def write_regressor(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 
 def write_images(folder: Path, count: int = 7) -> Path:
-    """Picks ``count`` small pictures and curate them; returns the image set."""
+    """Draw ``count`` small pictures and curate them; returns the image set."""
     (folder / "raw").mkdir(parents=True)
     for number in range(count):
         picture(number, SIZE + 8 * number, SIZE + 9).save(folder / "raw" / f"photo-{number}.png")
