@@ -1,6 +1,5 @@
 """The engine: ranks and ZeRO stages change where things are, and nothing that is computed."""
 
-import ast
 import json
 import math
 import os
@@ -249,22 +248,3 @@ def test_impossible_values_are_refused(values: dict[str, Any]) -> None:
     """The message names the field."""
     with pytest.raises(ValueError, match=next(iter(values))):
         EngineConfig(**values)
-
-
-def test_only_the_engine_imports_deepspeed() -> None:
-    """A model, a loader or a task can be used, and read, without it."""
-    importers = {
-        str(path.relative_to(ROOT))
-        for folder in ("infra", "models", "datasets", "pipelines", "trainers")
-        for path in (ROOT / folder).rglob("*.py")
-        if any("deepspeed" in imported(node) for node in ast.walk(ast.parse(path.read_text())))
-    }
-
-    assert importers == {"trainers/loop/engine.py"}
-
-
-def imported(node: ast.AST) -> set[str]:
-    """Return the top-level names that a statement imports."""
-    if isinstance(node, ast.Import):
-        return {alias.name.partition(".")[0] for alias in node.names}
-    return {str(node.module).partition(".")[0]} if isinstance(node, ast.ImportFrom) else set()

@@ -64,7 +64,7 @@ def attention() -> dict[str, Any]:
 
 
 def _pass(kind: str, side: int) -> Callable[[], object]:
-    """Picks queries, keys and values, and return a forward and backward pass over them."""
+    """Draw queries, keys and values, and return a forward and backward pass over them."""
     import torch
     from torch.nn import functional as F
 

@@ -185,7 +185,7 @@ def position_table(name: str, shape: tuple[int, ...]) -> Tensor:
 def random_state(
     config: Mapping[str, Any] = TINY, seed: int = 0, dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, Tensor]:
-    """Picks random weights; norm weights lie around 1, position tables are the real ones."""
+    """Draw random weights; norm weights lie around 1, position tables are the real ones."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in layout(config).items():

@@ -35,7 +35,7 @@ def build(design: str = "sim", *, checkpointing: bool = False, **changes: Any) -
 
 
 def draw_images(batch: int = 1, height: int = 32, width: int = 32) -> Tensor:
-    """Picks images in [-1, 1]."""
+    """Draw images in [-1, 1]."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(batch, 3, height, width, generator=generator) * 2 - 1
 

@@ -44,7 +44,7 @@ def build() -> tuple[Net, torch.optim.AdamW]:
 
 
 def data(step: int) -> tuple[Tensor, Tensor]:
-    """Picks the global batch of a step."""
+    """Draw the global batch of a step."""
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(BATCH, 7, generator=generator)
     return x, torch.stack([x.sum(1), x[:, 0] * 2, x.norm(dim=1)], 1)
