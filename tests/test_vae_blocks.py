@@ -58,14 +58,14 @@ def test_sd_downsampling_pads_right_and_bottom() -> None:
 @by_design
 @torch.no_grad()
 def test_a_batch_of_two_is_two_batches_of_one(design: str) -> None:
-    """Images of a batch do not see each other."""
+    """Images of a batch do not see each other: the relative error in L2 is below 1e-5."""
     vae = build(design)
     images = draw_images(2)
     together, posterior = vae(images)
     apart = [vae(image[None]) for image in images]
 
-    torch.testing.assert_close(together, torch.cat([each for each, _ in apart]))
-    torch.testing.assert_close(posterior.kl(), torch.cat([each.kl() for _, each in apart]))
+    assert relative_error(together, torch.cat([each for each, _ in apart])) < 1e-5
+    assert relative_error(posterior.kl(), torch.cat([each.kl() for _, each in apart])) < 1e-5
 
 
 @by_design
