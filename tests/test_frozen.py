@@ -15,7 +15,7 @@ from models.vae.folder import save_sim_vae
 from models.vae.public import PUBLIC_VAES, PublicVAE
 from models.vae.sim_vae import SimVAE
 from tests.support.tiny_vae import build, draw_images
-from tests.test_public_vae import build_network
+from tests.test_vae_public import build_network
 
 
 def predictor(folder: Path) -> SwinIR:

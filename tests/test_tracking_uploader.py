@@ -268,7 +268,7 @@ def test_a_killed_process_loses_no_metric(store: MlflowClient, tmp_path: Path) -
                 wait_until(lambda: any(folder.glob(".tracking/*/sent.json")))
                 process.kill()
     job += [str(recorded - 50), str(recorded + 100)]
-    kill = ["tests.support.killed", "os.rename *.log.jsonl*.partial"]
+    kill = ["tests.support.signalled", "SIGKILL", "1", "os.rename *.log.jsonl*.partial"]
     cut = subprocess.run([sys.executable, "-m", *kill, *job], env=environment, check=False)
     assert cut.returncode == -signal.SIGKILL
     subprocess.run([sys.executable, "-m", *job], env=environment, check=True, capture_output=True)

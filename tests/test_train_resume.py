@@ -113,7 +113,7 @@ def test_killed_and_resumed_is_undisturbed_to_the_bit(
     """
     kills = {  # just before this: the newest complete step afterwards
         "1 open *step-00000004/model/*": None,
-        "8 open */log.jsonl": 4,  # the line of step 7
+        '1 os.write */log.jsonl {"step": 7,*': 4,
         "1 os.rename *step-00000008/.optimizer*": 4,
         "1 os.rename *step-00000008/.manifest*": 4,
         "1 os.remove *step-00000004/manifest.json": 8,
@@ -156,8 +156,9 @@ def test_sigterm_saves_and_ends_then_resumes(
 ) -> None:
     """It ends after the step it is in, with a checkpoint and the code of a stopped program."""
     arguments = [*TINY, *RUN, "--latents", latents]
-    told = signalled("SIGTERM", "4 open */log.jsonl", [*arguments, "--save-every", "1000"])
-    process = start(told, tmp_path / "run")  # told before the line of step 3, so during it
+    event = '1 os.write */log.jsonl {"step": 3,*'
+    told = signalled("SIGTERM", event, [*arguments, "--save-every", "1000"])
+    process = start(told, tmp_path / "run")
     output, errors = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == TERMINATED, errors

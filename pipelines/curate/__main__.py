@@ -1,8 +1,9 @@
 """Turn raw photographs into verified WebDataset shards: `python -m pipelines.curate`.
 
     python -m pipelines.curate                                          # the demo, under a minute
-    python -m pipelines.curate --preset lsdir --input LSDIR/*.tar.gz --output sets/lsdir
-    python -m pipelines.curate --preset ffhq --input FFHQ --first 10000 --output sets/ffhq
+    python -m pipelines.curate --preset lsdir --val-fraction 0.01 --input LSDIR/*.tar.gz \
+        --output sets/lsdir
+    python -m pipelines.curate --preset ffhq --val-fraction 0.01 --input FFHQ --output sets/ffhq
     python -m pipelines.curate verify sets/lsdir
     python -m pipelines.curate export-scores sets/lsdir HR_sub_c512_s384_quality_score.json
 

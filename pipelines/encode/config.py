@@ -90,7 +90,7 @@ class EncodeConfig:
 
 
 PRESETS = {
-    "paper": EncodeConfig(),  # the authors sample the posterior; see README, "Encode"
+    "paper": EncodeConfig(),  # the authors sample the posterior; see pipelines/README.md
     "authors": EncodeConfig(rule=EncodeRule(posterior="sample")),
     "elir-source": EncodeConfig(rule=EncodeRule(source="regressed")),
     "cpu": EncodeConfig(rule=EncodeRule(device="cpu")),

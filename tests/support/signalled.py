@@ -4,7 +4,8 @@ python -m tests.support.signalled SIGKILL 1 "os.rename *step-00000008/.manifest*
 
 The signal is aimed, not timed, so it strikes at the same place on a fast machine and on a busy one:
 before the first, second, ... event that matches the pattern. The interpreter's own audit events
-tell what is opened, renamed, made and removed; nothing of the program is patched.
+tell what is opened, renamed, made and removed. It has none for ``os.write``, which is wrapped: such
+an event names the file and how the data begin, as in ``os.write */log.jsonl {"step": 7,*``.
 """
 
 import fnmatch
@@ -13,9 +14,11 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
-EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.write")
+HEAD = 60  # characters of the data written
 
 
 def main() -> None:
@@ -28,6 +31,14 @@ def main() -> None:
         if is_match and next(matches) == int(number):
             os.kill(os.getpid(), signal.Signals[name])
 
+    write = os.write
+
+    def written(descriptor: int, data: bytes | memoryview) -> int:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        watch("os.write", (f"{path} {bytes(data[:HEAD]).decode(errors='replace')}",))
+        return write(descriptor, data)
+
+    os.write = written
     sys.addaudithook(watch)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
