@@ -1,4 +1,4 @@
-"""The README's picture: a face that no network was trained on, degraded and restored.
+"""The README's picture: one face, degraded and restored by networks that were trained in small.
 
     python -m tests.benchmarks.picture --vae runs/vae/vae --predictor runs/predictor/predictor \
         --network runs/flow/network --output tests/fixtures/readme.png
