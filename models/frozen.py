@@ -97,12 +97,11 @@ def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:
     return model, Identity(weights_digest(model.state_dict()), asdict(model.config))
 
 
-def load_regressor(where: str) -> tuple[LooUFormer, Identity]:
-    """Load what predicts the posterior mean of latents in float32 on the CPU, frozen.
+def load_looformer(where: str | Path) -> LooUFormer:
+    """Load a network that `trainers/flow.py` wrote, in float32 on the CPU, frozen.
 
     Args:
-        where: folder `network` of a run of `trainers/flow.py --stage regressor`; its g is
-            `models.rectified_flow.regress`.
+        where: folder `network` of the run.
 
     Raises:
         CheckpointError: missing, damaged, or of another kind of network.
@@ -113,14 +112,28 @@ def load_regressor(where: str) -> tuple[LooUFormer, Identity]:
         config = config_from_dict(LooUFormerConfig, values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not of a LooUFormer ({error})") from error
-    if config.condition_channels:
-        raise CheckpointError(
-            f"{folder / CONFIG}: a network with a condition of {config.condition_channels} "
-            "channels; a regressor has none: train it by --stage regressor"
-        )
     network = LooUFormer(config)
     load_strict(network, state_dict, folder / WEIGHTS)
-    network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
+
+
+def load_regressor(where: str) -> tuple[LooUFormer, Identity]:
+    """Load what predicts the posterior mean of latents in float32 on the CPU, frozen.
+
+    Args:
+        where: folder `network` of a run of `trainers/flow.py --stage regressor`; its g is
+            `models.rectified_flow.regress`.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another kind of network.
+    """
+    network = load_looformer(where)
+    config = network.config
+    if config.condition_channels:
+        raise CheckpointError(
+            f"{Path(where) / CONFIG}: a network with a condition of {config.condition_channels} "
+            "channels; a regressor has none: train it by --stage regressor"
+        )
     return network, Identity(weights_digest(network.state_dict()), asdict(config))
 
 

@@ -18,25 +18,14 @@ from PIL import Image
 
 from datasets.degradation.parameters import degradation_preset
 from datasets.degradation.reference import degrade, draw_parameters
-from models.checkpoint import load_checkpoint, load_strict
-from models.configuration import config_from_dict
-from models.frozen import load_posterior_mean, load_vae
+from models.frozen import load_looformer, load_posterior_mean, load_vae
 from models.noise import NamedNoise
 from models.ranges import unit_to_uint8
 from models.restorer import RestorationRule, Restorer
-from models.velocity.looformer import LooUFormer, LooUFormerConfig
 from trainers.recipes.pictures import grid
 
 FACE = (127, 8, 325, 206)  # left, top, right, bottom; eyes and mouth as FFHQ aligns them
 KEY, SIDE = "astronaut", 128
-
-
-def load_velocity(folder: Path) -> LooUFormer:
-    """Load the network that `trainers/flow.py` wrote to ``OUTPUT/network``."""
-    values, state_dict = load_checkpoint(folder)
-    network = LooUFormer(config_from_dict(LooUFormerConfig, values))
-    load_strict(network, state_dict, folder)
-    return network.eval().requires_grad_(False)
 
 
 def picture(vae: str, predictor: str, network: Path, seed: int, steps: int) -> Image.Image:
@@ -54,7 +43,7 @@ def picture(vae: str, predictor: str, network: Path, seed: int, steps: int) -> I
         "LQ": lq,
         "posterior mean": restorer.posterior_mean(lq),
         "restored": restorer.restore(
-            load_velocity(network), lq, NamedNoise(seed, [KEY]), steps=steps
+            load_looformer(network), lq, NamedNoise(seed, [KEY]), steps=steps
         ),
         "HQ": hq_unit,
     }
