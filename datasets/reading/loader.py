@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from datasets.reading.memory import Memory
 from datasets.reading.order import Layout, Order, Picks, WeightedSet, sweep
 from infra.ahead import map_ahead
+from infra.children import live_with_parent, signals_held, start_helpers
 from infra.errors import UsageError, UserError
 
 logger = logging.getLogger(__name__)
@@ -177,19 +178,23 @@ class Loader(Generic[B_co]):
         return map_ahead(load, sequence, threads=workers, ahead=workers * self.config.ahead)
 
     def _by_processes(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
-        return iter(
-            DataLoader(
-                _Served(self.samples),
-                batch_size=None,  # what the sampler yields is a whole batch already
-                sampler=sequence,
-                num_workers=self.config.workers,
-                prefetch_factor=self.config.ahead,
-                multiprocessing_context=self.config.start_method,
-                collate_fn=_as_it_is,
-                pin_memory=self.config.pin_memory,
-                generator=torch.Generator(),  # or it would draw from the global generator
+        if self.config.start_method == "forkserver":
+            start_helpers()
+        with signals_held():
+            return iter(
+                DataLoader(
+                    _Served(self.samples),
+                    batch_size=None,  # what the sampler yields is a whole batch already
+                    sampler=sequence,
+                    num_workers=self.config.workers,
+                    prefetch_factor=self.config.ahead,
+                    multiprocessing_context=self.config.start_method,
+                    collate_fn=_as_it_is,
+                    pin_memory=self.config.pin_memory,
+                    worker_init_fn=_begin_worker,
+                    generator=torch.Generator(),  # or it would draw from the global generator
+                )
             )
-        )
 
     def _count(self, skipped: Sequence[str]) -> None:
         for message in skipped:
@@ -211,6 +216,10 @@ class _Served(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, picks: Picks) -> Any:
         return self.samples.load(picks, self.memory)
+
+
+def _begin_worker(_: int) -> None:
+    live_with_parent()
 
 
 def _as_it_is(batch: Any) -> Any:
