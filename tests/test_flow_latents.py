@@ -160,7 +160,7 @@ def test_pictures_start_from_what_the_flow_was_trained_on(world: Path) -> None:
     )
     assert task.restorations is not None
     stored, compared = members(world / "latents"), 0
-    for batch, count, noise in sweep(task.restorations.samples, 0, CPU):
+    for batch, count, noise in sweep(task.restorations.samples, LoopConfig(workers=0), CPU):
         pairs = from_images(task.restorer, batch, noise)
         posterior = task.restorer.posterior(task.restorer.posterior_mean((batch.lq + 1) / 2))
         for number, key in enumerate(batch.keys[:count]):

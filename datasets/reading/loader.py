@@ -148,17 +148,21 @@ class Loader(Generic[B_co]):
             for step in range(0, LOOKED_UP * size, size):
                 yield picked[step : step + size]
 
-    def sweep(self) -> Iterator[tuple[B_co, int]]:
+    def sweep(self, limit: int | None = None) -> Iterator[tuple[B_co, int]]:
         """Yield one plain pass for validation, with how many samples of each batch count.
 
         See `datasets.reading.order.sweep`; the position of the endless sequence stays where it is.
+
+        Args:
+            limit: how many samples to take at most, evenly spaced over the set; None takes all.
 
         Raises:
             UsageError: a mixture, which has no plain pass.
         """
         if len(self.samples.weighted_sets) > 1:
             raise UsageError("validation runs over one data set; give a loader to each")
-        shares = list(sweep(self.samples.weighted_sets[0].size, self.layout, self.config.seed))
+        size = self.samples.weighted_sets[0].size
+        shares = list(sweep(size, self.layout, self.config.seed, limit))
         batches = self._loaded(picks for picks, _ in shares)
         yield from zip(batches, (count for _, count in shares), strict=True)
 
