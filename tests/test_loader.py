@@ -20,6 +20,7 @@ from datasets.reading.order import Layout
 from infra.children import STOPPING
 from infra.errors import UsageError, UserError
 from tests.conftest import PATIENCE, ROOT, environment
+from tests.support.processes import descendants, wait_for_end
 from tests.support.published_sets import SMALL, sample, write_latents
 
 COUNT = 40
@@ -154,29 +155,6 @@ def wait_for_lines(logs: list[Path], count: int) -> None:
         log.exists() and log.read_text().count("\n") >= count for log in logs
     ):
         time.sleep(0.02)
-
-
-def descendants(pid: int) -> list[int]:
-    """List the processes below a process."""
-    task = Path(f"/proc/{pid}/task/{pid}/children")
-    children = [int(child) for child in task.read_text().split()] if task.exists() else []
-    return [*children, *(below for child in children for below in descendants(child))]
-
-
-def is_running(pid: int) -> bool:
-    """Tell whether a process is there, and has not ended (as one has that nobody waits for)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_for_end(pids: list[int]) -> list[int]:
-    """Wait until processes have ended; returns those that have not."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and any(map(is_running, pids)):
-        time.sleep(0.05)
-    return list(filter(is_running, pids))
 
 
 @pytest.mark.parametrize("method", ["", "fork", "forkserver"])
