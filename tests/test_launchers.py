@@ -24,7 +24,19 @@ LAUNCHERS = {
     "deepspeed": [BIN / "deepspeed", "--num_accelerators", "2", PROGRAM],
     "torchrun": [BIN / "torchrun", "--standalone", "--nproc-per-node", "2", PROGRAM],
 }
-OPTIONS = ["--workers", "1", "--max-steps", "1000000", "--log-every", "1", "--save-every", "1000000", "--validate-every", "0", "--no-track"]
+OPTIONS = [
+    "--workers",
+    "1",
+    "--max-steps",
+    "1000000",
+    "--log-every",
+    "1",
+    "--save-every",
+    "1000000",
+    "--validate-every",
+    "0",
+    "--no-track",
+]
 slow = pytest.mark.slow
 KILLED, TERMINATED = signal.SIGKILL, signal.SIGTERM
 

@@ -180,6 +180,7 @@ def test_resumed_on_two_ranks_within_rounding(
 
     assert process.returncode == 0, errors[-3000:]
     assert "up to rounding, from another layout" in output
+    assert "FutureWarning" not in errors
     same_curve(log(folder), log(undisturbed), rel=1e-4)
 
 
