@@ -3,10 +3,12 @@
 The state of the job is in the output folder; a killed job loses at most the units under way.
 
     OUTPUT/                          the set: shards, manifest.json, index.parquet, scores.parquet
+    OUTPUT/ignored.parquet           what the inputs hold that is no image
     OUTPUT/config.json               the resolved configuration, for --config
     OUTPUT/report.html               the page to read
     OUTPUT/.curate/                  the state of the job
         candidates.json              the settings that the candidates depend on; others are refused
+        sources/                     listings, seek indexes and copies of archives
         listing.json                 fingerprint of the inputs of the published set
         scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
                                      and the scorer's weights
@@ -25,25 +27,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets import shards
-from datasets.sources import ImageRef, Listing, input_digest, list_images
+from datasets.archives.archive import forget_copies
+from datasets.archives.found import LOSSES
+from datasets.sources import Listing, ignored_table, input_digest
+from datasets.unusable import BROKEN, TRANSIENT
 from infra import storage
 from infra.config import canonical_json, digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
 from pipelines.curate import report as curation_report
 from pipelines.curate import scoring
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
-from pipelines.curate.pack import LOCATED, PackShard
+from pipelines.curate.filters import Filter, already_dropped, quality_worse_than, unscorable
+from pipelines.curate.pack import PackShard, located
 from pipelines.curate.selection import count_reasons, select, shard_tables
 from pipelines.jobs.folder import SetFolder, plain
+from pipelines.jobs.inputs import listed
 from pipelines.jobs.plan import PLAN, units_left, write_plan
 from pipelines.jobs.scorers import describe
 from pipelines.jobs.stage import Engine, Resources, StageTime, a_gpu_each, started
 from pipelines.jobs.times import save_times
 
-FORMAT = "latent-pmrf/samples/1"
+FORMAT = "latent-pmrf/samples/2"
 DECODERS_PER_GPU = 6  # threads; 200 scores a second need about six cores of preparation
-ENCODERS = ("pillow", "opencv-python-headless", "numpy", "pyarrow")
+ENCODERS = (
+    *("pillow", "pillow-heif", "simplejpeg", "tifffile"),
+    *("opencv-python-headless", "numpy", "pyarrow"),
+)
 
 
 class Curation:
@@ -84,13 +93,16 @@ class Curation:
             self.set.claim(
                 "candidates.json", self.candidate_fields, overwrite=self.config.overwrite
             )
-            listing = list_images(self.config.input, self.state / "sources")
+            sources = self.state / "sources"
+            listing = listed(self.config.input, sources)
             listing = listing.first(self.config.first).first(self.config.limit)
             if self._finished(listing):
                 sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
             else:
+                listing.prepare()
                 with started(engine, self.config.workers) as running:
                     self._work(listing, running)
+            forget_copies(sources)
             self._check_budget()
 
     def _work(self, listing: Listing, engine: Engine) -> None:
@@ -114,11 +126,12 @@ class Curation:
                 f"no candidate was kept: {count_reasons(scores)}; change --threshold (now "
                 f"{self.threshold}) or --size, or look at the inputs"
             )
-        staging = self.staging(scores)
-        if shards.read_manifest(staging) is None:  # else: killed while publishing
-            self.pack(staging, scores, listing, engine)
-            self.stage_manifest(staging, scores, listing)
-        shards.publish(staging, self.folder)
+        if not self._published(scores):  # else: images that could not be read cannot be yet
+            staging = self.staging(scores)
+            if shards.read_manifest(staging) is None:  # else: killed while publishing
+                self.pack(staging, scores, listing, engine)
+                self.stage_manifest(staging, scores, listing)
+            shards.publish(staging, self.folder)
         fingerprint = {"fingerprint": listing.fingerprint()}
         storage.write_bytes(self.state / "listing.json", pretty_json(fingerprint))
         return self.report(scores, listing, engine.times)
@@ -148,8 +161,8 @@ class Curation:
 
     def score(self, listing: Listing, engine: Engine) -> pa.Table:
         """Score every image that has no score yet; returns all candidates of the listing."""
-        folder = self.state / f"scores-{digest(self.candidate_fields)[:16]}"
-        candidates = scoring.known(folder, listing)
+        folder = self.state / f"scores-{digest([scoring.VERSION, self.candidate_fields])[:16]}"
+        candidates = scoring.known(folder, listing, transient=False)
         done = set(candidates["source"].to_pylist())
         units = scoring.units(listing.images, done, folder)
         if not units:
@@ -160,7 +173,7 @@ class Curation:
         total = sum(len(unit["refs"]) for unit in units)
         for _ in engine.run("score", units, scoring.ScoreImages, arguments, total, resources):
             pass
-        return scoring.known(folder, listing)
+        return scoring.known(folder, listing, transient=True)
 
     def _scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
         """Return the resources of a scoring worker, a GPU or a CPU, and its decoding threads."""
@@ -186,7 +199,7 @@ class Curation:
         tables = shard_tables(scores)
         refs = {ref.key: ref for ref in listing.images}
         plan = staging / PLAN
-        write_plan(plan, [_located(table, refs) for table in tables.values()])
+        write_plan(plan, [located(table, refs) for table in tables.values()])
         units = units_left(staging, tables)
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
         arguments = (str(plan), self.config.crop, self.scorer.name, self.config.max_pixels)
@@ -199,9 +212,8 @@ class Curation:
         complete = [shard for shard in written if shard is not None]
         files = {
             shards.INDEX: shards.parquet_bytes(shards.index_table(complete)),
-            "scores.parquet": shards.parquet_bytes(
-                scores.replace_schema_metadata({"scorer": canonical_json(self.scorer.identity())})
-            ),
+            "scores.parquet": self._encoded(scores),
+            "ignored.parquet": shards.parquet_bytes(ignored_table(listing)),
         }
         for name, data in files.items():
             storage.write_bytes(staging / name, data)
@@ -223,7 +235,10 @@ class Curation:
                 "images": len(listing.images),
                 "bytes": sum(ref.size for ref in listing.images),
                 "digest": input_digest((key, sha or "") for key, sha in pairs),
-                "broken": _count_broken(scores),
+                "broken": _count(scores, BROKEN),
+                "transient": _count(scores, TRANSIENT),
+                "ignored": listing.ignored_kinds(),
+                "renamed": listing.renamed(),
             },
             "totals": {
                 "candidates": scores.num_rows,
@@ -241,14 +256,33 @@ class Curation:
         }
         storage.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
 
+    def _encoded(self, scores: pa.Table) -> bytes:
+        """Encode scores.parquet."""
+        scorer = {"scorer": canonical_json(self.scorer.identity())}
+        return shards.parquet_bytes(scores.replace_schema_metadata(scorer))
+
+    def _published(self, scores: pa.Table) -> bool:
+        """Tell whether the published set is the one of these scores and settings."""
+        manifest = shards.read_manifest(self.folder)
+        if manifest is None or not self._fits(manifest) or self.set.lacks(manifest):
+            return False
+        found: str = manifest["files"]["scores.parquet"]["sha256"]
+        return found == hashlib.sha256(self._encoded(scores)).hexdigest()
+
+    def _fits(self, manifest: dict[str, Any]) -> bool:
+        wanted = plain({**self.candidate_fields, **self.cut_fields})
+        return bool(manifest["format"] == FORMAT and manifest["config"] == wanted)
+
     def _finished(self, listing: Listing) -> bool:
-        """Tell whether the published set is the one asked for, by lengths and times of files."""
+        """Tell whether the published set is the one asked for, by lengths and times of files.
+
+        One with images that could not be read for a transient reason is not: they are tried again.
+        """
         manifest = shards.read_manifest(self.folder)
         record = self.state / "listing.json"
         if manifest is None or not record.exists():
             return False
-        wanted = plain({**self.candidate_fields, **self.cut_fields})
-        if manifest["config"] != wanted:
+        if not self._fits(manifest) or manifest["input"]["transient"]:
             return False
         if json.loads(record.read_bytes())["fingerprint"] != listing.fingerprint():
             return False
@@ -256,23 +290,18 @@ class Curation:
 
     def _check_budget(self) -> None:
         manifest = shards.read_manifest(self.folder)
-        counts = manifest["input"] if manifest else {"broken": 0, "images": 1}
-        if counts["broken"] > self.config.max_bad * counts["images"]:
+        if manifest is None:
+            return
+        counts = manifest["input"]
+        lost = sum(counts["ignored"].get(kind, 0) for kind in LOSSES)
+        if counts["broken"] + lost > self.config.max_bad * counts["images"]:
             raise BudgetExceeded(
-                f"{counts['broken']} of {counts['images']} images are broken, more than --max-bad "
+                f"{counts['broken']} of {counts['images']} images are broken, and {lost} places in "
+                "the inputs could not be read at all, more than --max-bad "
                 f"{self.config.max_bad:g} allows; the set is complete without them, and "
-                f"{self.folder / 'scores.parquet'} names them with their reasons"
+                f"scores.parquet and ignored.parquet in {self.folder} name them with their reasons"
             )
 
 
-def _count_broken(scores: pa.Table) -> int:
-    return sum(count for reason, count in count_reasons(scores).items() if reason in BROKEN)
-
-
-def _located(table: pa.Table, refs: dict[str, ImageRef]) -> pa.Table:
-    """Add to a shard's rows the columns of `LOCATED` that say where each image is read."""
-    located = [refs[source] for source in table["source"].to_pylist()]
-    for name in LOCATED.names[len(table.schema.names) :]:
-        values = pa.array([getattr(ref, name) for ref in located], LOCATED.field(name).type)
-        table = table.append_column(name, values)
-    return table
+def _count(scores: pa.Table, reasons: frozenset[str]) -> int:
+    return sum(count for reason, count in count_reasons(scores).items() if reason in reasons)

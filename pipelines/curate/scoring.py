@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.decoding import Pixels, UndecodableImage, decode, single_threaded
+from datasets.decoding import Pixels, decode_picture, single_threaded
 from datasets.sample import CANDIDATE, empty_row
 from datasets.shards import fits_ustar, parquet_bytes, read_manifest
 from datasets.sources import ImageRef, Listing, read
+from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import digest, pretty_json
 from infra.errors import UsageError
@@ -30,6 +31,7 @@ from pipelines.jobs.stage import Stopwatch
 
 PART = CANDIDATE.append(pa.field("stamp", pa.int64()))
 """A candidate, and the modification time of the file it was scored from."""
+VERSION = 2  # of the rules by which pixels and candidates are made: other rules, other scores
 UNITS = 128  # the least number of units, if there are so many images: workers end together
 LARGEST_UNIT = 64  # images; as much is lost when a worker is killed
 
@@ -119,7 +121,12 @@ class ScoreImages:
             where the image cannot be used.
         """
         row = empty_row(
-            key=ref.key, source=ref.key, origin=ref.origin, index=0, source_bytes=ref.size
+            key=ref.key,
+            source=ref.key,
+            origin=ref.origin,
+            file=ref.file,
+            index=0,
+            source_bytes=ref.size,
         )
         if not fits_ustar(ref.key):
             return [row | {"drop_reason": "key_too_long"}], []
@@ -128,13 +135,15 @@ class ScoreImages:
                 data = read(ref)
                 row["source_sha256"] = hashlib.sha256(data).hexdigest()
             with self.watch("decode"):
-                image = decode(data, self.max_pixels)
-        except UndecodableImage as error:
+                picture = decode_picture(data, self.max_pixels)
+            image = picture.pixels
+            patches = list(cut_all(image, self.rule))
+        except UnusableImage as error:
             return [row | {"drop_reason": error.reason}], []
-        except OSError:
-            return [row | {"drop_reason": "unreadable"}], []
+        except MemoryError:
+            return [row | {"drop_reason": "out_of_memory"}], []
         row |= {"image_width": image.shape[1], "image_height": image.shape[0]}
-        patches = list(cut_all(image, self.rule))
+        row["icc"] = picture.profile
         if not patches:
             return [row | {"drop_reason": "too_small"}], []
         rows = [
@@ -174,15 +183,26 @@ def units(images: Sequence[ImageRef], done: Collection[str], folder: Path) -> li
     ]
 
 
-def known(folder: Path, listing: Listing) -> pa.Table:
-    """Read the scores of images that have not changed since; each image's from one table only."""
+def known(folder: Path, listing: Listing, *, transient: bool) -> pa.Table:
+    """Read the rows of images that have not changed since; each image's from one table only.
+
+    Args:
+        folder: of the units' tables.
+        listing: the images.
+        transient: whether to take, for an image without another row, the one that says that it
+            could not be read. A run tries such images again, so it does not take them for done.
+    """
     current = {(ref.key, ref.size, ref.stamp) for ref in listing.images}
+    parts = [pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))]
+    failed = [pc.is_in(part["drop_reason"], pa.array(sorted(TRANSIENT))) for part in parts]
+    rows = [part.filter(pc.invert(mask)) for part, mask in zip(parts, failed, strict=True)]
+    if transient:
+        rows += [part.filter(mask) for part, mask in zip(parts, failed, strict=True)]
     tables = [PART.empty_table()]
-    for path in sorted(folder.glob("part-*.parquet")):
-        table = pq.read_table(path)
-        rows = table.select(["source", "source_bytes", "stamp"]).to_pylist()
-        scored = [(row["source"], row["source_bytes"], row["stamp"]) for row in rows]
-        tables.append(table.filter(pa.array([image in current for image in scored])))
+    for table in rows:
+        columns = table.select(["source", "source_bytes", "stamp"]).to_pylist()
+        scored = [(row["source"], row["source_bytes"], row["stamp"]) for row in columns]
+        tables.append(table.filter(pa.array([image in current for image in scored], pa.bool_())))
         current -= set(scored)
     return pa.concat_tables(tables)
 
