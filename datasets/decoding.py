@@ -36,7 +36,7 @@ import tifffile
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import MM, OPEN_INFO, TiffImageFile
 
-from datasets.profiles import to_srgb
+from datasets.profiles import conversion, to_srgb
 from datasets.unusable import UnusableImage
 
 Pixels = npt.NDArray[np.uint8]
@@ -145,8 +145,14 @@ def _picture(image: Image.Image, data: bytes, max_pixels: int) -> Picture:
         size = f"{image.width} x {image.height}, at most {max_pixels} pixels"
         raise UndecodableImage("too_many_pixels", size)
     profile: bytes | None = image.info.get("icc_profile")
-    opened, name = to_srgb(_opened(image, data), profile)
+    opened = _opened(image, data)
     turn = UPRIGHT.get(_orientation(image))  # asked last: Pillow turns a TIFF when it loads it
+    if isinstance(opened, np.ndarray):
+        name, convert = conversion(profile, "RGB")
+        if convert is None and turn is None:  # of most photographs: no copy is made
+            return Picture(opened, name)
+        opened = Image.fromarray(opened)
+    opened, name = to_srgb(opened, profile)
     if turn is not None:
         opened = opened.transpose(turn)
     return Picture(np.ascontiguousarray(opened.convert("RGB")), name)
@@ -171,8 +177,11 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _opened(image: Image.Image, data: bytes) -> Image.Image:
-    """Return the pixels of an opened file as a picture of 8-bit L, RGB, CMYK, YCbCr or Lab."""
+def _opened(image: Image.Image, data: bytes) -> Image.Image | Pixels:
+    """Return the pixels of an opened file as a picture of 8-bit L, RGB, CMYK, YCbCr or Lab.
+
+    The pixels of a JPEG in colour are returned as they are.
+    """
     if image.format in ("JPEG", "MPO"):
         return _jpeg(image, data)
     if image.mode in ("F", "I") or (isinstance(image, TiffImageFile) and _is_12_bit(image)):
@@ -193,7 +202,7 @@ def _opened(image: Image.Image, data: bytes) -> Image.Image:
     return image
 
 
-def _jpeg(image: Image.Image, data: bytes) -> Image.Image:
+def _jpeg(image: Image.Image, data: bytes) -> Image.Image | Pixels:
     """Decode a JPEG; one of which a part is lost is `truncated`, even with its end mark in place.
 
     libjpeg fills what is lost with grey and warns. Pillow passes over the warning, simplejpeg
@@ -201,14 +210,14 @@ def _jpeg(image: Image.Image, data: bytes) -> Image.Image:
     """
     space = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}[image.mode]
     try:
-        pixels = simplejpeg.decode_jpeg(data, space)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, space)
     except ValueError as error:
         if any(sign in str(error) for sign in LOST_DATA):
             raise UndecodableImage("truncated", str(error)) from error
         return image  # what libjpeg warns of otherwise, and what simplejpeg does not know
     if image.mode == "CMYK":
         return image  # Pillow knows which programs write ink as light
-    return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
+    return Image.fromarray(pixels[..., 0]) if image.mode == "L" else pixels
 
 
 def _is_12_bit(image: TiffImageFile) -> bool:

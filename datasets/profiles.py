@@ -33,16 +33,21 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
     Returns:
         The picture, and what the profile calls itself, with the reason where it is not applied.
     """
-    if not profile:
-        return image, None
-    if image.mode not in SPACES:
+    if profile and image.mode not in SPACES:
         image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    name, convert = _conversion(profile, image.mode)
+    name, convert = conversion(profile, image.mode)
     return (convert(image) if convert else image), name
 
 
 @lru_cache(maxsize=PROFILES)
-def _conversion(profile: bytes, mode: str) -> tuple[str, Convert | None]:
+def conversion(profile: bytes | None, mode: str) -> tuple[str | None, Convert | None]:
+    """Return what a profile calls itself, and what converts a picture of ``mode``.
+
+    Returns:
+        None for the name without a profile; None for the conversion where nothing is to be done.
+    """
+    if not profile:
+        return None, None
     try:
         opened = ImageCms.ImageCmsProfile(BytesIO(profile))
         name = _name(opened)

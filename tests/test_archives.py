@@ -220,6 +220,8 @@ def test_links_in_a_tar_are_what_they_stand_for(tmp_path: Path) -> None:
             ("a/out.jpg", (tarfile.SYMTYPE, "/etc/hostname")),
             ("b", (tarfile.SYMTYPE, "a")),
             ("pipe.jpg", (tarfile.FIFOTYPE, "")),
+            ("holes.jpg", (tarfile.GNUTYPE_SPARSE, "")),
+            ("._a.jpg", b"a resource fork"),
             ("z.jpg", body(1)),
         ),
     )
@@ -237,6 +239,8 @@ def test_links_in_a_tar_are_what_they_stand_for(tmp_path: Path) -> None:
         ("a/out.jpg", "dangling_link"),
         ("b", "repeated_folder"),
         ("pipe.jpg", "special_file"),
+        ("holes.jpg", "sparse_member"),
+        ("._a.jpg", "hidden"),
     }
 
 

@@ -146,7 +146,10 @@ def test_the_profile_is_recorded_in_table_and_sample(pictures: Pictures, tmp_pat
 
 
 def test_a_complete_set_of_compressed_archives_is_left_alone_at_once(
-    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """No copy stays, none is made again, nothing is listed again; another cut makes one."""
     source = pictures(4)
@@ -154,6 +157,7 @@ def test_a_complete_set_of_compressed_archives_is_left_alone_at_once(
     archive = tmp_path / "all.tar.xz"
     archive.write_bytes(lzma.compress(packed.getvalue(), preset=0))
     run(archive, tmp_path / "set")
+    assert "archives to list: 1 (0 MB)" in capsys.readouterr().err
     kept = tmp_path / "set" / ".curate" / "sources"
 
     assert [path.suffix for path in kept.iterdir()] == [".parquet"]
@@ -166,3 +170,4 @@ def test_a_complete_set_of_compressed_archives_is_left_alone_at_once(
     monkeypatch.setattr(Archive, "_list", lambda self: pytest.fail("listed again"))
     monkeypatch.setattr(Archive, "prepare", lambda self: pytest.fail("copied again"))
     assert run(archive, tmp_path / "set", threshold=55.0).units == []
+    assert "archives to list" not in capsys.readouterr().err

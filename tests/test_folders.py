@@ -176,6 +176,22 @@ def test_a_file_name_of_any_bytes_is_read(tmp_path: Path) -> None:
     assert found.renamed() == 2
 
 
+def test_an_input_that_is_no_utf_8_is_refused_with_a_remedy_that_works(
+    pictures: Pictures, tmp_path: Path
+) -> None:
+    """No configuration can hold the path; the folder above it can be given."""
+    above = pictures(1)
+    odd = os.fsdecode(os.fsencode(above) + b"/caf\xe9")
+    Path(odd).mkdir()
+    (above / "photo-00.png").rename(Path(odd) / "photo-00.png")
+
+    with pytest.raises(UsageError, match=r"caf\\xe9: a path that is no UTF-8.*folder above it"):
+        list_images([odd], tmp_path / "kept")
+    assert [ref.key for ref in list_images([str(above)], tmp_path / "kept").images] == [
+        "caf_xe9/photo-00"
+    ]
+
+
 @given(st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name))
 def test_every_name_gives_a_key_that_every_table_and_reader_takes(name: bytes) -> None:
     """No dot, no control character, no way out of the folder, valid UTF-8."""

@@ -154,8 +154,8 @@ class Archive:
 
         try:
             with indexed_gzip.IndexedGzipFile(str(self.path), spacing=SEEK_POINT_SPACING) as file:
+                file.build_full_index()  # first: without it, listing would cost twice as much
                 found = tars.contents(file)
-                file.build_full_index()
                 with written_by_name(self._index) as target:
                     file.export_index(str(target))
         except indexed_gzip.ZranError:

@@ -22,8 +22,8 @@ def listed(inputs: Sequence[str], kept: Path) -> Listing:
 @contextmanager
 def _watch(count: int, megabytes: int) -> Iterator[Callable[[int], None]]:
     sys.stderr.write(
-        f"listing {count:,} archives ({megabytes / 1000:,.1f} GB); their lists are kept, so that "
-        "the next run starts at once\n"
+        f"archives to list: {count:,} ({megabytes:,} MB); the lists are kept, so that the next run "
+        "starts at once\n"
     )
     with progress("list MB", megabytes) as advance:
         yield advance
