@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,23 @@ def problems(folder: Path) -> Iterator[str]:
     yield from set_problems(folder, _sample, inspected)
     if read_manifest(folder) is not None:
         yield from _scores(folder, inspected)
+
+
+def damaged(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """List the files of a manifest that are absent or have another length or SHA-256."""
+    entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
+    return [name for name, entry in entries.items() if _damage(folder / name, entry)]
+
+
+def _damage(path: Path, entry: Mapping[str, Any]) -> str:
+    """Say what is wrong with a file, by its entry in the manifest; nothing if it is whole."""
+    if not path.exists():
+        return "missing"
+    if (size := path.stat().st_size) != entry["bytes"]:
+        return f"{size} bytes, the manifest says {entry['bytes']}"
+    if (found := sha256(path)) != entry["sha256"]:
+        return f"SHA-256 {found}, the manifest says {entry['sha256']}"
+    return ""
 
 
 @dataclass(slots=True)
