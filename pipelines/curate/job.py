@@ -259,7 +259,8 @@ class Curation:
         rule, limit = self.config.crop, self.config.max_pixels
         arguments = (str(plan), rule, self.scorer.name, limit, self.notes)
         results = engine.run("pack", units, PackShard, arguments, total)
-        return [refs[result["crashed"]] for result in results if "crashed" in result]
+        crashed = {str(result["crashed"]) for result in results if "crashed" in result}
+        return [refs[key] for key in sorted(crashed)]
 
     def stage_manifest(self, staging: Path, scores: pa.Table) -> None:
         """Write the tables and, last, the manifest of a staged set."""

@@ -59,9 +59,9 @@ class Attempt:
         if self._note["unexplained"] >= UNEXPLAINED:
             self._path.unlink()
             raise UserError(
-                f"workers were killed {UNEXPLAINED} times in unit {self._path.stem} while no image "
-                "was under way; usually memory has run out: give fewer --workers and run the same "
-                "command again to resume"
+                f"workers were killed again and again in {self._path.stem}, and no image is to "
+                "blame; usually memory has run out: give fewer --workers and run the same command "
+                "again to resume"
             )
 
     def has_killed(self, item: str) -> bool:
