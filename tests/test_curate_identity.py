@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from datasets import shards
 from models.metrics.brisque import Brisque
 from tests.conftest import Pictures, picture
 from tests.support.curation_jobs import InProcess, published, run
@@ -107,16 +106,3 @@ def test_an_image_of_other_bytes_and_the_same_length_is_scored_anew(
     run(source, tmp_path / "fresh")
 
     assert published(tmp_path / "set") == published(tmp_path / "fresh")
-
-
-def test_an_option_that_the_recipe_does_not_use_is_no_part_of_it(
-    pictures: Pictures, tmp_path: Path
-) -> None:
-    """Where the centre square is taken, no stride makes another set."""
-    source = pictures(2)
-    run(source, tmp_path / "set", mode="resize")
-    manifest = shards.read_manifest(tmp_path / "set")
-
-    assert run(source, tmp_path / "set", mode="resize", stride=20).units == []
-    assert manifest is not None
-    assert "stride" not in manifest["config"]

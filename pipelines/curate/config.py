@@ -106,10 +106,7 @@ class CurateConfig:
 
         What was read is no part of them: every image is known by its key, length and SHA-256.
         """
-        crop = to_dict(self.crop)
-        if self.crop.mode == "resize":
-            del crop["stride"]
-        return {**crop, "max_pixels": self.max_pixels}
+        return {**to_dict(self.crop), "max_pixels": self.max_pixels}
 
     def absolute(self) -> "CurateConfig":
         """Return the same job with every path absolute, for processes that work elsewhere."""

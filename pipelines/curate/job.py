@@ -73,8 +73,12 @@ class Curation:
             )
         self.candidate_fields = {**config.candidate_fields(), "scorer": self.scorer.identity()}
         self.cut_fields = {**config.cut_fields(), "threshold": self.threshold}
-        self.fields = plain({**self.candidate_fields, **self.cut_fields})
         self.notes = str(self.state / "attempts"), uuid.uuid4().hex
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Settings of the set: the manifest's ``config``."""
+        return plain({**self.candidate_fields, **self.cut_fields})
 
     def run(self, engine: Engine | None = None) -> None:
         """Do what is left to do.

@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ from pipelines.jobs.stage import Stopwatch
 
 PART = CANDIDATE.append(pa.field("stamp", pa.int64()))
 """A candidate, and the modification time of the file it was scored from."""
+Opened = tuple[list[dict[str, Any]], list[Pixels]]
+"""The rows of an image, and a patch for each of them; or rows without patches."""
 UNITS = 128  # the least number of units, if there are so many images: workers end together
 LARGEST_UNIT = 64  # images; as much is lost when a worker is killed
 
@@ -104,28 +107,28 @@ class ScoreImages:
         """Return the candidate rows of images, in order; an image without a patch has one row."""
         rows: list[dict[str, Any]] = []
 
-        def candidates() -> Iterator[tuple[dict[str, Any], Pixels]]:
+        def opened() -> Iterator[Opened]:
             for image_rows, patches in map_ahead(self.open, refs, threads=self.decoders):
                 rows.extend(image_rows)
-                yield from zip(image_rows, patches, strict=False)
+                yield image_rows, patches
 
         start, before = time.perf_counter(), self.watch.total()
-        self.scored(candidates())
+        self.scored(opened())
         opening = self.watch.total() - before
         self.watch.add("score", max(0.0, time.perf_counter() - start - opening))
         return rows
 
-    def scored(self, candidates: Iterable[tuple[dict[str, Any], Pixels]]) -> list[dict[str, Any]]:
-        """Score (row, patch) pairs as they come; returns the rows with their quality filled in."""
+    def scored(self, images: Iterable[Opened]) -> list[dict[str, Any]]:
+        """Score images as they come; returns the rows of patches with their quality filled in."""
         waiting: deque[dict[str, Any]] = deque()
         done = []
 
-        def patches() -> Iterator[Pixels]:
-            for row, patch in candidates:
-                waiting.append(row)
-                yield patch
+        def by_image() -> Iterator[list[Pixels]]:
+            for rows, patches in images:
+                waiting.extend(rows[: len(patches)])
+                yield patches
 
-        for quality in self._scores(waiting, patches()):
+        for quality in self._scores(waiting, by_image()):
             row = waiting.popleft()
             row["quality"] = None if math.isnan(quality.value) else quality.value
             row["detail"] = json.dumps(quality.detail) if quality.detail else None
@@ -133,13 +136,14 @@ class ScoreImages:
         return done
 
     def _scores(
-        self, waiting: deque[dict[str, Any]], patches: Iterable[Pixels]
+        self, waiting: deque[dict[str, Any]], images: Iterable[list[Pixels]]
     ) -> Iterator[Quality]:
         if isinstance(self.scorer, ImportedScores):
-            return (Quality(self.scorer.scores.get(waiting[0]["key"], math.nan)) for _ in patches)
-        return self.scorer.score(patches)
+            scores, patches = self.scorer.scores, chain.from_iterable(images)
+            return (Quality(scores.get(waiting[0]["key"], math.nan)) for _ in patches)
+        return self.scorer.score(images)
 
-    def open(self, ref: ImageRef) -> tuple[list[dict[str, Any]], list[Pixels]]:
+    def open(self, ref: ImageRef) -> Opened:
         """Read, decode and cut one image.
 
         Returns:

@@ -15,7 +15,10 @@ from pipelines.jobs.stage import Resources, StageTime, Worker, carried_out
 OPTIONS = {
     "crop": {name: name for name in ("mode", "size", "stride")},
     "cut": {name: name for name in ("samples_per_shard", "val_fraction", "seed")},
-    "scorer": {"scorer": "name", "scorer_weights": "weights", "scorer_prompt": "prompt"},
+    "scorer": {
+        **{"scorer": "name", "scorer_weights": "weights", "scorer_prompt": "prompt"},
+        "scorer_batch": "batch",
+    },
 }
 """Where the value of an option lies in a configuration: part -> option -> field."""
 
