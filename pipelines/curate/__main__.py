@@ -52,7 +52,7 @@ def verify(arguments: list[str]) -> int:
     paths = [argument for argument in arguments if argument != "--repair"]
     if len(paths) != 1 or paths[0].startswith("-"):
         raise UsageError("usage: python -m pipelines.curate verify PATH [--repair]")
-    from datasets.verify import problems
+    from pipelines.curate.verify import problems
 
     folder = local_path(paths[0])
     if len(arguments) > 1:
