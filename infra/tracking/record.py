@@ -23,6 +23,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 from infra.errors import UsageError
@@ -32,10 +33,13 @@ LOG, STATE = "log.jsonl", ".tracking"
 
 
 class Resume(NamedTuple):
-    """Where a job goes on."""
+    """Where a job goes on, and where its run began."""
 
     token: str | None  # of the run, as a checkpoint keeps it
     step: int | None = None  # numbers of later steps are cut from the log; -1: of all; None: none
+    # Tags of the run. "parent.run", the token of the run that it was forked from, makes it that
+    # one's child in MLflow.
+    origin: Mapping[str, str] = MappingProxyType({})
 
 
 class Record:

@@ -138,21 +138,31 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradients; after the last one they are averaged over the ranks."""
+        """Add a micro-batch's gradients; after the last one they are averaged over the ranks.
+
+        A loss that is not finite may have finite gradients. They are made NaN, so that `step` finds
+        them on every rank and drops them; of a finite loss they stay as they are, times one.
+        """
         is_last = self._engine.is_gradient_accumulation_boundary()
-        self._engine.backward(loss)
+        self._engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, math.nan))
         if not is_last:
             self._engine.step()  # counts the micro-batch without an update
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, clipping: float | None = None) -> float:
         """Update the weights after the last micro-batch.
 
+        Args:
+            learning_rate: of this update.
+            clipping: largest global norm of this and later updates; None leaves it as it is.
+
         Returns:
-            The gradients' global norm before clipping. If it is not finite, the weights are left as
-            they were.
+            The gradients' global norm before clipping. If it is not finite, weights and moments are
+            left as they were.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        if clipping is not None:
+            self._engine._config.gradient_clipping = self._optimizer.clip_grad = clipping
         if self.config.zero_stage:
             self._engine.step()
             return float(self._engine.get_global_grad_norm())
