@@ -194,6 +194,8 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Load what `save` wrote with the same layout, exactly; all ranks call it."""
         self._engine.load_checkpoint(str(folder), tag=TAG)
+        if all(self._base.state[flat] for flat in self._flat_parameters()):
+            self._link_moments()
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Return Adam's state by parameter on the CPU, from which any layout can continue.
@@ -217,8 +219,7 @@ class Engine:
         for flat in self._flat_parameters():
             moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
             self._base.state[flat] = {"step": state["step"].clone(), **moments}
-        if self.config.zero_stage in (1, 2):  # DeepSpeed links parameters to moments at a step
-            self._optimizer._lazy_init_hp_params_optimizer_state()
+        self._link_moments()
         for name, parameter in self._parameters.items():
             for moment in MOMENTS:
                 self._set_moment(parameter, moment, state[f"{moment}/{name}"].to(self.device))
@@ -230,6 +231,11 @@ class Engine:
             self._optimizer.optimizer if self.config.zero_stage else self._optimizer
         )
         return base
+
+    def _link_moments(self) -> None:
+        """Let parameters find their moments, as DeepSpeed itself does at its first step."""
+        if self.config.zero_stage in (1, 2):
+            self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _flat_parameters(self) -> list[Tensor]:
         """Return what the torch optimiser updates: the parameters, or this rank's part of all."""

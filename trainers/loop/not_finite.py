@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infra.distributed import gathered, rank
 from trainers.loop.changes import peak_at
+from trainers.loop.checkpoints import Checkpoint
 from trainers.loop.config import TrainerConfig
 from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
@@ -74,27 +75,45 @@ def said(what: str, step: int, suspects: Sequence[Suspect]) -> str:
     return f"{what} of step {step} is not finite: {why}"
 
 
-def remedy(step: int, last: int, suspects: Sequence[Suspect], config: TrainerConfig) -> str:
-    """Return what makes the same command go through.
+def remedy(
+    step: int, saved: Sequence[Checkpoint], suspects: Sequence[Suspect], config: TrainerConfig
+) -> str:
+    """Return what makes the run go on.
 
     Args:
         step: that failed.
-        last: step of the newest checkpoint, from which the command goes on.
+        saved: the run's checkpoints, oldest first.
         suspects: the samples of the step.
         config: of the run; the changes that it has stay.
     """
-    if has_diverged(suspects):
-        changes = [*config.changes.peak_from, (last, peak_at(last, config) / 10)]
-        kept = {begin: peak for begin, peak in changes if begin <= last}
-        pairs = " ".join(f"{begin} {peak:.3g}" for begin, peak in kept.items())
-        return (
-            f"Run the same command again with --peak-from {pairs}, a tenth of the learning rate "
-            f"from step {last} on, where it goes on"
-        )
     steps = " ".join(map(str, sorted({*config.changes.skip_steps, step})))
-    return (
-        f"Run the same command again with --skip-steps {steps}, which leaves this batch out, or "
+    leave_out = (
+        f"run the same command again with --skip-steps {steps}, which leaves this batch out, or "
         "with --skip-non-finite 100, which leaves out so many such batches as they come"
+    )
+    slow_down = _slow_down(step, saved, config)
+    if has_diverged(suspects):
+        return slow_down
+    is_known = any(not math.isfinite(one.loss + one.magnitude) for one in suspects)
+    if is_known:
+        return leave_out.capitalize()
+    return f"{slow_down}. If it is this batch alone, {leave_out}"
+
+
+def _slow_down(step: int, saved: Sequence[Checkpoint], config: TrainerConfig) -> str:
+    """Return how to go on at a tenth of the rate, from weights that were there before the step."""
+    before = [checkpoint for checkpoint in saved if checkpoint.step < step]
+    at = before[-1].step if before else 0
+    changes = [*config.changes.peak_from, (at, peak_at(at, config) / 10)]
+    kept = {begin: peak for begin, peak in changes if begin <= at}
+    pairs = " ".join(f"{begin} {peak:.3g}" for begin, peak in kept.items())
+    option = f"--peak-from {pairs}, a tenth of the learning rate from step {at} on"
+    if before == list(saved):  # the newest, or none: what the same command goes on from
+        return f"Run the same command again with {option}"
+    where = f"--resume {before[-1].folder} " if before else ""
+    return (
+        f"The checkpoint of step {step} has these weights: run the command with another --output "
+        f"and {where}{option}"
     )
 
 

@@ -257,11 +257,9 @@ class Training:
         if len(found) < allowed:
             self._leave_out(f"{why}. It is left out, {len(found) + 1} of {allowed} such steps")
             return
-        last = max((saved.step for saved in self.checkpoints.complete()), default=self.first)
-        left = f" --skip-non-finite {allowed} is used up by steps {found}." if allowed else ""
-        raise UserError(
-            f"{why}. Nothing was updated.{left} {remedy(self.step, last, suspects, self.config)}"
-        )
+        advice = remedy(self.step, self.checkpoints.complete(), suspects, self.config)
+        left = f" --skip-non-finite {allowed} is used up by {sorted(found)}." if allowed else ""
+        raise UserError(f"{why}. Nothing was updated.{left} {advice}")
 
     def _leave_out(self, why: str) -> None:
         self.skipped.append(self.step)
