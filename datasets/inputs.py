@@ -28,13 +28,10 @@ class Input:
     prefix: str
     """NAME of ``NAME=PATH``; empty without one."""
     path: Path
+    origin: str
+    """The NAME, or else the base name of the path, as text."""
     inside: str = ""
     """Path of the archive inside the folder."""
-
-    @property
-    def origin(self) -> str:
-        """Name of the input, as text: what stands in the column `origin`."""
-        return shown(self.prefix or self.text)
 
 
 def parsed(text: str) -> Input:
@@ -43,7 +40,7 @@ def parsed(text: str) -> Input:
     is_name = equals and is_valid_prefix(name) and not local_path(text).exists()
     prefix, place = (name, rest) if is_name else ("", text)
     path = _package_file(place) if place.startswith("pkg:") else local_path(place)
-    return Input(text, prefix, path)
+    return Input(text, prefix, path, shown(prefix or path.resolve().name))
 
 
 def _package_file(text: str) -> Path:

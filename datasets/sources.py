@@ -49,7 +49,7 @@ class ImageRef:
     key: str
     """Unique over all inputs; no dot."""
     origin: str
-    """The input it came from, as the user named it."""
+    """The input it came from: the name that the user gave it, or else its base name."""
     file: str
     """Its name inside the input, as text."""
     path: str
@@ -71,7 +71,7 @@ class Ignored:
     """Something in an input that is no image: a row of `ignored.parquet`."""
 
     origin: str
-    """The input, as the user named it."""
+    """The input, as in `ImageRef`."""
     file: str
     """Its name inside the input, as text."""
     kind: str
@@ -141,15 +141,15 @@ def list_images(inputs: Sequence[str], kept: Path, watch: Watch | None = None) -
     images: list[ImageRef] = []
     ignored: list[Ignored] = []
     for item, things in zip(given, parts, strict=True):
-        before = len(images)
+        before = len(images), len(ignored)
         for part, thing in things:
             for file, ref in _opened(part, thing):
                 if ref is None:
                     ignored.append(_ignored(part, file))
                 else:
                     images.append(ref)
-        if len(images) == before:
-            raise _no_image(item, ignored)
+        if len(images) == before[0]:
+            raise _no_image(item, ignored[before[1] :])
     images.sort(key=lambda ref: ref.key)
     _refuse_duplicates(images)
     ignored.sort(key=lambda thing: (thing.origin, thing.file, thing.detail))
@@ -157,7 +157,7 @@ def list_images(inputs: Sequence[str], kept: Path, watch: Watch | None = None) -
 
 
 def _no_image(item: Input, ignored: Sequence[Ignored]) -> UsageError:
-    kinds = Counter(thing.kind for thing in ignored if thing.origin == item.origin)
+    kinds = Counter(thing.kind for thing in ignored)
     counted = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     return UsageError(
         f"--input {item.text}: holds no image ({counted or 'nothing at all'}); expected "

@@ -25,6 +25,7 @@ REASONS = {
     "oversized_metadata": Kind.FILE,
     "too_many_pixels": Kind.FILE,
     "key_too_long": Kind.FILE,
+    "crashed": Kind.FILE,
     "damaged_member": Kind.FILE,
     "encrypted": Kind.FILE,
     "unsupported_compression": Kind.FILE,

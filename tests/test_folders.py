@@ -44,7 +44,7 @@ def test_everything_in_a_folder_is_taken_or_named(pictures: Pictures, tmp_path: 
         ("round.png", "dangling_link"),
     ]
     assert rows[3] == {
-        **{"origin": str(folder), "file": "notes.txt", "kind": "other_file"},
+        **{"origin": "raw", "file": "notes.txt", "kind": "other_file"},
         **{"detail": "", "bytes": 5},
     }
 
