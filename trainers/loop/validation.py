@@ -28,7 +28,7 @@ def validated_already(checkpoints: Checkpoints, before: Checkpoint | None, run: 
     if before is None:
         return None
     metrics = before.metrics
-    if not metrics and before.folder.parent.resolve() == checkpoints.folder.resolve():
+    if not metrics and checkpoints.is_own(before):
         metrics = _logged(run / LOG, before)
         if metrics:
             checkpoints.rate(before.step, metrics)
