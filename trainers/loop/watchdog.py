@@ -59,11 +59,13 @@ class Watchdog:
                 self._changed.wait(left)
 
     def _end(self) -> None:
-        sys.stderr.write(
-            f"error: {self._what} took longer than --timeout-minutes {self._minutes:g}. If it "
-            "hangs, the traces below show where, on this rank; if it only takes long, give more "
-            "minutes, and run the same command again: it resumes\n"
-        )
-        sys.stderr.flush()
-        faulthandler.dump_traceback(all_threads=True)
-        os._exit(1)
+        try:
+            sys.stderr.write(
+                f"error: {self._what} took longer than --timeout-minutes {self._minutes:g}. If it "
+                "hangs, the traces below show where, on this rank; if it only takes long, give "
+                "more minutes, and run the same command again: it resumes\n"
+            )
+            sys.stderr.flush()
+            faulthandler.dump_traceback(all_threads=True)
+        finally:  # also where the terminal is gone
+            os._exit(1)
