@@ -129,6 +129,14 @@ class CurateConfig:
         }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class VerifyConfig:
+    """What to do besides verifying."""
+
+    repair: bool = False
+    """First make damaged files again from the inputs, byte for byte, and nothing else."""
+
+
 PRESETS = {
     "demo": CurateConfig(
         input=DEMO,
