@@ -45,7 +45,10 @@ def repair(folder: Path) -> tuple[list[str], InProcess]:
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 @pytest.mark.parametrize(
     "name",
-    ["train-000000.tar", "val-000000.tar", "index.parquet", "scores.parquet", "manifest.json"],
+    [
+        *("train-000000.tar", "val-000000.tar", "manifest.json"),
+        *("index.parquet", "scores.parquet", "ignored.parquet"),
+    ],
 )
 def test_what_is_damaged_is_made_again_and_nothing_else(
     copy: Path, name: str, damage: Callable[[Path], object]

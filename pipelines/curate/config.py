@@ -66,7 +66,7 @@ class CurateConfig:
     """What to curate, how to cut it, where to put it."""
 
     input: tuple[str, ...] = ()
-    """Folders, .tar, .tar.gz, .zip or image files; NAME=PATH prefixes that input's keys."""
+    """Folders, .tar, .tar.gz, .tar.zst, .tar.xz, .zip, images; NAME=PATH prefixes the keys."""
     output: str = ""
     """Folder of the set; made if it is not there."""
     crop: CropRule = field(default_factory=CropRule)

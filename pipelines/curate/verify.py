@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from datasets import verify
 from datasets.sample import SCORES
 from datasets.shards import INDEX, MANIFEST
-from pipelines.curate.manifest import FORMAT, REPEATED, SCORES_FILE, counted
+from pipelines.curate.manifest import FORMAT, IGNORED_FILE, REPEATED, SCORES_FILE, counted
 
 
 def problems(folder: Path) -> Iterator[str]:
@@ -35,9 +35,11 @@ def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         )
         return
     scores = table.replace_schema_metadata(None).cast(SCORES)
-    expected = {**json.loads(repeated), **counted(scores, manifest["shards"])}
+    ignored = pq.read_table(folder / IGNORED_FILE)
+    expected = {**json.loads(repeated), **counted(scores, ignored, manifest["shards"])}
     if expected["format"] != FORMAT:
         yield f"{SCORES_FILE}: format {expected['format']}, this version reads {FORMAT}"
-    if (names := manifest["files"].keys()) != {INDEX, SCORES_FILE}:
-        yield f"{MANIFEST}: files are {sorted(names)}, expected {INDEX} and {SCORES_FILE}"
+    if (names := manifest["files"].keys()) != {INDEX, SCORES_FILE, IGNORED_FILE}:
+        tables = f"{INDEX}, {SCORES_FILE} and {IGNORED_FILE}"
+        yield f"{MANIFEST}: files are {sorted(names)}, expected {tables}"
     yield from verify.claim_problems(manifest, expected)
