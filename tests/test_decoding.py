@@ -223,6 +223,7 @@ def test_a_jpeg_of_which_half_is_lost_is_truncated(progressive: bool) -> None:
         ("RGB", {"progressive": True}),
         ("RGB", {"subsampling": 0, "optimize": True}),
         ("RGB", {"restart_marker_rows": 1}),
+        ("RGB", {"keep_rgb": True}),
         ("L", {}),
         ("CMYK", {}),
     ],
