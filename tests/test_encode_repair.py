@@ -12,6 +12,7 @@ from datasets.shards import MANIFEST
 from infra.config import pretty_json
 from infra.errors import UserError
 from pipelines.encode import __main__ as encode
+from pipelines.encode import report
 from pipelines.encode.job import Encoding
 from pipelines.encode.repair import repair
 from pipelines.encode.verify import problems
@@ -126,3 +127,28 @@ def test_damaged_bytes_end_in_a_sentence(latents: Path, name: str) -> None:
         (latents / name).write_bytes(damaged)
 
         assert list(problems(latents)) != []
+
+
+def test_a_set_without_its_page_is_not_finished(
+    world: Path, latents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that died between publishing and its page is completed by the next one."""
+    run(world, latents, draws=2)  # the copy is finished, and knows it
+    (latents / "report.html").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "build", Path.rmdir)  # dies of its arguments
+        with pytest.raises(TypeError):
+            run(world, latents, draws=2)
+    again = run(world, latents, draws=2)
+
+    assert again.units == []
+    assert (latents / "report.html").exists()
+
+
+def test_overwrite_encodes_the_same_set_anew(world: Path, latents: Path) -> None:
+    """With the same settings too; two generations become one, of the same draws."""
+    engine = run(world, latents, draws=2, overwrite=True)
+
+    assert engine.count("encode") == 2
+    assert len(manifest_of(latents)["generations"]) == 1
+    assert list(problems(latents)) == []
