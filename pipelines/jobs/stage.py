@@ -292,7 +292,8 @@ class _Actor:
         # Ray starts a dead actor again, under the same id, as often as it dies.
         name = ray.get_runtime_context().get_actor_id()
         try:
-            with attempt(Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}"), name, name):
+            folder = Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}")
+            with attempt(folder, name, name, "the start, which loads modules and weights"):
                 self._work = worker(*arguments)
         except (UserError, OSError) as error:
             self._work = partial(_fail, error)
