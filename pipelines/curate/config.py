@@ -58,6 +58,26 @@ class CutRule:
     """Share of source images, not of patches, that goes to the split `val`."""
     seed: int = 0
     """Seed of the split."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of source images that stay out of `train`; by default those of `val` alone."""
+    val_list: str = ""
+    """File with the keys of the source images of `val`, one a line, instead of --val-fraction."""
+    duplicates: Literal["keep", "first"] = "keep"
+    """Of copies of one photograph, keep all (in one split), or the first by key."""
+    exclude: tuple[str, ...] = ()
+    """Image sets, folders, archives: no image that is a copy of one of theirs is taken."""
+
+    def __post_init__(self) -> None:
+        if self.hold_out is not None and self.hold_out < self.val_fraction:
+            raise ValueError(
+                f"hold_out {self.hold_out:g}: at least val_fraction, {self.val_fraction:g}: "
+                "what is held out contains the validation split"
+            )
+        if self.val_list and (self.val_fraction or self.hold_out):
+            raise ValueError(
+                f"val_list {self.val_list}: the list is the whole validation split; give "
+                "--val-fraction 0 and no --hold-out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

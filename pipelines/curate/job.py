@@ -7,6 +7,7 @@ The state of the job is in the output folder; a killed job loses at most the uni
     OUTPUT/report.html               the page to read
     OUTPUT/.curate/                  the state of the job
         candidates.json              the settings that the candidates depend on; others are refused
+        held_out.json                images that a set here held out of training
         listing.json                 fingerprint of the inputs of the published set
         scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
                                      and the scorer's weights
@@ -17,6 +18,7 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,12 @@ from datasets.sources import ImageRef, Listing, input_digest, list_images
 from infra import storage
 from infra.config import canonical_json, digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
+from pipelines.curate import exclusion, held_out, scoring
 from pipelines.curate import report as curation_report
-from pipelines.curate import scoring
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
 from pipelines.curate.pack import LOCATED, PackShard
-from pipelines.curate.selection import count_reasons, select, shard_tables
+from pipelines.curate.selection import count_copies, count_reasons, select, shard_tables
 from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.plan import PLAN, units_left, write_plan
 from pipelines.jobs.scorers import describe
@@ -85,6 +87,7 @@ class Curation:
                 "candidates.json", self.candidate_fields, overwrite=self.config.overwrite
             )
             listing = list_images(self.config.input, self.state / "sources")
+            self.read_guards({ref.key for ref in listing.images})
             listing = listing.first(self.config.first).first(self.config.limit)
             if self._finished(listing):
                 sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
@@ -92,6 +95,28 @@ class Curation:
                 with started(engine, self.config.workers) as running:
                     self._work(listing, running)
             self._check_budget()
+
+    def read_guards(self, keys: Collection[str]) -> None:
+        """Read what keeps training and testing apart: the list for `val`, the excluded images.
+
+        Args:
+            keys: of all images of the input.
+
+        Raises:
+            UsageError: a list or a set that cannot be used.
+        """
+        cut = self.config.cut
+        self.listed = held_out.read_val_list(cut.val_list, keys)
+        self.excluded = exclusion.read_excluded(cut.exclude, self.state / "sources")
+        self.cut_fields |= {
+            "val_list": held_out.list_digest(self.listed),
+            "exclude": digest(self.excluded.to_pylist()) if self.excluded.num_rows else None,
+        }
+
+    def select(self, candidates: pa.Table) -> pa.Table:
+        """Decide every candidate; returns rows of `SCORES`."""
+        matches = exclusion.matches(candidates, self.excluded)
+        return select(candidates, self.filters(), self.config.cut, self.listed, matches)
 
     def _work(self, listing: Listing, engine: Engine) -> None:
         settings = {**self.candidate_fields, **self.cut_fields}
@@ -105,19 +130,22 @@ class Curation:
         sys.stdout.write(where)
 
     def _make(self, listing: Listing, engine: Engine) -> dict[str, Any]:
-        storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
         storage.write_bytes(self.state / "candidates.json", pretty_json(self.candidate_fields))
         candidates = self.score(listing, engine)
-        scores = select(candidates, self.filters(), self.config.cut)
+        scores = self.select(candidates)
         if not pc.any(pc.is_valid(scores["shard"])).as_py():
             raise UserError(
                 f"no candidate was kept: {count_reasons(scores)}; change --threshold (now "
                 f"{self.threshold}) or --size, or look at the inputs"
             )
+        held = held_out.HeldOut(self.state / "held_out.json")
+        held.check(scores, self.config.cut, self.folder)
+        storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
         staging = self.staging(scores)
         if shards.read_manifest(staging) is None:  # else: killed while publishing
             self.pack(staging, scores, listing, engine)
             self.stage_manifest(staging, scores, listing)
+        held.add(scores, self.config.cut)
         shards.publish(staging, self.folder)
         fingerprint = {"fingerprint": listing.fingerprint()}
         storage.write_bytes(self.state / "listing.json", pretty_json(fingerprint))
@@ -224,6 +252,7 @@ class Curation:
                 "bytes": sum(ref.size for ref in listing.images),
                 "digest": input_digest((key, sha or "") for key, sha in pairs),
                 "broken": _count_broken(scores),
+                "copies": count_copies(scores),
             },
             "totals": {
                 "candidates": scores.num_rows,

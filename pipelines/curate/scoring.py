@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, UndecodableImage, decode, single_threaded
+from datasets.fingerprint import perceptual_hash
 from datasets.sample import CANDIDATE, empty_row
 from datasets.shards import fits_ustar, parquet_bytes, read_manifest
 from datasets.sources import ImageRef, Listing, read
@@ -134,6 +135,8 @@ class ScoreImages:
         except OSError:
             return [row | {"drop_reason": "unreadable"}], []
         row |= {"image_width": image.shape[1], "image_height": image.shape[0]}
+        with self.watch("hash"):
+            row["source_phash"] = perceptual_hash(image)
         patches = list(cut_all(image, self.rule))
         if not patches:
             return [row | {"drop_reason": "too_small"}], []

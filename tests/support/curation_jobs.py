@@ -1,5 +1,6 @@
 """Curation without Ray: the same workers in this process, and small jobs for them."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipelines.jobs.stage import Resources, StageTime, Worker, attempt
 
 OPTIONS = {
     "crop": {name: name for name in ("mode", "size", "stride")},
-    "cut": {name: name for name in ("samples_per_shard", "val_fraction", "seed")},
+    "cut": {field.name: field.name for field in dataclasses.fields(CutRule)},
     "scorer": {"scorer": "name", "scorer_weights": "weights", "scorer_prompt": "prompt"},
 }
 """Where the value of an option lies in a configuration: part -> option -> field."""
