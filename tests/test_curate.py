@@ -14,7 +14,6 @@ from datasets.decoding import decode
 from datasets.verify import problems
 from infra import storage
 from infra.errors import UsageError, UserError
-from pipelines.curate import __main__ as curate
 from pipelines.curate.config import PRESETS
 from pipelines.curate.job import Curation
 from tests.conftest import Pictures, picture
@@ -143,22 +142,6 @@ def test_a_source_that_changed_after_scoring_stops_the_packing(
     run(source, tmp_path / "fresh")
 
     assert published(tmp_path / "set") == published(tmp_path / "fresh")
-
-
-def test_scores_travel_in_the_authors_file(pictures: Pictures, tmp_path: Path) -> None:
-    """Exported and imported again, the same scores keep the same patches."""
-    source = pictures(4)
-    run(source, tmp_path / "set")
-    exported = tmp_path / "raw_quality_score.json"
-    curate.main(["export-scores", str(tmp_path / "set"), str(exported)])
-    scores = json.loads(exported.read_text())
-    exported.write_text(json.dumps({key: 5 - score / 40 for key, score in scores.items()}))
-    run(source, tmp_path / "imported", scorer=str(exported), threshold=3.5)
-
-    first = pq.read_table(tmp_path / "set" / "scores.parquet")
-    second = pq.read_table(tmp_path / "imported" / "scores.parquet")
-    assert first["key"].equals(second["key"])
-    assert first["shard"].equals(second["shard"])
 
 
 def test_the_run_goes_to_mlflow(

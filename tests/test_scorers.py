@@ -18,7 +18,7 @@ from models.qalign.scorer import QAlign
 from pipelines.curate import scoring
 from pipelines.curate.config import CropRule
 from pipelines.jobs.scorer_choice import ScorerChoice
-from pipelines.jobs.scorers import ImportedScores, describe, load
+from pipelines.jobs.scorers import describe, load
 from pipelines.score import __main__ as score
 from tests.conftest import Pictures
 from tests.support.curation_jobs import run
@@ -141,7 +141,6 @@ def test_threads_that_decode_ahead_change_nothing(
         ({"name": "nonesuch"}, "choose brisque, qalign"),
         ({"name": "qalign", "weights": "/nonexistent"}, "nonexistent"),
         ({"name": "qalign", "prompt": "beauty"}, "beauty"),
-        ({"name": "/nonexistent.json"}, "no such file"),
     ],
 )
 def test_a_scorer_that_cannot_run_is_refused(choice: dict[str, str], named: str) -> None:
@@ -166,14 +165,6 @@ def test_no_cuda_is_said_and_not_replaced(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="--device cpu"):
         score.main(["--images", str(pictures(1)), "--scorer-weights", str(checkpoint)])
-
-
-def test_a_score_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    """A list, or words for numbers, are no scores."""
-    for text in ("[1, 2]", '{"a": "good"}', "not json"):
-        (tmp_path / "x_quality_score.json").write_text(text)
-        with pytest.raises(UsageError, match="not a quality_score"):
-            ImportedScores(str(tmp_path / "x_quality_score.json"))
 
 
 def test_the_score_tool_prints_and_saves(

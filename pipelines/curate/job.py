@@ -60,6 +60,7 @@ class Curation:
         self.set = SetFolder(storage.local_path(config.output), ".curate", "a curated set")
         self.folder, self.state = self.set.path, self.set.state
         self.scorer = describe(config.scorer, config.scoring_device)
+        scoring.refuse_other_crop(self.scorer, config.crop)
         self.threshold = (
             self.scorer.default_threshold if config.threshold is None else config.threshold
         )

@@ -20,13 +20,14 @@ from datasets.sample import CANDIDATE, empty_row
 from datasets.shards import fits_ustar, parquet_bytes, read_manifest
 from datasets.sources import ImageRef, Listing, read
 from infra.ahead import map_ahead
-from infra.config import digest, pretty_json
+from infra.config import differences, digest, pretty_json, to_dict
 from infra.errors import UsageError
-from infra.storage import write_bytes
+from infra.storage import local_path, write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
+from pipelines.jobs.score_file import AUTHORS, write_scores
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
-from pipelines.jobs.scorers import ImportedScores, Quality, load
+from pipelines.jobs.scorers import ImportedScores, Quality, ScorerInfo, load
 from pipelines.jobs.stage import Stopwatch
 
 PART = CANDIDATE.append(pa.field("stamp", pa.int64()))
@@ -102,6 +103,8 @@ class ScoreImages:
             row = waiting.popleft()
             row["quality"] = None if math.isnan(quality.value) else quality.value
             row["detail"] = json.dumps(quality.detail) if quality.detail else None
+            if row["quality"] is None and isinstance(self.scorer, ImportedScores):
+                row["drop_reason"] = "not_in_scores"
             done.append(row)
         return done
 
@@ -190,18 +193,53 @@ def known(folder: Path, listing: Listing) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def export(folder: Path, target: Path) -> int:
-    """Write ``{key: score}`` of every scored candidate of a set, as the authors' datasets read it.
+def export(folder: Path, name: str) -> int:
+    """Write the scores of all scored candidates of a set.
+
+    Args:
+        folder: of the set.
+        name: ``FILE.json``, or ``authors:FILE.json`` for the authors' {key: score}, which their
+            data sets read; ``--scorer`` reads both by these names.
 
     Returns:
         The number of scores.
 
     Raises:
-        UsageError: no complete set in ``folder``.
+        UsageError: no complete set in ``folder``, or one that has no such scores.
     """
-    if read_manifest(folder) is None:
+    manifest = read_manifest(folder)
+    if manifest is None:
         raise UsageError(f"{folder}: no complete set here (no manifest.json); curate it first")
+    target, authors = local_path(name.removeprefix(AUTHORS)), name.startswith(AUTHORS)
+    config, scorer = manifest["config"], dict(manifest["scorer"])
+    if scorer["name"] == "none":
+        raise UsageError(f"{folder}: nothing was scored (--scorer none), so there are no scores")
+    if authors and scorer["name"] != "qalign":
+        raise UsageError(
+            f"{folder}: scored by {scorer['name']}, but the authors' format means scores of "
+            f"Q-Align; leave {AUTHORS} out"
+        )
     table = pq.read_table(folder / "scores.parquet", columns=["key", "quality"])
     rows = table.filter(pc.is_valid(table["quality"])).to_pylist()
-    write_bytes(target, pretty_json({row["key"]: row["quality"] for row in rows}))
+    scores = {row["key"]: row["quality"] for row in rows}
+    if authors:
+        write_bytes(target, pretty_json(scores))
+    else:
+        del scorer["threshold"]
+        crop = {name: config[name] for name in to_dict(CropRule())}
+        write_scores(target, scores, scorer, crop)
     return len(rows)
+
+
+def refuse_other_crop(info: ScorerInfo, rule: CropRule) -> None:
+    """Refuse imported scores of candidates that were cut in another way.
+
+    Raises:
+        UsageError: names the fields that differ.
+    """
+    changed = differences(to_dict(rule), info.crop) if info.crop else []
+    if changed:
+        raise UsageError(
+            f"--scorer: the file's scores are of other candidates ({'; '.join(changed)}); give "
+            "the options with which they were scored, or score anew"
+        )
