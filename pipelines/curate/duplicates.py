@@ -6,14 +6,10 @@ never divided between two splits. Being a copy is not transitive, and the ends o
 different, so an image is only ever dropped for a copy of its own that is kept.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from datasets.fingerprint import near_pairs, unpacked
 
@@ -67,11 +63,12 @@ def find_copies(candidates: pa.Table) -> Copies:
 
 def _groups(content: dict[str, str], near: dict[str, list[str]]) -> dict[str, str]:
     """Return the first key of the group of each image, by the image's key."""
-    number = {name: i for i, name in enumerate(near)}
-    links = np.array([(number[a], number[b]) for a, others in near.items() for b in others])
-    graph = coo_array((np.ones(len(links)), links.reshape(-1, 2).T), (len(near), len(near)))
-    labels = connected_components(graph, directed=False)[1].tolist()
-    first: dict[int, str] = defaultdict(str)
-    for source in sorted(content, reverse=True):
-        first[labels[number[content[source]]]] = source
-    return {source: first[labels[number[name]]] for source, name in content.items()}
+    first: dict[str, str] = {}
+    for source in sorted(content):
+        reached = [content[source]]
+        while reached:
+            name = reached.pop()
+            if name not in first:
+                first[name] = source
+                reached += near[name]
+    return {source: first[name] for source, name in content.items()}

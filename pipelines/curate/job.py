@@ -11,6 +11,7 @@ The state of the job is in the output folder; a killed job loses at most the uni
         listing.json                 fingerprint of the inputs of the published set
         scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
                                      and the scorer's weights
+        kept-ID/                     PNGs for packing; until the set is published
         cut-ID/                      the shards that are being written; ID from their plan
 """
 
@@ -31,11 +32,11 @@ from datasets.sources import ImageRef, Listing, input_digest, list_images
 from infra import storage
 from infra.config import canonical_json, digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
-from pipelines.curate import exclusion, held_out, scoring
+from pipelines.curate import exclusion, held_out, kept, scoring
 from pipelines.curate import report as curation_report
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
-from pipelines.curate.pack import LOCATED, PackShard
+from pipelines.curate.filters import BROKEN, Filter, score_filters
+from pipelines.curate.pack import IMAGE_PLACE, PackShard
 from pipelines.curate.selection import count_copies, count_reasons, select, shard_tables
 from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.plan import PLAN, units_left, write_plan
@@ -148,6 +149,8 @@ class Curation:
             self.stage_manifest(staging, scores, listing)
         held.add(scores, self.config.cut)
         shards.publish(staging, self.folder)
+        for folder in self.state.glob("kept-*"):
+            storage.remove_tree(folder)
         fingerprint = {"fingerprint": listing.fingerprint()}
         storage.write_bytes(self.state / "listing.json", pretty_json(fingerprint))
         return self.report(scores, listing, engine.times)
@@ -166,14 +169,7 @@ class Curation:
 
     def filters(self) -> tuple[Filter, ...]:
         """Return the predicates of this set, in order."""
-        if self.threshold is None:
-            return (already_dropped,)
-        higher = self.scorer.higher_is_better
-        return (
-            already_dropped,
-            unscorable,
-            quality_worse_than(self.threshold, higher_is_better=higher),
-        )
+        return score_filters(self.threshold, higher_is_better=self.scorer.higher_is_better)
 
     def score(self, listing: Listing, engine: Engine) -> pa.Table:
         """Score every image that has no score yet; returns all candidates of the listing."""
@@ -185,11 +181,19 @@ class Curation:
             return candidates
         resources, decoders = self._scoring_resources(engine)
         scorer = (self.config.scorer, self.config.scoring_device)
-        arguments = (self.config.crop, *scorer, self.config.max_pixels, decoders)
+        # Beside a GPU all CPUs prepare patches, and the many that pack decode again.
+        keeping = None if decoders else self.keeping()
+        arguments = (self.config.crop, *scorer, self.config.max_pixels, decoders, keeping)
         total = sum(len(unit["refs"]) for unit in units)
         for _ in engine.run("score", units, scoring.ScoreImages, arguments, total, resources):
             pass
         return scoring.known(folder, listing)
+
+    def keeping(self) -> kept.Keeping:
+        """Return which PNGs scoring makes for packing, and where it puts them."""
+        versions = {name: metadata.version(name) for name in ENCODERS}
+        folder = self.state / f"kept-{digest([self.candidate_fields, versions])[:16]}"
+        return kept.Keeping(str(folder), self.threshold, self.scorer.higher_is_better)
 
     def _scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
         """Return the resources of a scoring worker, a GPU or a CPU, and its decoding threads."""
@@ -215,10 +219,12 @@ class Curation:
         tables = shard_tables(scores)
         refs = {ref.key: ref for ref in listing.images}
         plan = staging / PLAN
-        write_plan(plan, [_located(table, refs) for table in tables.values()])
+        folder = self.keeping().folder
+        write_plan(plan, [_located(table, refs, Path(folder)) for table in tables.values()])
         units = units_left(staging, tables)
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
-        arguments = (str(plan), self.config.crop, self.scorer.name, self.config.max_pixels)
+        rule, limit = self.config.crop, self.config.max_pixels
+        arguments = (str(plan), rule, self.scorer.name, limit, folder)
         for _ in engine.run("pack", units, PackShard, arguments, total):
             pass
 
@@ -299,10 +305,9 @@ def _count_broken(scores: pa.Table) -> int:
     return sum(count for reason, count in count_reasons(scores).items() if reason in BROKEN)
 
 
-def _located(table: pa.Table, refs: dict[str, ImageRef]) -> pa.Table:
-    """Add to a shard's rows the columns of `LOCATED` that say where each image is read."""
-    located = [refs[source] for source in table["source"].to_pylist()]
-    for name in LOCATED.names[len(table.schema.names) :]:
-        values = pa.array([getattr(ref, name) for ref in located], LOCATED.field(name).type)
-        table = table.append_column(name, values)
-    return table
+def _located(table: pa.Table, refs: dict[str, ImageRef], kept_folder: Path) -> pa.Table:
+    """Add to a shard's rows the columns of `LOCATED` that say where image and PNG are read."""
+    found = [refs[source] for source in table["source"].to_pylist()]
+    for name, kind in IMAGE_PLACE:
+        table = table.append_column(name, pa.array([getattr(ref, name) for ref in found], kind))
+    return kept.located(table, kept_folder)

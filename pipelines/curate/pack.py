@@ -1,4 +1,4 @@
-"""Packing of kept candidates: their images are decoded, cut, encoded as PNG, written as shards."""
+"""Packing of kept candidates: their PNGs, which scoring made or which are made now, as shards."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ from datasets.sources import ImageRef, read
 from infra.errors import UserError
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
+from pipelines.curate.kept import PLACE, read_png
 from pipelines.jobs.plan import planned, record_path
 from pipelines.jobs.stage import Stopwatch
 
-LOCATED = pa.schema(
-    [
-        *SCORES,
-        ("path", pa.string()),
-        ("member", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("stamp", pa.int64()),
-        ("seek_index", pa.string()),
-    ]
-)
-"""A kept candidate, its place in the set, and where its image is read: a row of the plan."""
+IMAGE_PLACE = [
+    ("path", pa.string()),
+    ("member", pa.string()),
+    ("offset", pa.int64()),
+    ("size", pa.int64()),
+    ("stamp", pa.int64()),
+    ("seek_index", pa.string()),
+]
+"""Where the image of a candidate is read."""
+LOCATED = pa.schema([*SCORES, *IMAGE_PLACE, *PLACE])
+"""A kept candidate, its place in the set, and where its image or its PNG is read: a plan's row."""
 
 
 class PackShard:
@@ -38,12 +38,13 @@ class PackShard:
     writes the same bytes.
     """
 
-    def __init__(self, plan: str, rule: CropRule, scorer: str, max_pixels: int) -> None:
+    def __init__(self, plan: str, rule: CropRule, scorer: str, max_pixels: int, kept: str) -> None:
         single_threaded()
         self.plan = Path(plan)
         self.rule = rule
         self.scorer = scorer
         self.max_pixels = max_pixels
+        self.kept = Path(kept)
         self.watch = Stopwatch()
         self._image: tuple[str, Pixels] | None = None
 
@@ -56,24 +57,28 @@ class PackShard:
         return {"done": shard.samples, "seconds": self.watch.take()}
 
     def samples(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """Yield the rows' samples; an image is decoded once for successive rows of its patches."""
+        """Yield the rows' samples; an image is decoded at most once for rows that follow."""
         for row in rows:
-            image = self._decoded(row)
-            with self.watch("encode"):
-                box = Box(row["x"], row["y"], row["w"], row["h"])
-                png = encode_png(cut(image, box, self.rule))
-                label = sample_json(
-                    row,
-                    size=self.rule.size,
-                    scorer=self.scorer,
-                    png_sha256=hashlib.sha256(png).hexdigest(),
-                )
+            with self.watch("read"):
+                png = read_png(self.kept, row)
+            digest = row["png_sha256"]
+            if png is None:
+                png = self._made(row)
+                digest = hashlib.sha256(png).hexdigest()
+            label = sample_json(row, size=self.rule.size, scorer=self.scorer, png_sha256=digest)
             yield row["key"], {"png": png, "json": label}
+
+    def _made(self, row: dict[str, Any]) -> bytes:
+        """Make a patch's PNG from its image."""
+        image = self._decoded(row)
+        with self.watch("encode"):
+            box = Box(row["x"], row["y"], row["w"], row["h"])
+            return encode_png(cut(image, box, self.rule))
 
     def _decoded(self, row: dict[str, Any]) -> Pixels:
         if self._image is None or self._image[0] != row["source"]:
-            fields = ("origin", "path", "member", "offset", "size", "stamp", "seek_index")
-            ref = ImageRef(key=row["source"], **{name: row[name] for name in fields})
+            fields = {name: row[name] for name, _ in IMAGE_PLACE}
+            ref = ImageRef(key=row["source"], origin=row["origin"], **fields)
             with self.watch("read"):
                 data = read(ref)
                 changed = hashlib.sha256(data).hexdigest() != row["source_sha256"]

@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from infra.errors import UsageError
 from infra.storage import local_path, write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
+from pipelines.curate.kept import Keeping, KeptUnit
 from pipelines.jobs.score_file import AUTHORS, write_scores
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
 from pipelines.jobs.scorers import ImportedScores, Quality, ScorerInfo, load
@@ -47,6 +49,7 @@ class ScoreImages:
         device: that a learned scorer computes on.
         max_pixels: larger images are dropped without being decoded.
         decoders: threads that read and decode ahead while a device scores; 0 uses no threads.
+        keeping: which PNGs are made for packing, and where they are put; None makes none.
     """
 
     def __init__(
@@ -56,22 +59,27 @@ class ScoreImages:
         device: Device,
         max_pixels: int,
         decoders: int = 0,
+        keeping: Keeping | None = None,
     ) -> None:
         single_threaded()
         self.rule = rule
         self.scorer = load(choice, device)
         self.max_pixels = max_pixels
         self.decoders = decoders
+        self.keeping = keeping
+        self._kept: KeptUnit | None = None
         self.watch = Stopwatch()
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Score the images of ``unit["refs"]`` into ``unit["path"]``; returns counts and times."""
         refs = [ImageRef(**fields) for fields in unit["refs"]]
         stamps = {ref.key: ref.stamp for ref in refs}
-        rows = [{**row, "stamp": stamps[row["source"]]} for row in self.candidates(refs)]
+        path = Path(unit["path"])
+        keeping = self.keeping and KeptUnit(self.keeping, path.stem)
+        with keeping or nullcontext() as self._kept:
+            rows = [{**row, "stamp": stamps[row["source"]]} for row in self.candidates(refs)]
         with self.watch("write"):
-            table = pa.Table.from_pylist(rows, schema=PART)
-            write_bytes(Path(unit["path"]), parquet_bytes(table))
+            write_bytes(path, parquet_bytes(pa.Table.from_pylist(rows, schema=PART)))
         return {"done": len(refs), "seconds": self.watch.take()}
 
     def candidates(self, refs: Sequence[ImageRef]) -> list[dict[str, Any]]:
@@ -91,28 +99,33 @@ class ScoreImages:
 
     def scored(self, candidates: Iterable[tuple[dict[str, Any], Pixels]]) -> list[dict[str, Any]]:
         """Score (row, patch) pairs as they come; returns the rows with their quality filled in."""
-        waiting: deque[dict[str, Any]] = deque()
+        waiting: deque[tuple[dict[str, Any], Pixels]] = deque()
         done = []
 
         def patches() -> Iterator[Pixels]:
             for row, patch in candidates:
-                waiting.append(row)
+                waiting.append((row, patch))
                 yield patch
 
         for quality in self._scores(waiting, patches()):
-            row = waiting.popleft()
+            row, patch = waiting.popleft()
             row["quality"] = None if math.isnan(quality.value) else quality.value
             row["detail"] = json.dumps(quality.detail) if quality.detail else None
             if row["quality"] is None and isinstance(self.scorer, ImportedScores):
                 row["drop_reason"] = "not_in_scores"
+            if self._kept is not None:
+                with self.watch("encode"):
+                    self._kept.add(row, patch)
             done.append(row)
         return done
 
     def _scores(
-        self, waiting: deque[dict[str, Any]], patches: Iterable[Pixels]
+        self, waiting: deque[tuple[dict[str, Any], Pixels]], patches: Iterable[Pixels]
     ) -> Iterator[Quality]:
         if isinstance(self.scorer, ImportedScores):
-            return (Quality(self.scorer.scores.get(waiting[0]["key"], math.nan)) for _ in patches)
+            return (
+                Quality(self.scorer.scores.get(waiting[0][0]["key"], math.nan)) for _ in patches
+            )
         return self.scorer.score(patches)
 
     def open(self, ref: ImageRef) -> tuple[list[dict[str, Any]], list[Pixels]]:

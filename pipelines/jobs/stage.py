@@ -7,11 +7,13 @@ Workers return an error that the user can mend as a value, so that the user sees
 
 import json
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -69,7 +71,7 @@ class StageTime:
     name: str
     wall: float = 0.0
     startup: float = 0.0
-    """Seconds until the first worker began: to start processes and load modules and weights."""
+    """Seconds until the first unit began: to start processes and load modules."""
     done: int = 0
     steps: dict[str, float] = field(default_factory=dict)
 
@@ -198,13 +200,23 @@ class RayEngine:
         rows = [{"unit": json.dumps(unit)} for unit in units]
         cpus = int(ray.cluster_resources()["CPU"])
         size = min(len(units), resources.workers or self.workers or cpus)
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Actor,
-            fn_constructor_args=(worker, tuple(arguments)),
-            compute=ray.data.ActorPoolStrategy(size=size),
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-        )
+        made = pickle.dumps((worker, tuple(arguments)))
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        if resources.gpus:  # an actor keeps its GPU; a task's process gives it back when it ends
+            results = dataset.map(
+                _Actor,
+                fn_constructor_args=(made,),
+                compute=ray.data.ActorPoolStrategy(size=size),
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
+            )
+        else:  # the processes that Ray has started anyway serve every stage
+            results = dataset.map(
+                _do,
+                fn_args=(made,),
+                compute=ray.data.TaskPoolStrategy(size=size),
+                num_cpus=resources.cpus,
+            )
         with progress(name, total) as advance:
             for row in results.iter_rows():
                 result: dict[str, Any] = json.loads(row["result"])
@@ -266,13 +278,36 @@ def _quiet() -> Iterator[None]:
 
 
 class _Actor:
-    """The callable that Ray Data runs in a process: it holds one worker and does units with it."""
+    """A process of Ray's that does units with one worker and keeps a GPU."""
 
-    def __init__(self, worker: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
-        self._work = worker(*arguments)
+    def __init__(self, made: bytes) -> None:
+        self._made = made
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": json.dumps(attempt(self._work, json.loads(row["unit"])))}
+        return _do(row, self._made)
+
+
+def _do(row: dict[str, Any], made: bytes) -> dict[str, Any]:
+    """Do the unit of a row in one of Ray's processes.
+
+    Args:
+        row: the unit, as JSON.
+        made: the pickled class of the worker with its arguments.
+    """
+    work = partial(_work, made)
+    return {"result": json.dumps(attempt(work, json.loads(row["unit"])))}
+
+
+def _work(made: bytes, unit: dict[str, Any]) -> dict[str, Any]:
+    return _worker(made)(unit)
+
+
+@lru_cache(maxsize=1)
+def _worker(made: bytes) -> Worker:
+    """Make the worker, which the process keeps until it is given another kind of unit."""
+    worker, arguments = pickle.loads(made)
+    made_worker: Worker = worker(*arguments)
+    return made_worker
 
 
 def attempt(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class InProcess:
     def __init__(self) -> None:
         self.times: list[StageTime] = []
         self.units: list[tuple[str, dict[str, Any]]] = []
+        self._steps: dict[str, set[str]] = {}
 
     def run(
         self,
@@ -46,11 +47,16 @@ class InProcess:
             result = attempt(work, json.loads(json.dumps(unit)))
             if "failure" in result:
                 raise UserError(result["failure"])
+            self._steps.setdefault(name, set()).update(result["seconds"])
             yield result
 
     def gpus(self) -> int:
         """Return none."""
         return 0
+
+    def steps(self, name: str) -> set[str]:
+        """Return the steps that the workers of a stage took."""
+        return self._steps[name]
 
     def count(self, name: str) -> int:
         """Return how many units of a stage were done."""
