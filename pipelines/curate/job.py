@@ -179,7 +179,7 @@ class Curation:
         units = scoring.units(listing.images, done, folder)
         if not units:
             return candidates
-        resources, decoders = self._scoring_resources(engine)
+        resources, decoders = self.scoring_resources(engine)
         scorer = (self.config.scorer, self.config.scoring_device)
         # Beside a GPU all CPUs prepare patches, and the many that pack decode again.
         keeping = None if decoders else self.keeping()
@@ -195,7 +195,7 @@ class Curation:
         folder = self.state / f"kept-{digest([self.candidate_fields, versions])[:16]}"
         return kept.Keeping(str(folder), self.threshold, self.scorer.higher_is_better)
 
-    def _scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
+    def scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
         """Return the resources of a scoring worker, a GPU or a CPU, and its decoding threads."""
         if self.config.scoring_device == "cpu":
             return Resources(), 0

@@ -117,6 +117,10 @@ class Engine(Protocol):
         """Return how many GPUs there are to compute on."""
         ...
 
+    def workers(self, resources: Resources) -> int:
+        """Return how many workers a stage has."""
+        ...
+
 
 def started(engine: Engine | None, workers: int | None) -> AbstractContextManager[Engine]:
     """Return the engine that is given, or else Ray with so many workers, for a `with` block."""
@@ -155,7 +159,7 @@ class RayEngine:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers
+        self._workers = workers
         self.times: list[StageTime] = []
 
     def __enter__(self) -> Self:
@@ -198,8 +202,7 @@ class RayEngine:
         self.times.append(stage)
         start, began = time.perf_counter(), time.time()
         rows = [{"unit": json.dumps(unit)} for unit in units]
-        cpus = int(ray.cluster_resources()["CPU"])
-        size = min(len(units), resources.workers or self.workers or cpus)
+        size = min(len(units), self.workers(resources))
         made = pickle.dumps((worker, tuple(arguments)))
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         if resources.gpus:  # an actor keeps its GPU; a task's process gives it back when it ends
@@ -233,6 +236,13 @@ class RayEngine:
 
         return int(ray.cluster_resources().get("GPU", 0))
 
+    def workers(self, resources: Resources) -> int:
+        """Return the workers of a stage: as many as it wants, or as was said, or as CPUs."""
+        import ray
+
+        cpus = int(ray.cluster_resources()["CPU"])
+        return resources.workers or self._workers or cpus
+
     def _start(self) -> None:
         import logging
 
@@ -250,7 +260,7 @@ class RayEngine:
             options = {"log_to_driver": False, "runtime_env": {"working_dir": str(ROOT)}}
         else:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            options["num_cpus"] = self.workers
+            options["num_cpus"] = self._workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
         local = "num_cpus" in options
         try:

@@ -54,6 +54,10 @@ class InProcess:
         """Return none."""
         return 0
 
+    def workers(self, resources: Resources) -> int:
+        """Return one: this process."""
+        return 1
+
     def steps(self, name: str) -> set[str]:
         """Return the steps that the workers of a stage took."""
         return self._steps[name]
