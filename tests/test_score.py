@@ -4,12 +4,14 @@ import csv
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from datasets.decoding import Pixels
+from datasets.unusable import UnreadableImage
 from infra.errors import BudgetExceeded, UsageError, UserError
 from pipelines.jobs.score_file import read_scores
 from pipelines.jobs.scorers import Quality
@@ -105,9 +107,9 @@ class Fragile:
     def __init__(self, widths: set[int]) -> None:
         self.widths = widths
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
         """Fail as a library does, in the middle of a batch."""
-        for patch in patches:
+        for patch in chain.from_iterable(images):
             if patch.shape[1] in self.widths:
                 raise ZeroDivisionError(f"a patch of width\n{patch.shape[1]}")
             yield Quality(float(patch.shape[1]))
@@ -125,7 +127,7 @@ def test_an_image_on_which_anything_fails_is_a_row(
         if ref.key == "photo-01":
             raise NotImplementedError("deflate64")
         if ref.key == "photo-03":
-            raise PermissionError(13, "Permission denied")
+            raise UnreadableImage("unreadable", "Permission denied")
         return read(ref)
 
     with monkeypatch.context() as patch:

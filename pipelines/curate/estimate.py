@@ -11,12 +11,14 @@ from typing import Any
 
 from datasets.decoding import encode_png
 from datasets.shards import BLOCK
-from datasets.sources import ImageRef, list_images
+from datasets.sources import ImageRef
 from infra.storage import local_path
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import drop_reason, score_filters
 from pipelines.curate.job import Curation
+from pipelines.curate.report import ignored_line
 from pipelines.curate.scoring import ScoreImages
+from pipelines.jobs.inputs import listed
 from pipelines.jobs.stage import Engine, Resources, started
 
 PROBES = 8  # images, evenly spaced in key order
@@ -44,8 +46,10 @@ def estimate(config: CurateConfig, engine: Engine | None = None) -> str:
     curation = Curation(config)
     cached = local_path(config.output) / ".curate" / "sources"
     with tempfile.TemporaryDirectory() as temporary:
-        listing = list_images(config.input, cached if cached.is_dir() else Path(temporary))
-        images = listing.first(config.first).first(config.limit).images
+        cache = cached if cached.is_dir() else Path(temporary)
+        listing = listed(config.input, cache).first(config.first).first(config.limit)
+        listing.prepare()
+        images = listing.images
         start = time.perf_counter()
         with started(engine, config.workers) as running:
             resources = curation.scoring_resources(running)[0]
@@ -59,7 +63,8 @@ def estimate(config: CurateConfig, engine: Engine | None = None) -> str:
     kept, seconds = probe["kept"] * scale, fixed + work
     rate = probe["candidates"] / probe["score_seconds"] if probe["score_seconds"] else 0.0
     return (
-        f"{len(images):,} images ({total_bytes / 1e9:.2f} GB), {listing.ignored:,} other files\n"
+        f"{len(images):,} images ({total_bytes / 1e9:.2f} GB)\n"
+        f"{ignored_line(listing.ignored_kinds(), listing.renamed())}"
         f"probed {probe['images']} of them, scaled by bytes:\n"
         f"  patches   about {probe['candidates'] * scale:,.0f}\n"
         f"  kept      about {kept:,.0f} with {curation.scorer.name} at {curation.threshold}\n"
@@ -130,7 +135,7 @@ class ProbeImages:
         chosen = range(0, len(patches), -(-len(patches) // PROBED_PATCHES) or 1)
         share = len(patches) / max(1, len(chosen))
         start = time.perf_counter()
-        scored = self.worker.scored([(rows[i], patches[i]) for i in chosen])
+        scored = self.worker.scored([([rows[i] for i in chosen], [patches[i] for i in chosen])])
         scoring = opening + (time.perf_counter() - start) * share
         start = time.perf_counter()
         kept = [i for i, row in zip(chosen, scored, strict=True) if self._is_kept(row)]

@@ -10,14 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.decoding import UndecodableImage, decode
+from datasets.decoding import decode
 from datasets.fingerprint import near, perceptual_hash, unpacked
 from datasets.shards import parquet_bytes, read_manifest
-from datasets.sources import ImageRef, list_images, read
+from datasets.sources import ImageRef, read
+from datasets.unusable import UnreadableImage, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import digest
-from infra.errors import UsageError
+from infra.errors import UsageError, UserError
 from infra.storage import local_path, write_bytes
+from pipelines.jobs.inputs import listed
 from pipelines.jobs.stage import progress
 
 HASHES = ["source_sha256", "source_phash"]
@@ -38,7 +40,7 @@ def read_excluded(items: Sequence[str], cache: Path) -> pa.Table:
 
     Raises:
         UsageError: nothing is there, or a set without hashes.
-        OSError: an image that cannot be read, and so cannot be guarded against.
+        UserError: an image that cannot be read, and so cannot be guarded against.
     """
     tables = [EXCLUDED.empty_table(), *(_read_one(item, cache) for item in items)]
     return pa.concat_tables(tables).sort_by("name")
@@ -50,13 +52,18 @@ def _read_one(item: str, cache: Path) -> pa.Table:
         raise UsageError(f"--exclude {item}: no such file or folder; check the path")
     if path.is_dir() and read_manifest(path) is not None:
         return _of_set(path)
-    refs = list_images([item], cache).images
+    listing = listed([item], cache)
+    listing.prepare()
+    refs = listing.images
     kept = cache / f"excluded-{digest([[ref.key, ref.size, ref.stamp] for ref in refs])[:16]}"
     if not kept.exists():
         write_bytes(kept, parquet_bytes(_hashed(refs, path)))
     table = pq.read_table(kept)
     by_bytes = pc.sum(pc.is_null(table["source_phash"])).as_py()
-    sys.stdout.write(f"exclude {item}: {len(refs):,} images, {by_bytes} of them by SHA-256 only\n")
+    sys.stdout.write(
+        f"exclude {item}: {len(refs):,} images, {by_bytes} of them by SHA-256 only; "
+        f"{listing.losses()} damaged places\n"
+    )
     return table
 
 
@@ -78,10 +85,15 @@ def _hashed(refs: Sequence[ImageRef], path: Path) -> pa.Table:
     """Read and decode images; one that cannot be decoded is known by its bytes alone."""
 
     def row(ref: ImageRef) -> dict[str, Any]:
-        data = read(ref)
         try:
+            data = read(ref)
             phash = perceptual_hash(decode(data))
-        except UndecodableImage:
+        except UnreadableImage as error:
+            raise UserError(
+                f"--exclude {path}: {ref.key} cannot be read ({error}), so its copies would not be "
+                "found; mend that, or give the images without it"
+            ) from error
+        except UnusableImage:
             phash = None
         sha = hashlib.sha256(data).hexdigest()
         return {"name": f"{path.name}/{ref.key}", "source_sha256": sha, "source_phash": phash}

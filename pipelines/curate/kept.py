@@ -93,7 +93,7 @@ class KeptUnit:
         self._end += len(png)
 
 
-def located(table: pa.Table, folder: Path) -> pa.Table:
+def with_places(table: pa.Table, folder: Path) -> pa.Table:
     """Add the columns of `PLACE` to candidates.
 
     Args:

@@ -20,6 +20,7 @@ from infra.config import STRICT, pretty_json, to_dict
 from infra.errors import UsageError
 from infra.storage import explained, local_path, write_bytes
 from models.metrics.catalog import METRICS
+from pipelines.jobs.paths import absolute
 
 AUTHORS = "authors:"
 WHOLE_IMAGES = {"mode": "whole"}
@@ -78,6 +79,12 @@ def write_scores(
 def is_score_file(name: str) -> bool:
     """Tell whether the name of a scorer is that of a file."""
     return name.endswith(".json")
+
+
+def absolute_name(name: str) -> str:
+    """Make the path absolute in the name of a scorer that is a file; any other name stays."""
+    path = name.removeprefix(AUTHORS)
+    return name[: -len(path)] + absolute(path) if is_score_file(name) else name
 
 
 def read_scores(name: str) -> tuple[ScoreFile, str]:

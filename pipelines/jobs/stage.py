@@ -5,22 +5,27 @@ same. Ray schedules and retries units, but whether a unit is done is decided by 
 Workers return an error that the user can mend as a value, so that the user sees one sentence.
 """
 
+import hashlib
 import json
 import os
 import pickle
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from infra.errors import UsageError, UserError
 from infra.storage import explained
+from pipelines.jobs.attempts import attempt
 
 ROOT = Path(__file__).resolve().parents[2]
+CODE = ("datasets", "infra", "models", "pipelines")
+"""Folders of the clone that the workers of a cluster get; whatever else lies in it stays here."""
 OBJECT_STORE_BYTES = 256 << 20  # units and results are kilobytes; pixels never enter the store
 
 T = TypeVar("T")
@@ -203,7 +208,7 @@ class RayEngine:
         start, began = time.perf_counter(), time.time()
         rows = [{"unit": json.dumps(unit)} for unit in units]
         size = min(len(units), self.workers(resources))
-        made = pickle.dumps((worker, tuple(arguments)))
+        made = pickle.dumps((worker, tuple(arguments), uuid.uuid4().hex))
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         if resources.gpus:  # an actor keeps its GPU; a task's process gives it back when it ends
             results = dataset.map(
@@ -249,6 +254,7 @@ class RayEngine:
         start = time.perf_counter()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
         import ray
@@ -257,21 +263,33 @@ class RayEngine:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
         if os.environ.get("RAY_ADDRESS"):
-            options = {"log_to_driver": False, "runtime_env": {"working_dir": str(ROOT)}}
+            code = {"py_modules": [str(ROOT / name) for name in CODE], "excludes": ["__pycache__"]}
+            options = {"log_to_driver": False, "runtime_env": code}
         else:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             options["num_cpus"] = self._workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
         local = "num_cpus" in options
         try:
             with _quiet() if local else nullcontext():
                 ray.init(logging_level="ERROR", **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = os.environ.get("RAY_ADDRESS", "on this machine")
-            raise UserError(f"cannot start or reach Ray {where}: {error}") from error
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise _unreachable(error) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
+
+
+def _unreachable(error: Exception) -> UserError:
+    """Say what to do where Ray does not start, or a cluster does not answer or lets nobody in."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return UserError(f"cannot start Ray on this machine: {error}")
+    return UserError(
+        f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error}; check that it is up. If "
+        "its head was started where ~/.ray/auth_token exists, it asks for that token: set "
+        "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a copy of the file or RAY_AUTH_TOKEN to "
+        "what it holds"
+    )
 
 
 @contextmanager
@@ -302,25 +320,36 @@ def _do(row: dict[str, Any], made: bytes) -> dict[str, Any]:
 
     Args:
         row: the unit, as JSON.
-        made: the pickled class of the worker with its arguments.
+        made: the pickled class of the worker, its arguments, and the name of the stage's run.
     """
-    work = partial(_work, made)
-    return {"result": json.dumps(attempt(work, json.loads(row["unit"])))}
+
+    def work(unit: dict[str, Any]) -> dict[str, Any]:
+        return _worker(made, row["unit"])(unit)
+
+    return {"result": json.dumps(carried_out(work, json.loads(row["unit"])))}
 
 
-def _work(made: bytes, unit: dict[str, Any]) -> dict[str, Any]:
-    return _worker(made)(unit)
+_held: dict[bytes, Worker] = {}
+"""The worker of this process, which it keeps until it is given another kind of unit."""
 
 
-@lru_cache(maxsize=1)
-def _worker(made: bytes) -> Worker:
-    """Make the worker, which the process keeps until it is given another kind of unit."""
-    worker, arguments = pickle.loads(made)
-    made_worker: Worker = worker(*arguments)
-    return made_worker
+def _worker(made: bytes, unit: str) -> Worker:
+    """Make the worker, unless this process has it.
+
+    Ray does a unit again as often as its process dies; of a process that dies while the worker is
+    made, a note is left, so that this ends.
+    """
+    if made not in _held:
+        worker, arguments, session = pickle.loads(made)
+        name = hashlib.sha256(made + unit.encode()).hexdigest()[:16]
+        with attempt(Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}"), name, session):
+            held = worker(*arguments)
+        _held.clear()
+        _held[made] = held
+    return _held[made]
 
 
-def attempt(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
+def carried_out(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
     """Do one unit; returns ``{"failure": sentence}`` for an error that the user can mend."""
     began = time.time()
     try:

@@ -17,10 +17,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from datasets.decoding import single_threaded
-from datasets.sources import list_images
 from infra import cli
 from infra.errors import BudgetExceeded, UsageError
 from infra.storage import local_path
+from pipelines.jobs.inputs import listed
 from pipelines.jobs.score_file import WHOLE_IMAGES, write_scores
 from pipelines.jobs.scorers import describe, load
 from pipelines.jobs.stage import progress
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     output = local_path(config.output).with_suffix(".csv") if config.output else None
     table = ScoreTable(output, info.identity()) if output else None
     with tempfile.TemporaryDirectory() as cache, table or nullcontext():
-        refs = list_images(config.images, Path(cache)).images
+        listing = listed(config.images, Path(cache))
+        listing.prepare()
+        refs = listing.images
         left = table.left(refs) if table else refs
         rows = dict(table.rows) if table else {}
         judge = Judge(load(config.scorer, config.device), config.scorer.batch)

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from datasets.decoding import MAX_PIXELS, Pixels, UndecodableImage, decode
+from datasets.decoding import MAX_PIXELS, Pixels, decode
 from datasets.sources import ImageRef, read
+from datasets.unusable import UnusableImage
 from infra.ahead import map_ahead
 from infra.errors import UserError
 from pipelines.jobs.scorers import Quality, QualityScorer
@@ -55,13 +56,13 @@ class Judge:
     def _qualities(self, images: list[Pixels]) -> list[Quality | Exception]:
         """Score images together; one by one where that fails, to find out which one fails."""
         try:
-            return list(self._scorer.score(images))
+            return list(self._scorer.score([image] for image in images))
         except Exception:  # whatever it is: each image's own error is recorded
             return [self._alone(image) for image in images]
 
     def _alone(self, image: Pixels) -> Quality | Exception:
         try:
-            return next(iter(self._scorer.score([image])))
+            return next(iter(self._scorer.score([[image]])))
         except Exception as error:  # recorded in the image's row
             return error
 
@@ -80,10 +81,10 @@ def _opened(ref: ImageRef) -> tuple[ImageRef, Pixels | Row]:
     """Read and decode an image; whatever is raised becomes its row."""
     try:
         return ref, decode(read(ref), MAX_PIXELS)
-    except UndecodableImage as error:
+    except UnusableImage as error:
         return ref, _dropped(ref, error.reason, error)
-    except OSError as error:
-        return ref, _dropped(ref, "unreadable", error)
+    except MemoryError as error:
+        return ref, _dropped(ref, "out_of_memory", error)
     except Exception as error:  # of a decoder or an archive, for one image of many
         return ref, _dropped(ref, "undecodable", error)
 

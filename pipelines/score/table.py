@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from datasets.sources import ImageRef
+from datasets.unusable import TRANSIENT
 from infra.config import differences
 from infra.errors import UsageError, UserError
 from infra.storage import explained, sync_folder
-
-TRANSIENT = frozenset({"unreadable", "scorer_failed"})
-"""Reasons that may not hold at the next run, which tries such images again."""
 
 
 class Row(NamedTuple):

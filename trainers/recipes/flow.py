@@ -17,7 +17,7 @@ from datasets.reading.order import Layout
 from infra.errors import UserError
 from infra.storage import local_path
 from infra.tracking.models import FinishedModel
-from models.checkpoint import CheckpointError, save_checkpoint
+from models.checkpoint import CONFIG, WEIGHTS, CheckpointError, save_checkpoint
 from models.frozen import check_takes
 from models.metrics.catalog import best_by
 from models.predictor.swinir import SwinIR
@@ -25,9 +25,8 @@ from models.rectified_flow import flow_matching_loss, interpolate, regress
 from models.restorer import Restorer
 from models.velocity import hdit, looformer
 from trainers.loop.cost import encoder_flops, forward_flops
-from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
-from trainers.loop.task import Validation
+from trainers.loop.task import Runner, Validation
 from trainers.recipes.data import held_out, named, open_images, open_latents, sweep, training_loader
 from trainers.recipes.flow_config import FlowConfig
 from trainers.recipes.flow_latents import (
@@ -92,6 +91,13 @@ class FlowTask:
         self.network.activation_checkpointing = config.engine.activation_checkpointing
         self.trained = self.network
 
+    def published(self, path: Path) -> nn.Module:
+        """Refuse: no flow of another form is known."""
+        raise CheckpointError(
+            f"{path}: expected {WEIGHTS} and {CONFIG}, as this program writes them in OUTPUT/"
+            f"{EXPORT} and in its checkpoints"
+        )
+
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training pairs where ``state`` says."""
         is_online = self.config.draws == "online"
@@ -99,7 +105,7 @@ class FlowTask:
             self.samples, layout, state, self.config.loop, self.device, processes=is_online
         )
 
-    def losses(self, engine: Engine, batch: Any, noise: Noise) -> dict[str, Tensor]:
+    def losses(self, engine: Runner, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Eq. 5, or the regressor's squared error."""
         pairs = self._pairs(batch, noise)
         if self.config.stage == "regressor":
