@@ -17,8 +17,9 @@ from PIL import Image
 
 from datasets.fingerprint import NEAR, near_pairs, perceptual_hash, unpacked
 from datasets.sample import CANDIDATE, empty_row
-from datasets.shards import parquet_bytes, read_manifest
+from datasets.shards import MANIFEST, file_entry, parquet_bytes, read_manifest
 from datasets.verify import problems
+from infra.config import pretty_json
 from infra.errors import UsageError, UserError
 from pipelines.curate import exclusion
 from pipelines.curate.config import CutRule
@@ -238,16 +239,18 @@ def test_a_copy_that_is_not_kept_takes_no_place(pictures: Pictures, tmp_path: Pa
 
 
 def test_a_group_in_two_splits_is_found_by_verify(twins: Path, tmp_path: Path) -> None:
-    """By the table alone: the sources have two names."""
-    run(twins, tmp_path / "set", val_fraction=0.5, **KEEP_ALL)
-    path = tmp_path / "set" / "scores.parquet"
-    table = pq.read_table(path)
+    """By the table, of which the manifest has the right SHA-256: the sources have two names."""
+    folder = tmp_path / "set"
+    run(twins, folder, val_fraction=0.5, **KEEP_ALL)
+    table, manifest = pq.read_table(folder / "scores.parquet"), read_manifest(folder)
     place = table.schema.get_field_index("group")
-    path.write_bytes(
-        parquet_bytes(table.set_column(place, "group", pa.array(["one"] * len(table))))
-    )
+    table = table.set_column(place, "group", pa.array(["one"] * len(table)))
+    (folder / "scores.parquet").write_bytes(parquet_bytes(table))
+    assert manifest is not None
+    manifest["files"]["scores.parquet"] = file_entry(folder / "scores.parquet")
+    (folder / MANIFEST).write_bytes(pretty_json(manifest))
 
-    assert any("copies of one are in two splits" in problem for problem in problems(path.parent))
+    assert any("copies of one are in two splits" in problem for problem in problems(folder))
 
 
 def test_validation_images_do_not_become_training_images(
