@@ -220,7 +220,7 @@ class RayEngine:
             )
         else:  # the processes that Ray has started anyway serve every stage
             results = dataset.map(
-                _do,
+                do_unit,
                 fn_args=(made,),
                 compute=ray.data.TaskPoolStrategy(size=size),
                 num_cpus=resources.cpus,
@@ -312,10 +312,10 @@ class _Actor:
         self._made = made
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return _do(row, self._made)
+        return do_unit(row, self._made)
 
 
-def _do(row: dict[str, Any], made: bytes) -> dict[str, Any]:
+def do_unit(row: dict[str, Any], made: bytes) -> dict[str, Any]:
     """Do the unit of a row in one of Ray's processes.
 
     Args:
