@@ -26,7 +26,7 @@ FORMAT = "latent-pmrf/samples/2"
 SCORES_FILE = "scores.parquet"
 IGNORED_FILE = "ignored.parquet"
 ENCODERS = (
-    *("pillow", "pillow-heif", "simplejpeg", "tifffile"),
+    *("pillow", "pi-heif", "simplejpeg", "tifffile"),
     *("opencv-python-headless", "numpy", "pyarrow"),
 )
 REPEATED = ("format", "config", "scorer", "versions")
