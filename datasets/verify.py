@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from datasets.shards import INDEX, MANIFEST, read_manifest
-from infra.config import from_dict
+from infra.config import canonical_json, flat, from_dict
 from infra.errors import UserError
 from infra.storage import sha256
 
@@ -35,6 +35,21 @@ def damaged(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """List the files of a manifest that are absent or have another length or SHA-256."""
     entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
     return [name for name, entry in entries.items() if _damage(folder / name, entry)]
+
+
+def claim_problems(said: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one sentence for every value of a manifest that is not as expected, or not expected.
+
+    Its entries of shards and files are compared with the files themselves, by `damaged`.
+    """
+    said = {name: value for name, value in said.items() if name not in ("shards", "files")}
+    yield from (f"{MANIFEST}: {name} is no claim of a set" for name in said.keys() - expected)
+    yield from (f"{MANIFEST}: {name} is missing" for name in expected.keys() - said)
+    mine, theirs = flat(said), flat(expected)
+    for name in sorted(mine.keys() | theirs.keys()):
+        one, other = mine.get(name), theirs.get(name)
+        if canonical_json(one) != canonical_json(other):
+            yield f"{MANIFEST}: {name} is {one!r}, found {other!r}"
 
 
 def _damage(path: Path, entry: Mapping[str, Any]) -> str:

@@ -64,7 +64,7 @@ OPTIONS = {
         track vae workers
     """,
     "verify": """
-        device input predictor recompute regressor vae
+        device input predictor recompute regressor repair vae
     """,
     "score": """
         device images max-bad output scorer scorer-batch scorer-dtype scorer-prompt

@@ -342,7 +342,8 @@ def _worker(made: bytes, unit: str) -> Worker:
     if made not in _held:
         worker, arguments, session = pickle.loads(made)
         name = hashlib.sha256(made + unit.encode()).hexdigest()[:16]
-        with attempt(Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}"), name, session):
+        notes = Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}")
+        with attempt(notes, name, session, "the start, which loads modules and weights"):
             held = worker(*arguments)
         _held.clear()
         _held[made] = held
