@@ -22,8 +22,8 @@ def problems(folder: Path) -> Iterator[str]:
     """Yield one sentence for everything in an image set that is not as its own records say.
 
     Checked, besides `set_problems`: every key is unique; every PNG decodes to the size and hash its
-    JSON names; the samples are exactly the kept rows of scores.parquet; no source image is in two
-    splits.
+    JSON names; the samples are exactly the kept rows of scores.parquet; no source image, and no
+    group of copies, is in two splits.
     """
     inspected = Inspected()
     yield from set_problems(folder, _sample, inspected)
@@ -262,7 +262,7 @@ def _index(folder: Path, inspected: Inspected) -> Iterator[str]:
 def _scores(folder: Path, inspected: Inspected) -> Iterator[str]:
     scores = folder / "scores.parquet"
     if scores.exists():
-        rows = pq.read_table(scores, columns=["key", "shard"]).to_pylist()
+        rows = pq.read_table(scores, columns=["key", "shard", "group", "split"]).to_pylist()
         kept = {row["key"]: row["shard"] for row in rows if row["shard"] is not None}
         for key in sorted(kept.keys() | inspected.shard_of.keys()):
             if kept.get(key) != inspected.shard_of.get(key):
@@ -270,6 +270,10 @@ def _scores(folder: Path, inspected: Inspected) -> Iterator[str]:
                     f"{key}: scores.parquet places it in {kept.get(key)}, "
                     f"it is in {inspected.shard_of.get(key)}"
                 )
+        split_of: dict[str, str] = {}
+        for row in rows:
+            if row["split"] and split_of.setdefault(row["group"], row["split"]) != row["split"]:
+                yield f"{row['key']}: copies of {row['group']} are in two splits"
 
 
 def _totals(manifest: dict[str, Any], inspected: Inspected) -> Iterator[str]:
