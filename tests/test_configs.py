@@ -44,8 +44,8 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 """Every configuration class of a program, or of a part of one, and its presets."""
 WHOLE = ("optimizer",)  # its fields are not read one by one: they are AdamW's arguments
 TRAINING = """
-    activation-checkpointing betas cache cache-gb compile cosine-steps decays deepspeed-config
-    eps floor global-batch-size gradient-clipping grid-images keep-best keep-last local-rank
+    activation-checkpointing betas cache cache-gb check-data compile cosine-steps decays
+    deepspeed-config eps floor global-batch-size gradient-clipping grid-images keep-best keep-last local-rank
     log-every lpips max-steps micro-batch-size model output peak precision resume save-every
     seed skip-budget timeout-minutes track validate-every warmup warmup-from warmup-steps
     weight-decay workers zero-stage

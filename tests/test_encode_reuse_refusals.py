@@ -43,11 +43,13 @@ def test_a_rotten_shard_is_refused_by_name(world: Path, tmp_path: Path) -> None:
         data = bytearray((earlier / name).read_bytes())
         data[-3000 if name.endswith("tar") else 40] ^= 1
         (earlier / name).write_bytes(data)
-        with pytest.raises(UserError, match=rf"{name}: SHA-256 \w+, the manifest says \w+; copy"):
+        with pytest.raises(
+            UserError, match=rf"{name}.* SHA-256 .*\b\w{{12}}, .*says \w{{12}}; copy"
+        ):
             encode_few(world, tmp_path / "set", reuse=str(earlier))
     (earlier / "train-000000.tar").unlink()
     shutil.copy(world / "earlier" / "index.parquet", earlier)
-    with pytest.raises(UserError, match=r"train-000000.tar: No such file"):
+    with pytest.raises(UserError, match=r"1 of 2 shards are missing .* train-000000.tar"):
         encode_few(world, tmp_path / "set", reuse=str(earlier))
     encode_few(world, tmp_path / "set", reuse=str(world / "earlier"))
 
@@ -58,9 +60,9 @@ def test_what_cannot_be_reused_is_refused(world: Path, tmp_path: Path) -> None:
     """The output itself, no set, a set of before there were tables; nothing was begun."""
     with pytest.raises(UsageError, match="is --output too"):
         encode_few(world, world / "earlier", seed=1, overwrite=True, reuse=str(world / "earlier"))
-    with pytest.raises(UsageError, match="no complete latent set here"):
+    with pytest.raises(UsageError, match=r"nothing: there is no such folder; a latent set is"):
         encode_few(world, tmp_path / "set", reuse=str(tmp_path / "nothing"))
-    with pytest.raises(UsageError, match="no complete latent set here"):
+    with pytest.raises(UsageError, match=r"images: this is an image set; a latent set is"):
         encode_few(world, tmp_path / "set", reuse=str(world / "images"))
     old = Path(shutil.copytree(world / "earlier", tmp_path / "old"))
     manifest = manifest_of(old)

@@ -45,9 +45,10 @@ def verify(arguments: list[str]) -> int:
     """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is."""
     if len(arguments) != 1:
         raise UsageError("usage: python -m pipelines.curate verify PATH")
+    from datasets.sets import claimed_set
     from datasets.verify import problems
 
-    folder = local_path(arguments[0])
+    folder = claimed_set(local_path(arguments[0]), "image set").folder
     return verdict(folder, problems(folder))
 
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets import shards
+from datasets.sets import FORMATS
 from datasets.sources import ImageRef, Listing, input_digest, list_images
 from infra import storage
 from infra.config import canonical_json, digest, pretty_json, to_dict
@@ -41,7 +42,7 @@ from pipelines.jobs.scorers import describe
 from pipelines.jobs.stage import Engine, Resources, StageTime, a_gpu_each, started
 from pipelines.jobs.times import save_times
 
-FORMAT = "latent-pmrf/samples/1"
+FORMAT = FORMATS["image set"]
 DECODERS_PER_GPU = 6  # threads; 200 scores a second need about six cores of preparation
 ENCODERS = ("pillow", "opencv-python-headless", "numpy", "pyarrow")
 

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, UndecodableImage, decode, single_threaded
 from datasets.sample import CANDIDATE, empty_row
-from datasets.shards import fits_ustar, parquet_bytes, read_manifest
+from datasets.sets import claimed_set
+from datasets.shards import fits_ustar, parquet_bytes
 from datasets.sources import ImageRef, Listing, read
 from infra.ahead import map_ahead
 from infra.config import digest, pretty_json
-from infra.errors import UsageError
 from infra.storage import write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
@@ -194,11 +194,9 @@ def export(folder: Path, target: Path) -> int:
         The number of scores.
 
     Raises:
-        UsageError: no complete set in ``folder``.
+        UserError: no complete set in ``folder``, or another table of scores than its own.
     """
-    if read_manifest(folder) is None:
-        raise UsageError(f"{folder}: no complete set here (no manifest.json); curate it first")
-    table = pq.read_table(folder / "scores.parquet", columns=["key", "quality"])
+    table = claimed_set(folder, "image set").table("scores.parquet", columns=["key", "quality"])
     rows = table.filter(pc.is_valid(table["quality"])).to_pylist()
     write_bytes(target, pretty_json({row["key"]: row["quality"] for row in rows}))
     return len(rows)

@@ -18,6 +18,7 @@ another set.
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Encoding:
             with started(engine, self.config.workers) as running:
                 self._work(running)
 
-    def earlier(self) -> tuple[Path, dict[str, Any]] | None:
+    def earlier(self) -> tuple[Path, Mapping[str, Any]] | None:
         """Return the folder and the manifest of the set that --reuse names, if any.
 
         Raises:

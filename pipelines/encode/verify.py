@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,17 @@ from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
 from datasets.reading.image_set import ImageSample
 from datasets.reading.ranges import LocalFiles, read_member
+from datasets.sets import claimed_set
 from datasets.shards import INDEX, read_manifest
 from datasets.verify import Inspected, set_problems
 from infra.config import differences, flat, from_dict, to_dict
-from infra.errors import UsageError
+from infra.errors import UsageError, UserError
 from infra.storage import local_path
 from pipelines.encode import sums as latent_table
 from pipelines.encode.config import VerifyConfig
 from pipelines.encode.images import open_images
 from pipelines.encode.networks import Encoder
-from pipelines.encode.sums import latent_values
+from pipelines.encode.sums import STATISTICS, latent_values
 from pipelines.jobs.folder import plain
 
 EXACT = 1e-3  # of a standard deviation: sums are rounded differently in other batches or versions
@@ -53,20 +55,23 @@ def problems(folder: Path) -> Iterator[str]:
     somewhere, and a source for each draw its JSON describes, of the set's shape and dtype and
     finite; every draw's parameters are those of (configuration, seed, key, number); the pair table
     is right and has every draw of every sample.
+
+    Raises:
+        UserError: there is no latent set here.
     """
-    manifest = read_manifest(folder)
-    if manifest is None or "identity" not in manifest:
-        yield f"{folder}: not a complete latent set; run python -m pipelines.encode again"
-        return
+    claimed = claimed_set(folder, "latent set")
+    manifest = claimed.manifest
     inspector = _Inspector(manifest)
     yield from set_problems(folder, inspector.sample, Inspected())
-    if (folder / PAIRS).exists():
-        yield from latent_pairs.problems(folder)
-        table = pq.read_table(folder / PAIRS, columns=["key", "draw"])
-        pairs = set(zip(table["key"].to_pylist(), table["draw"].to_pylist(), strict=True))
-        for key, number in sorted(inspector.draws ^ pairs):
+    with suppress(UserError):  # of a table that is missing or another one, which is said by now
+        yield from latent_pairs.problems(claimed)
+        pairs = claimed.table(PAIRS)
+        drawn = set(zip(pairs["key"].to_pylist(), pairs["draw"].to_pylist(), strict=True))
+        for key, number in sorted(inspector.draws ^ drawn):
             yield f"{key}: draw {number} is in only one of the shards and {PAIRS}"
-    yield from latent_table.problems(folder, manifest)
+    with suppress(UserError):
+        claimed.check(STATISTICS)
+        yield from latent_table.problems(folder, manifest)
     expected = range(manifest["draws"])
     for key in sorted({key for key, _ in inspector.draws}):
         if missing := [n for n in expected if (key, n) not in inspector.draws]:

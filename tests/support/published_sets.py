@@ -12,6 +12,7 @@ from datasets import shards
 from datasets.decoding import encode_png
 from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, members
 from datasets.latent_pairs import PAIRS, pair_table
+from datasets.sets import FORMATS, Kind
 from datasets.shards import Shard, index_table, parquet_bytes, shard_name, write_shard
 from infra.config import canonical_json, pretty_json, to_dict
 from infra.storage import write_bytes
@@ -82,7 +83,8 @@ def publish_latents(
 ) -> Path:
     """Write the tables and the manifest of latent shards that are there."""
     write_bytes(folder / PAIRS, parquet_bytes(pair_table(folder, written)))
-    return _finish(folder, written, [PAIRS], latent=to_dict(latent_format), **manifest)
+    form = to_dict(latent_format)
+    return finish(folder, written, "latent set", [PAIRS], latent=form, **manifest)
 
 
 def write_images(
@@ -101,13 +103,16 @@ def write_images(
         write_shard(folder / shard_name(split, number), contents[start : start + per_shard])
         for number, start in enumerate(range(0, len(contents), per_shard))
     ]
-    return _finish(folder, written, [])
+    return finish(folder, written, "image set")
 
 
-def _finish(folder: Path, written: Sequence[Shard], tables: list[str], **manifest: Any) -> Path:
+def finish(
+    folder: Path, written: Sequence[Shard], kind: Kind, tables: Sequence[str] = (), **manifest: Any
+) -> Path:
+    """Write the index and the manifest of shards and tables that are there; returns the folder."""
     write_bytes(folder / shards.INDEX, parquet_bytes(index_table(written)))
     files = {name: shards.file_entry(folder / name) for name in [shards.INDEX, *tables]}
     entries = [shard.entry() for shard in written]
-    content = pretty_json({**manifest, "shards": entries, "files": files})
-    write_bytes(folder / shards.MANIFEST, content)
+    values = {"format": FORMATS[kind], **manifest, "shards": entries, "files": files}
+    write_bytes(folder / shards.MANIFEST, pretty_json(values))
     return folder

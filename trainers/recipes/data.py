@@ -24,7 +24,7 @@ def open_images(path: str, loop: LoopConfig, split: str = "train") -> ImageSet:
 
 def open_latents(path: str, loop: LoopConfig, split: str) -> LatentPairs:
     """Open a latent set, through the cache if there is one."""
-    return LatentPairs(local_path(path), split=split, cache=_cache(loop))
+    return LatentPairs(local_path(path), split=split, cache=_cache(loop), checked=loop.check_data)
 
 
 def named(path: str, samples: ImageSet | LatentPairs) -> tuple[str, str, str, str]:
@@ -75,12 +75,7 @@ def held_out(path: str, loop: LoopConfig) -> ImageSet:
     Raises:
         UserError: there are none.
     """
-    try:
-        return open_images(path, loop, split="val")
-    except UserError as error:
-        raise UserError(
-            f"{error}; validation needs held-out images: curate with --val-fraction 0.05"
-        ) from error
+    return open_images(path, loop, split="val")
 
 
 def sweep(samples: Any, workers: int, device: torch.device) -> Iterator[tuple[Any, int, Noise]]:
