@@ -13,6 +13,7 @@ number lacks as unknown:
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class PublishedSet:
     """What it claims."""
     digest: str
     """Its identity: the SHA-256 of the manifest, which names that of every file."""
+    kind: Kind
+    """What it holds."""
 
     def table(self, name: str, **read: Any) -> pa.Table:
         """Read a table that is the one of the manifest; options go to `pyarrow.parquet`.
@@ -103,6 +106,23 @@ class PublishedSet:
                 )
         return index
 
+    def refuse_if_replaced(self) -> None:
+        """Refuse to go on if the shards that were here when the set was opened are not the set's.
+
+        A set may grow while it is read, which changes none of them.
+
+        Raises:
+            UserError: it was removed, or another set was published in its place.
+        """
+        path = self.folder / MANIFEST
+        shards = json.loads(path.read_bytes())["shards"] if path.exists() else []
+        if any(entry not in shards for entry in self.manifest["shards"]):
+            raise UserError(
+                f"{self.folder} was replaced while it was read: another set has been published "
+                "here, or is being. A run goes on only with the set that it began with: make that "
+                "one again, start a new run on this one, and give each set an --output of its own"
+            )
+
     def has_shards(self, table: str, shards: Sequence[str]) -> None:
         """Refuse a table with members in shards that the manifest does not name.
 
@@ -146,7 +166,7 @@ def claimed_set(folder: Path, kind: Kind) -> PublishedSet:
         raise UserError(_instead(folder, kind)) from error
     manifest = parsed_manifest(path, content)
     _refuse_other(folder, manifest, kind)
-    return PublishedSet(folder, manifest, hashlib.sha256(content).hexdigest())
+    return PublishedSet(folder, manifest, hashlib.sha256(content).hexdigest(), kind)
 
 
 def _refuse_other(folder: Path, manifest: Mapping[str, Any], kind: Kind) -> None:

@@ -76,7 +76,7 @@ def _files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         elif (size := path.stat().st_size) != entry["bytes"]:
             yield f"{name}: {size} bytes, the manifest says {entry['bytes']}"
         elif (found := sha256(path)) != entry["sha256"]:
-            yield f"{name}: SHA-256 {found}, the manifest says {entry['sha256']}"
+            yield f"{name}: SHA-256 {found[:12]}, the manifest says {entry['sha256'][:12]}"
     for path in sorted(folder.glob("*.tar")):
         if path.name not in named:
             yield f"{path.name}: a shard that the manifest does not name"

@@ -233,7 +233,8 @@ def load_checkpoint(directory: str | Path) -> tuple[dict[str, Any], dict[str, Te
     state_dict = read_file(directory / WEIGHTS)
     if (digest := weights_digest(state_dict)) != saved["weights_sha256"]:
         raise CheckpointError(
-            f"{directory}: weights' digest is {digest}, {CONFIG} has {saved['weights_sha256']}: "
+            f"{directory}: weights' digest is {digest[:12]}, {CONFIG} has "
+            f"{saved['weights_sha256'][:12]}: "
             "an interrupted save, or a changed file. Copy both again, or take an earlier checkpoint"
         )
     return saved["config"], state_dict

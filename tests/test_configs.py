@@ -45,10 +45,10 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 WHOLE = ("optimizer",)  # its fields are not read one by one: they are AdamW's arguments
 TRAINING = """
     activation-checkpointing betas cache cache-gb check-data compile cosine-steps decays
-    deepspeed-config eps floor global-batch-size gradient-clipping grid-images keep-best keep-last local-rank
-    log-every lpips max-steps micro-batch-size model output peak precision resume save-every
-    seed skip-budget timeout-minutes track validate-every warmup warmup-from warmup-steps
-    weight-decay workers zero-stage
+    deepspeed-config eps floor global-batch-size gradient-clipping grid-images keep-best
+    keep-last local-rank log-every lpips max-steps micro-batch-size model output peak
+    precision resume save-every seed skip-budget timeout-minutes track validate-every warmup
+    warmup-from warmup-steps weight-decay workers zero-stage
 """
 OPTIONS = {
     "curate": """

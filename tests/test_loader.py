@@ -232,7 +232,7 @@ def test_the_skip_budget_is_counted_and_logged(
 
 def test_a_batch_without_any_readable_sample_stops(damaged: LatentPairs) -> None:
     """No budget makes a batch of nothing."""
-    (damaged.folder / "train-000000.tar").unlink()
+    (damaged.opened.folder / "train-000000.tar").unlink()
     loader = Loader(damaged, Layout(micro_batch=2), LoaderConfig(skip_budget=99))
     with pytest.raises(UserError, match="no sample of a batch of 2 could be read"):
         next(iter(loader))

@@ -59,6 +59,7 @@ class ImageSet:
 
     Attributes:
         folder: of the set.
+        opened: the set.
         manifest: of the set.
         digest: identity of the set: the SHA-256 of its manifest, which names that of every shard;
             where a split was asked for, also that.
@@ -78,13 +79,13 @@ class ImageSet:
         cache: Cache | None = None,
     ) -> None:
         self.folder = folder
-        opened = open_set(folder, "image set")
-        self.manifest, digest = opened.manifest, opened.digest
+        self.opened = open_set(folder, "image set")
+        self.manifest, digest = self.opened.manifest, self.opened.digest
         self.digest = digest if split is None else f"{digest}/{split}"
         self.files = shards_of(folder, self.manifest, digest, cache)
         entries = self.manifest["shards"]
         names = [entry["name"] for entry in entries if split in (None, entry["split"])]
-        self.rows = _rows(folder / INDEX, opened.index(), names).slice(0, limit)
+        self.rows = _rows(folder / INDEX, self.opened.index(), names).slice(0, limit)
         if not len(self.rows):
             held_out = "; curate with --val-fraction 0.05 to hold images out"
             raise UserError(

@@ -96,13 +96,18 @@ class Mixture:
         return digest([images.digest for images in self.sets])
 
     def read(self, picks: Picks) -> tuple[list[str], list[Pixels], list[str]]:
-        """Read the images picked; returns keys, pixels, and a message for each unreadable one."""
+        """Read the images picked; returns keys, pixels, and a message for each unreadable one.
+
+        Raises:
+            UserError: another set has taken the place of one of these.
+        """
         keys, images, unreadable = [], [], {}
         for row, (which, index) in enumerate(zip(picks.set_index, picks.index, strict=True)):
             keys.append(self.sets[which].key(int(index)))
             try:
                 images.append(self.sets[which].pixels(int(index)))
             except UnreadableRange as error:
+                self.sets[which].opened.refuse_if_replaced()
                 unreadable[row] = str(error)
                 images.append(np.empty((0, 0, 3), np.uint8))
         for row, other in stand_ins(unreadable, len(images)).items():

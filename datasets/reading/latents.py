@@ -12,8 +12,9 @@ costs 0.19 ms of a processor for a pair of 2 x 256 KiB; else only by `verify`.
 """
 
 import functools
+import shlex
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
 from datasets.reading.loader import stand_ins
 from datasets.reading.memory import Memory
-from datasets.reading.order import Picks, WeightedSet, scattered
+from datasets.reading.order import Order, Picks, WeightedSet, scattered
 from datasets.reading.ranges import Cache, UnreadableRange, flipped, names_member, shards_of
 from datasets.sets import PublishedSet, open_set
 from datasets.shards import BLOCK, shard_sizes
+from datasets.versions import versions
 from infra.config import differences, from_dict
-from infra.errors import UserError
+from infra.errors import UsageError, UserError
 
 HEAD = BLOCK + NPY_HEADER  # bytes before the data of a member: headers of tar and .npy
 SIDES = ("source", "target")
@@ -79,12 +81,13 @@ class LatentPairs:
         checked: whether the CRC-32 of every latent that is read is compared with the pair table's.
 
     Attributes:
-        folder: of the set.
+        opened: the set.
         manifest: the manifest of the set.
         latent: how a latent is stored.
 
     Raises:
         UserError: no complete latent set, no pair of that split, or no checksums to compare.
+            When samples are loaded: another set has taken the place of this one.
     """
 
     def __init__(
@@ -95,17 +98,17 @@ class LatentPairs:
         cache: Cache | None = None,
         checked: bool = False,
     ) -> None:
-        opened = open_set(folder, "latent set")
-        self.folder, self.manifest, digest = folder, opened.manifest, opened.digest
+        self.opened = opened = open_set(folder, "latent set")
+        self.manifest, self.split = opened.manifest, split
         self.latent = from_dict(LatentFormat, self.manifest["latent"])
         self._header = self.latent.header()
         self._header_crc = zlib.crc32(self._header)
         self._dtype = getattr(torch, self.latent.dtype)
         self._padding = -self.latent.member_bytes % BLOCK
         self._apart = BLOCK + self.latent.member_bytes + self._padding  # of neighbouring members
-        self.files = shards_of(folder, self.manifest, digest, cache)
+        self.files = shards_of(folder, self.manifest, opened.digest, cache)
         table = _pairs(opened, split, checked=checked)
-        self.digest = f"{digest}/{split}"
+        self.digest = _split_digest(opened, split)
         keys = table["key"].combine_chunks().dictionary_encode()
         codes = keys.indices.to_numpy()
         self._first = np.flatnonzero(np.diff(codes, prepend=-1))
@@ -166,8 +169,30 @@ class LatentPairs:
                 self._check(first, heads[0])
                 self._check(second, heads[1])
             except UnreadableRange as error:
+                self.opened.refuse_if_replaced()
                 unreadable[row] = str(error)
         return unreadable
+
+    def refuse_if_grown(self, state: Mapping[str, Any]) -> None:
+        """Refuse to resume where the set has grown since, and say where its version of then is.
+
+        Args:
+            state: a position of `datasets.reading.order.Order`.
+
+        Raises:
+            UsageError: the position is in an earlier version of this set, which is kept.
+        """
+        for version in versions(self.opened):
+            digest = _split_digest(version, self.split)
+            order = Order(self.weighted_sets, digest=digest, seed=state["seed"])
+            if order.digest == state["digest"]:
+                raise UsageError(
+                    f"{self.opened.folder} has grown since this run began, from "
+                    f"{version.manifest['draws']} draws to {self.manifest['draws']}. What the run "
+                    "was trained on is kept: resume with --latents "
+                    f"{shlex.quote(str(version.folder))}, or start a new run on all draws, in "
+                    "another --output"
+                )
 
     def _fill(self, first: _Member, second: _Member, head: memoryview, gap: memoryview) -> None:
         """Read two members with their headers, at once if they are neighbours."""
@@ -204,6 +229,10 @@ def _extensions(variant: int) -> tuple[bytes, bytes]:
     draw, flip, gray = variant >> 2, bool(variant & 2), bool(variant & 1)
     target = target_extension(draw, flip, gray)
     return f".source_{draw}.npy\0".encode(), f".{target}\0".encode()
+
+
+def _split_digest(opened: PublishedSet, split: str) -> str:
+    return f"{opened.digest}/{split}"
 
 
 def _pairs(opened: PublishedSet, split: str, *, checked: bool) -> pa.Table:

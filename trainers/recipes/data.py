@@ -54,7 +54,12 @@ def training_loader(
         loop: seed, workers and skip budget.
         device: where the batches go; to a GPU they go from page-locked memory.
         processes: whether loading is computation, such as decoding and degrading.
+
+    Raises:
+        UsageError: the state is a position in other samples.
     """
+    if state is not None and isinstance(samples, LatentPairs):
+        samples.refuse_if_grown(state)
     settings = LoaderConfig(
         seed=loop.seed,
         workers=loop.workers,
