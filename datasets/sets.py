@@ -28,16 +28,16 @@ from infra.errors import UserError
 from infra.storage import sha256
 
 Kind = Literal["image set", "latent set"]
-NEWEST = 2
-FORMATS: Mapping[Kind, str] = {
-    "image set": f"latent-pmrf/samples/{NEWEST}",
-    "latent set": f"latent-pmrf/latents/{NEWEST}",
+FORMATS: Mapping[Kind, Sequence[str]] = {
+    "image set": ("latent-pmrf/samples/1", "latent-pmrf/samples/2"),
+    "latent set": ("latent-pmrf/latents/1", "latent-pmrf/latents/2"),
 }
-"""The format that is written, by kind of set."""
+"""The formats that are read, by kind of set; the last one is written."""
 MAKERS: Mapping[Kind, str] = {
     "image set": "python -m pipelines.curate makes one of photographs",
     "latent set": "python -m pipelines.encode makes one of an image set",
 }
+ARTICLES: Mapping[Kind, str] = {"image set": "an", "latent set": "a"}
 COPY = "copy the set anew, or make it again"
 
 
@@ -47,7 +47,7 @@ class PublishedSet:
 
     folder: Path
     """Where it is."""
-    manifest: Mapping[str, Any]
+    manifest: dict[str, Any]
     """What it claims."""
     digest: str
     """Its identity: the SHA-256 of the manifest, which names that of every file."""
@@ -170,17 +170,16 @@ def claimed_set(folder: Path, kind: Kind) -> PublishedSet:
 
 
 def _refuse_other(folder: Path, manifest: Mapping[str, Any], kind: Kind) -> None:
-    known = kind_of(manifest.get("format"))
-    if known is None or not known.endswith(kind):
+    said = manifest.get("format")
+    if kind_of(said) != f"{ARTICLES[kind]} {kind}":
         raise UserError(_instead(folder, kind))
-    number = manifest["format"].rpartition("/")[2]
-    if not number.isdecimal() or not 1 <= int(number) <= NEWEST:
+    if said not in FORMATS[kind]:
         raise UserError(
-            f"{folder}: a set of format {manifest['format']}; this version of the program reads "
-            f"up to {FORMATS[kind]}: take a newer one"
+            f"{folder}: a set of format {said}; this version of the program reads "
+            f"{', '.join(FORMATS[kind])}: take a newer one"
         )
 
 
 def _instead(folder: Path, kind: Kind) -> str:
-    article = "an" if kind == "image set" else "a"
-    return f"{folder}: {described(folder)}; {article} {kind} is wanted here, {MAKERS[kind]}"
+    wanted = f"{ARTICLES[kind]} {kind}"
+    return f"{folder}: {described(folder)}; {wanted} is wanted here, {MAKERS[kind]}"

@@ -112,6 +112,24 @@ def fits_ustar(key: str) -> bool:
     return True
 
 
+def scan(path: Path) -> Shard:
+    """Describe a tar that `write_shard` wrote, by reading it.
+
+    Raises:
+        tarfile.TarError: it is damaged.
+    """
+    members = []
+    with tarfile.open(path, "r:") as tar:
+        for info in tar:
+            key, _, extension = info.name.partition(".")
+            file = tar.extractfile(info)
+            content = b"" if file is None else file.read()
+            place = info.offset_data, info.size, zlib.crc32(content)
+            members.append(Member(key, extension, *place))
+    keys = {member.key for member in members}
+    return Shard(path.name, len(keys), path.stat().st_size, sha256(path), tuple(members))
+
+
 def save_record(path: Path, shard: Shard) -> None:
     """Write the record of a finished shard; a shard with a record is not written again."""
     members = [list(astuple(member)) for member in shard.members]

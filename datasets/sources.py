@@ -40,7 +40,7 @@ class ImageRef:
     key: str
     """Unique over all inputs; no dot."""
     origin: str
-    """The input it came from, as the user named it."""
+    """The input it came from: the name that the user gave it, or else its base name."""
     path: str
     """The image file, or the archive that holds it."""
     member: str | None = None
@@ -143,7 +143,7 @@ def _refuse_duplicates(images: Sequence[ImageRef]) -> None:
 
 def _list_input(text: str, name: str, cache: Path) -> tuple[list[ImageRef], int]:
     path = _package_file(text) if text.startswith("pkg:") else local_path(text)
-    origin = name or text
+    origin = name or path.resolve().name
     if path.is_dir():
         return _list_folder(path, name, origin)
     if not path.exists():
@@ -200,7 +200,7 @@ def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[tuple[Path, o
         return
     visited.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():

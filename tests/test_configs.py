@@ -19,7 +19,7 @@ from pipelines.curate import config as curate
 from pipelines.encode import config as encode
 from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.score import config as score
-from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
+from trainers.loop.config import ChangesConfig, EngineConfig, LoopConfig, OptimizerConfig
 from trainers.recipes import flow_config as flow
 from trainers.recipes import predictor_config as predictor
 from trainers.recipes import vae_config as vae
@@ -35,6 +35,7 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "loop": (LoopConfig, {"default": LoopConfig()}),
     "optimizer": (OptimizerConfig, {"default": OptimizerConfig()}),
     "engine": (EngineConfig, {"default": EngineConfig()}),
+    "changes": (ChangesConfig, {"default": ChangesConfig()}),
     "verify": (encode.VerifyConfig, {"default": encode.VerifyConfig()}),
     "crop": (curate.CropRule, {"default": curate.CropRule()}),
     "cut": (curate.CutRule, {"default": curate.CutRule()}),
@@ -44,11 +45,12 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 """Every configuration class of a program, or of a part of one, and its presets."""
 WHOLE = ("optimizer",)  # its fields are not read one by one: they are AdamW's arguments
 TRAINING = """
-    activation-checkpointing betas cache cache-gb check-data compile cosine-steps decays
-    deepspeed-config eps floor global-batch-size gradient-clipping grid-images keep-best
-    keep-last local-rank log-every lpips max-steps micro-batch-size model output peak
-    precision resume save-every seed skip-budget timeout-minutes track validate-every warmup
-    warmup-from warmup-steps weight-decay workers zero-stage
+    activation-checkpointing betas cache cache-gb check-data clipping-from compile cosine-steps
+    decays deepspeed-config dry-run eps floor global-batch-size gradient-clipping grid-images
+    init-from keep-best keep-last local-rank log-every lpips max-steps micro-batch-size model output
+    peak peak-from precision resume save-every seed skip-budget skip-non-finite skip-steps
+    timeout-minutes track validate-every warmup warmup-from warmup-steps weight-decay workers
+    zero-stage
 """
 OPTIONS = {
     "curate": """

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,14 +17,23 @@ from infra.storage import sha256
 from tests.conftest import PATIENCE, picture, program
 from tests.support.curation_jobs import run
 
-IMAGES = 24
-FILES = 24 + 45  # score tables and shards that the job makes
+IMAGES = 12
+FILES = 12 + 20  # score tables and shards that the job makes
 SAMPLING = {"size": 64, "stride": 48, "samples_per_shard": 16}
+KILLS = (  # before which write the job is killed, one after the other
+    "2 os.rename *scores-*part-*",
+    "9 os.rename *scores-*part-*",
+    "2 os.rename *cut-*.tar.*",
+    "9 os.rename *cut-*.done.json*",
+    "1 os.rename *cut-*manifest.json*",
+    "2 os.rename */cut-*/*.tar",
+    "1 os.rename */cut-*/manifest.json",
+)
 KEPT = {"scorer": "brisque", "threshold": 200.0, "val_fraction": 0.2}
 
 
 def arguments(source: Path, output: Path) -> list[str | Path]:
-    """Return a job of 24 images and 720 samples, in 45 shards."""
+    """Return a job of 12 images and 312 samples, in 20 shards."""
     job: list[str | Path] = ["--input", source, "--output", output, "--workers", "2", "--no-track"]
     for name, value in (SAMPLING | KEPT).items():
         job += [f"--{name.replace('_', '-')}", str(value)]
@@ -87,11 +97,36 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return source, digests(folder / "set")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
+def start_aimed(event: str, source: Path, output: Path, logs: Path) -> "subprocess.Popen[str]":
+    """Start the job without Ray; it kills itself just before an event, as `signalled` has it."""
+    number, _, pattern = event.partition(" ")
+    job = ["tests.support.without_ray", "curate", *arguments(source, output)]
+    return program("tests.support.signalled", ["SIGKILL", number, pattern, *job], logs)
+
+
+def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
+    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """SIGKILL the job again and again while it scores, packs and publishes; then let it end."""
+    source, expected = undisturbed
+    output = tmp_path / "set"
+    for event in KILLS:
+        process = start_aimed(event, source, output, tmp_path)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGKILL, f"{event}: {errors[-2000:]}"
+        assert shards.read_manifest(output) is None or digests(output) == expected
+    run(source, output, **SAMPLING, **KEPT)
+
+    assert digests(output) == expected
+    assert list(problems(output)) == []
+    assert not list(output.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
     undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, kills: int
 ) -> None:
-    """SIGKILL the driver, again and again, at moments spread over scoring and packing."""
+    """SIGKILL Ray's driver, again and again, at moments spread over scoring and packing."""
     source, expected = undisturbed
     output = tmp_path / "set"
     moments, struck = random.Random(2026), 0
@@ -107,7 +142,7 @@ def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
         assert shards.read_manifest(output) is None or digests(output) == expected
     finish(source, output, tmp_path)
 
-    assert struck >= 3
+    assert struck >= min(3, kills)
     assert digests(output) == expected
     assert list(problems(output)) == []
     assert not list(output.rglob("*.partial"))

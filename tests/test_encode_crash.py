@@ -1,9 +1,11 @@
 """Real processes, really killed while they encode: the same command ends as if undisturbed."""
 
 import random
+import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -14,6 +16,19 @@ from tests.conftest import PATIENCE, program
 from tests.support.encoding_jobs import run, write_images, write_networks
 
 IMAGES = 16
+KILLS = {  # for sets of one and of two draws: before which write the job is killed
+    1: (
+        "1 os.rename *probe.json*",
+        "2 os.rename *draws-*.tar.*",
+        "5 os.rename *draws-*.done.json*",
+        "2 os.rename */draws-*/*.tar",
+    ),
+    2: (
+        "3 os.rename *draws-*.tar.*",
+        "1 os.rename *draws-*manifest.json*",
+        "1 os.rename */draws-*/manifest.json",
+    ),
+}
 
 
 def arguments(world: Path, output: Path, draws: int) -> list[str | Path]:
@@ -22,6 +37,11 @@ def arguments(world: Path, output: Path, draws: int) -> list[str | Path]:
     job += ["--vae", world / "vae", "--predictor", world / "predictor", "--draws", str(draws)]
     job += ["--reuse", world / "earlier"]
     return [*job, "--samples-per-shard", "2", "--workers", "2", "--no-track"]
+
+
+def of(draws: int) -> dict[str, Any]:
+    """Return the fields of `arguments` for a job in this process."""
+    return {"draws": draws, "samples_per_shard": 2, "batch": None}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -61,35 +81,73 @@ def kill_after(count: int, pause: float, process: "subprocess.Popen[str]", outpu
     return True
 
 
-@pytest.mark.parametrize(
-    "kills", [((3,), (9,)), pytest.param(((1, 3), (2, 4, 3)), marks=pytest.mark.slow)], ids=str
-)
-def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
-    tmp_path: Path, kills: tuple[tuple[int, ...], ...]
-) -> None:
-    """SIGKILL the driver while it probes, encodes and copies, adds draws, publishes.
+class World(NamedTuple):
+    """Networks, images and an earlier set, and what sets of one and two draws are in peace."""
 
-    After so many more files each time, first of a set of one draw, then of two.
-    The undisturbed set is one process's work, without Ray: that makes no difference either.
-    """
-    write_networks(tmp_path)
-    write_images(tmp_path, IMAGES)
-    write_images(tmp_path / "half", IMAGES // 2)
-    half = str(tmp_path / "half" / "images")
-    run(tmp_path, tmp_path / "earlier", input=half, batch=None)
+    folder: Path
+    expected: dict[int, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Encode in peace: one process's work, without Ray, which makes no difference either."""
+    folder = tmp_path_factory.mktemp("world")
+    write_networks(folder)
+    write_images(folder, IMAGES)
+    write_images(folder / "half", IMAGES // 2)
+    half = str(folder / "half" / "images")
+    run(folder, folder / "earlier", input=half, batch=None)
     expected = {}
     for draws in (1, 2):
-        fields = {"draws": draws, "samples_per_shard": 2, "batch": None}
-        run(tmp_path, tmp_path / "undisturbed", reuse=str(tmp_path / "earlier"), **fields)
-        expected[draws] = digests(tmp_path / "undisturbed")
-    output, moments = tmp_path / "set", random.Random(2026)
-    for draws, counts in enumerate(kills, start=1):
-        for count in counts:
-            process = program("pipelines.encode", arguments(tmp_path, output, draws), tmp_path)
-            assert kill_after(count, moments.random() * 0.05, process, output)
-            assert read_manifest(output) is None or digests(output) in expected.values()
-        finish(tmp_path, output, draws)
-        assert digests(output) == expected[draws]
+        run(folder, folder / "undisturbed", reuse=str(folder / "earlier"), **of(draws))
+        expected[draws] = digests(folder / "undisturbed")
+    return World(folder, expected)
 
+
+def assert_undisturbed(output: Path, expected: dict[str, str]) -> None:
+    """Assert that a set is the expected one, whole, and that nothing lies beside it."""
+    assert digests(output) == expected
     assert list(problems(output)) == []
     assert not list(output.rglob("*.partial"))
+
+
+def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
+    world: World, tmp_path: Path
+) -> None:
+    """SIGKILL the job while it probes, encodes and copies, adds draws, publishes; then let it end.
+
+    First of a set of one draw, then of two.
+    """
+    output = tmp_path / "set"
+    for draws, events in KILLS.items():
+        for event in events:
+            number, _, pattern = event.partition(" ")
+            job = ["tests.support.without_ray", "encode", *arguments(world.folder, output, draws)]
+            aimed = ["SIGKILL", number, pattern, *job]
+            process = program("tests.support.signalled", aimed, tmp_path)
+            _, errors = process.communicate(timeout=PATIENCE)
+            assert process.returncode == -signal.SIGKILL, f"{event}: {errors[-2000:]}"
+            assert read_manifest(output) is None or digests(output) in world.expected.values()
+        run(world.folder, output, reuse=str(world.folder / "earlier"), **of(draws))
+        assert_undisturbed(output, world.expected[draws])
+
+
+@pytest.mark.parametrize(
+    "kills", [((), (3,)), pytest.param(((1, 3), (2, 4, 3)), marks=pytest.mark.slow)], ids=str
+)
+def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
+    world: World, tmp_path: Path, kills: tuple[tuple[int, ...], ...]
+) -> None:
+    """SIGKILL Ray's driver after so many more files each time; first of one draw, then of two."""
+    output, moments = tmp_path / "set", random.Random(2026)
+    for draws, counts in enumerate(kills, start=1):
+        if not counts:
+            run(world.folder, output, reuse=str(world.folder / "earlier"), **of(draws))
+            continue
+        for count in counts:
+            job = arguments(world.folder, output, draws)
+            process = program("pipelines.encode", job, tmp_path)
+            assert kill_after(count, moments.random() * 0.05, process, output)
+            assert read_manifest(output) is None or digests(output) in world.expected.values()
+        finish(world.folder, output, draws)
+        assert_undisturbed(output, world.expected[draws])

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
+from datasets.reading.finite import refuse_not_finite
 from datasets.reading.loader import stand_ins
 from datasets.reading.memory import Memory
 from datasets.reading.order import Order, Picks, WeightedSet, scattered
@@ -168,6 +169,7 @@ class LatentPairs:
                 self._fill(first, second, head, gap)
                 self._check(first, heads[0])
                 self._check(second, heads[1])
+                refuse_not_finite(both[:, row], f"{self._shards[shard]}: {key} ({variant >> 2})")
             except UnreadableRange as error:
                 self.opened.refuse_if_replaced()
                 unreadable[row] = str(error)

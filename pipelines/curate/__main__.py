@@ -4,7 +4,7 @@
     python -m pipelines.curate --preset lsdir --val-fraction 0.01 --input LSDIR/*.tar.gz \
         --output sets/lsdir
     python -m pipelines.curate --preset ffhq --val-fraction 0.01 --input FFHQ --output sets/ffhq
-    python -m pipelines.curate verify sets/lsdir
+    python -m pipelines.curate verify sets/lsdir [--repair]
     python -m pipelines.curate export-scores sets/lsdir HR_sub_c512_s384_quality_score.json
 
 The recipe of the paper (section 6.1): images -> patches of 512 pixels -> scores -> kept or dropped
@@ -14,8 +14,11 @@ another --threshold: no score is computed twice.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from infra import cli
+from infra.config import from_dict, read_object
 from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines.curate.config import PRESETS, CurateConfig
@@ -42,14 +45,31 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def verify(arguments: list[str]) -> int:
-    """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is."""
-    if len(arguments) != 1:
-        raise UsageError("usage: python -m pipelines.curate verify PATH")
-    from datasets.sets import claimed_set
-    from datasets.verify import problems
+    """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is.
 
-    folder = claimed_set(local_path(arguments[0]), "image set").folder
+    With ``--repair``, what is damaged is first made again from the inputs, and nothing else.
+    """
+    paths = [argument for argument in arguments if argument != "--repair"]
+    if len(paths) != 1 or paths[0].startswith("-"):
+        raise UsageError("usage: python -m pipelines.curate verify PATH [--repair]")
+    from datasets.sets import claimed_set
+    from pipelines.curate.verify import problems
+
+    folder = local_path(paths[0])
+    if len(arguments) > 1:
+        repair(folder)
+    claimed_set(folder, "image set")
     return verdict(folder, problems(folder))
+
+
+def repair(folder: Path) -> None:
+    """Make damaged files of a set again, as its own config.json says, and name them."""
+    from pipelines.curate.job import Curation
+
+    saved = folder / "config.json"
+    config = from_dict(CurateConfig, read_object(saved, str(saved)), str(saved))
+    for name in Curation(replace(config, output=str(folder))).repair():
+        sys.stdout.write(f"{name}: made again\n")
 
 
 def export_scores(arguments: list[str]) -> int:

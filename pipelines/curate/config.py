@@ -1,12 +1,13 @@
 """What a curation job is told: how to cut patches, how to score them, how to cut shards."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from infra.config import STRICT, to_dict
+from pipelines.jobs.paths import absolute, absolute_if_there
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
 
 DEMO = tuple(
@@ -91,7 +92,7 @@ class CurateConfig:
     track: bool = True
     """Log the run to MLflow (MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db)."""
     overwrite: bool = False
-    """Replace a set that another configuration made in the output folder."""
+    """Make the set in the output folder anew, whatever is there of it and of its scores."""
     dry_run: bool = False
     """Probe a few images, say what to expect, write nothing."""
 
@@ -101,12 +102,22 @@ class CurateConfig:
         return "cuda" if self.scorer.name == "qalign" and self.scorer_gpus != 0 else "cpu"
 
     def candidate_fields(self) -> dict[str, Any]:
-        """Return the fields that make the candidates; with the scorer's identity, the scores."""
-        return {
-            "input": list(self.input),
-            **to_dict(self.crop),
-            "max_pixels": self.max_pixels,
-        }
+        """Return the fields that make the candidates; with the scorer's identity, the scores.
+
+        What was read is no part of them: every image is known by its key, length and SHA-256.
+        """
+        return {**to_dict(self.crop), "max_pixels": self.max_pixels}
+
+    def absolute(self) -> "CurateConfig":
+        """Return the same job with every path absolute, for processes that work elsewhere."""
+        inputs = tuple(absolute_if_there(item) for item in self.input)
+        name, weights = self.scorer.name, self.scorer.weights
+        scorer = replace(
+            self.scorer,
+            name=absolute(name) if name.endswith(".json") else name,
+            weights=absolute_if_there(weights),
+        )
+        return replace(self, input=inputs, output=absolute(self.output), scorer=scorer)
 
     def cut_fields(self) -> dict[str, Any]:
         """Return the fields that may change from run to run in one folder: they only cut again."""

@@ -89,7 +89,7 @@ class _Probe:
         chosen = range(0, len(patches), -(-len(patches) // PROBED_PATCHES))
         share = len(patches) / len(chosen)
         start = time.perf_counter()
-        scored = self.worker.scored([(rows[i], patches[i]) for i in chosen])
+        scored = self.worker.scored([([rows[i] for i in chosen], [patches[i] for i in chosen])])
         self.score_seconds += (time.perf_counter() - start) * share
         kept = [i for i, row in zip(chosen, scored, strict=True) if not self._dropped(row)]
         self.kept += len(kept) * share

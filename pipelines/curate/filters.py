@@ -8,7 +8,10 @@ Row = Mapping[str, Any]
 Filter = Callable[[Row], str | None]
 
 BROKEN = frozenset(
-    {"unreadable", "empty_file", "not_an_image", "truncated", "too_many_pixels", "key_too_long"}
+    {
+        *("unreadable", "empty_file", "not_an_image", "truncated", "too_many_pixels"),
+        *("key_too_long", "crashed"),
+    }
 )
 """Reasons that count against ``--max-bad``: the file is at fault, not its content."""
 

@@ -14,6 +14,7 @@ from datasets.sources import ImageRef, read
 from infra.errors import UserError
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
+from pipelines.jobs.attempts import Attempt, attempt
 from pipelines.jobs.plan import planned, record_path
 from pipelines.jobs.stage import Stopwatch
 
@@ -35,40 +36,64 @@ class PackShard:
     """The worker that writes one shard of the plan.
 
     A shard is done when its record exists and its tar has the recorded length; a repeated unit
-    writes the same bytes.
+    writes the same bytes. An image that has killed its worker twice ends the unit without a
+    shard, by a result that names it.
+
+    Args:
+        plan: path of the plan.
+        rule: how an image becomes patches.
+        scorer: name of the scorer that gave the scores.
+        max_pixels: the limit of the run.
+        notes: folder of the notes on units under way, and name of the job that runs
+            (`pipelines.jobs.attempts`).
     """
 
-    def __init__(self, plan: str, rule: CropRule, scorer: str, max_pixels: int) -> None:
+    def __init__(
+        self, plan: str, rule: CropRule, scorer: str, max_pixels: int, notes: tuple[str, str]
+    ) -> None:
         single_threaded()
         self.plan = Path(plan)
         self.rule = rule
         self.scorer = scorer
         self.max_pixels = max_pixels
+        self.notes = notes
         self.watch = Stopwatch()
         self._image: tuple[str, Pixels] | None = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
         path, rows = planned(self.plan, unit)
-        samples = self.watch.between("write", self.samples(rows))
-        shard = write_shard(path, samples)
-        save_record(record_path(path), shard)
+        folder, session = self.notes
+        with attempt(Path(folder), f"{path.parent.name}-{path.name}", session) as under_way:
+            for source in dict.fromkeys(row["source"] for row in rows):
+                if under_way.has_killed(source):
+                    return {"done": 0, "seconds": self.watch.take(), "crashed": source}
+            samples = self.watch.between("write", self.samples(rows, under_way))
+            shard = write_shard(path, samples)
+            save_record(record_path(path), shard)
         return {"done": shard.samples, "seconds": self.watch.take()}
 
-    def samples(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    def samples(
+        self, rows: list[dict[str, Any]], under_way: Attempt
+    ) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Yield the rows' samples; an image is decoded once for successive rows of its patches."""
         for row in rows:
-            image = self._decoded(row)
-            with self.watch("encode"):
-                box = Box(row["x"], row["y"], row["w"], row["h"])
-                png = encode_png(cut(image, box, self.rule))
-                label = sample_json(
-                    row,
-                    size=self.rule.size,
-                    scorer=self.scorer,
-                    png_sha256=hashlib.sha256(png).hexdigest(),
-                )
-            yield row["key"], {"png": png, "json": label}
+            with under_way.doing(row["source"]):
+                members = self._members(row)
+            yield row["key"], members
+
+    def _members(self, row: dict[str, Any]) -> dict[str, bytes]:
+        image = self._decoded(row)
+        with self.watch("encode"):
+            box = Box(row["x"], row["y"], row["w"], row["h"])
+            png = encode_png(cut(image, box, self.rule))
+            label = sample_json(
+                row,
+                size=self.rule.size,
+                scorer=self.scorer,
+                png_sha256=hashlib.sha256(png).hexdigest(),
+            )
+        return {"png": png, "json": label}
 
     def _decoded(self, row: dict[str, Any]) -> Pixels:
         if self._image is None or self._image[0] != row["source"]:

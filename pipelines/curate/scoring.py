@@ -6,9 +6,10 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,12 +25,15 @@ from infra.config import digest, pretty_json
 from infra.storage import write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
+from pipelines.jobs.attempts import Attempt, attempt
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
 from pipelines.jobs.scorers import ImportedScores, Quality, load
 from pipelines.jobs.stage import Stopwatch
 
 PART = CANDIDATE.append(pa.field("stamp", pa.int64()))
 """A candidate, and the modification time of the file it was scored from."""
+Opened = tuple[list[dict[str, Any]], list[Pixels]]
+"""The rows of an image, and a patch for each of them; or rows without patches."""
 UNITS = 128  # the least number of units, if there are so many images: workers end together
 LARGEST_UNIT = 64  # images; as much is lost when a worker is killed
 
@@ -38,6 +42,7 @@ class ScoreImages:
     """The worker that scores the images of a unit and writes one table of candidates.
 
     A unit is done when its table exists; a repeated unit writes the same bytes under the same name.
+    An image that has killed its worker twice becomes a row with the reason `crashed`.
 
     Args:
         rule: how an image becomes patches.
@@ -45,6 +50,8 @@ class ScoreImages:
         device: that a learned scorer computes on.
         max_pixels: larger images are dropped without being decoded.
         decoders: threads that read and decode ahead while a device scores; 0 uses no threads.
+        notes: folder of the notes on units under way, and name of the job that runs
+            (`pipelines.jobs.attempts`); not needed to score without units.
     """
 
     def __init__(
@@ -54,50 +61,74 @@ class ScoreImages:
         device: Device,
         max_pixels: int,
         decoders: int = 0,
+        notes: tuple[str, str] = ("", ""),
     ) -> None:
         single_threaded()
         self.rule = rule
         self.scorer = load(choice, device)
         self.max_pixels = max_pixels
         self.decoders = decoders
+        self.notes = notes
         self.watch = Stopwatch()
+        self._before: dict[str, list[dict[str, Any]]] = {}
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Score the images of ``unit["refs"]`` into ``unit["path"]``; returns counts and times."""
+        """Score the images of ``unit["refs"]`` into ``unit["path"]``; returns counts and times.
+
+        ``unit["before"]`` has rows of images whose file has another time than when it was scored;
+        if its bytes are the same, they are taken over.
+        """
         refs = [ImageRef(**fields) for fields in unit["refs"]]
-        stamps = {ref.key: ref.stamp for ref in refs}
-        rows = [{**row, "stamp": stamps[row["source"]]} for row in self.candidates(refs)]
-        with self.watch("write"):
-            table = pa.Table.from_pylist(rows, schema=PART)
-            write_bytes(Path(unit["path"]), parquet_bytes(table))
+        path, (folder, session) = Path(unit["path"]), self.notes
+        self._before = {}
+        for row in unit["before"]:
+            self._before.setdefault(row["source"], []).append(row)
+        with attempt(Path(folder), path.stem, session) as under_way:
+            stamps = {ref.key: ref.stamp for ref in refs}
+            found = self._one_by_one(refs, under_way) if under_way.is_careful else None
+            rows = self.candidates(refs) if found is None else found
+            with self.watch("write"):
+                stamped = [{**row, "stamp": stamps[row["source"]]} for row in rows]
+                write_bytes(path, parquet_bytes(pa.Table.from_pylist(stamped, schema=PART)))
         return {"done": len(refs), "seconds": self.watch.take()}
+
+    def _one_by_one(self, refs: Sequence[ImageRef], under_way: Attempt) -> list[dict[str, Any]]:
+        """Return the rows of images of which one may kill this process."""
+        rows: list[dict[str, Any]] = []
+        for ref in refs:
+            if under_way.has_killed(ref.key):
+                rows.append(image_row(ref) | {"drop_reason": "crashed"})
+            else:
+                with under_way.doing(ref.key):
+                    rows += self.candidates([ref])
+        return rows
 
     def candidates(self, refs: Sequence[ImageRef]) -> list[dict[str, Any]]:
         """Return the candidate rows of images, in order; an image without a patch has one row."""
         rows: list[dict[str, Any]] = []
 
-        def candidates() -> Iterator[tuple[dict[str, Any], Pixels]]:
+        def opened() -> Iterator[Opened]:
             for image_rows, patches in map_ahead(self.open, refs, threads=self.decoders):
                 rows.extend(image_rows)
-                yield from zip(image_rows, patches, strict=False)
+                yield image_rows, patches
 
         start, before = time.perf_counter(), self.watch.total()
-        self.scored(candidates())
+        self.scored(opened())
         opening = self.watch.total() - before
         self.watch.add("score", max(0.0, time.perf_counter() - start - opening))
         return rows
 
-    def scored(self, candidates: Iterable[tuple[dict[str, Any], Pixels]]) -> list[dict[str, Any]]:
-        """Score (row, patch) pairs as they come; returns the rows with their quality filled in."""
+    def scored(self, images: Iterable[Opened]) -> list[dict[str, Any]]:
+        """Score images as they come; returns the rows of patches with their quality filled in."""
         waiting: deque[dict[str, Any]] = deque()
         done = []
 
-        def patches() -> Iterator[Pixels]:
-            for row, patch in candidates:
-                waiting.append(row)
-                yield patch
+        def by_image() -> Iterator[list[Pixels]]:
+            for rows, patches in images:
+                waiting.extend(rows[: len(patches)])
+                yield patches
 
-        for quality in self._scores(waiting, patches()):
+        for quality in self._scores(waiting, by_image()):
             row = waiting.popleft()
             row["quality"] = None if math.isnan(quality.value) else quality.value
             row["detail"] = json.dumps(quality.detail) if quality.detail else None
@@ -105,28 +136,31 @@ class ScoreImages:
         return done
 
     def _scores(
-        self, waiting: deque[dict[str, Any]], patches: Iterable[Pixels]
+        self, waiting: deque[dict[str, Any]], images: Iterable[list[Pixels]]
     ) -> Iterator[Quality]:
         if isinstance(self.scorer, ImportedScores):
-            return (Quality(self.scorer.scores.get(waiting[0]["key"], math.nan)) for _ in patches)
-        return self.scorer.score(patches)
+            scores, patches = self.scorer.scores, chain.from_iterable(images)
+            return (Quality(scores.get(waiting[0]["key"], math.nan)) for _ in patches)
+        return self.scorer.score(images)
 
-    def open(self, ref: ImageRef) -> tuple[list[dict[str, Any]], list[Pixels]]:
+    def open(self, ref: ImageRef) -> Opened:
         """Read, decode and cut one image.
 
         Returns:
             Its rows without scores, and a patch for each of them; one dropped row and no patch
-            where the image cannot be used.
+            where the image cannot be used; its rows with scores and no patch if the same bytes
+            were scored before.
         """
-        row = empty_row(
-            key=ref.key, source=ref.key, origin=ref.origin, index=0, source_bytes=ref.size
-        )
+        row = image_row(ref)
         if not fits_ustar(ref.key):
             return [row | {"drop_reason": "key_too_long"}], []
         try:
             with self.watch("read"):
                 data = read(ref)
                 row["source_sha256"] = hashlib.sha256(data).hexdigest()
+            before = self._before.get(ref.key, ())
+            if same := [r for r in before if r["source_sha256"] == row["source_sha256"]]:
+                return same, []
             with self.watch("decode"):
                 image = decode(data, self.max_pixels)
         except UndecodableImage as error:
@@ -146,19 +180,33 @@ class ScoreImages:
         return rows, [patch for _, _, patch in patches]
 
 
-def units(images: Sequence[ImageRef], done: Collection[str], folder: Path) -> list[dict[str, Any]]:
-    """Group the images to score into units.
+def image_row(ref: ImageRef) -> dict[str, Any]:
+    """Return the row of an image without a patch."""
+    return empty_row(key=ref.key, source=ref.key, origin=ref.origin, index=0, source_bytes=ref.size)
 
-    The last bits of a learned score may depend on the other images of a batch, so which images
-    share a unit depends on the input alone, not on the workers or on when an earlier run was
-    killed.
+
+class Known(NamedTuple):
+    """The scores that there are of a listing's images."""
+
+    rows: pa.Table
+    """Rows of `PART` of the images whose files have the length and time that they had."""
+    stale: pa.Table
+    """Rows of images whose file has the same length and another time: perhaps the same bytes."""
+
+
+def units(images: Sequence[ImageRef], known: Known, folder: Path) -> list[dict[str, Any]]:
+    """Group the images to score into units.
 
     Args:
         images: all images, sorted.
-        done: keys of images that have scores.
+        known: the scores that there are.
         folder: where the units' tables are written.
     """
     size = max(1, min(LARGEST_UNIT, len(images) // UNITS))
+    done = set(known.rows["source"].to_pylist())
+    stale: dict[str, list[dict[str, Any]]] = {}
+    for row in known.stale.select(CANDIDATE.names).to_pylist():
+        stale.setdefault(row["source"], []).append(row)
     groups = [
         [ref for ref in images[start : start + size] if ref.key not in done]
         for start in range(0, len(images), size)
@@ -168,23 +216,48 @@ def units(images: Sequence[ImageRef], done: Collection[str], folder: Path) -> li
     return [
         {
             "refs": [dataclasses.asdict(ref) for ref in group],
+            "before": [row for ref in group for row in stale.get(ref.key, ())],
             "path": str(folder / f"part-{name}.parquet"),
         }
         for name, group in zip(names, groups, strict=True)
     ]
 
 
-def known(folder: Path, listing: Listing) -> pa.Table:
-    """Read the scores of images that have not changed since; each image's from one table only."""
+def known(folder: Path, listing: Listing) -> Known:
+    """Read the scores of a listing's images; each image's from one table only.
+
+    What a row says of the place of its image is the listing's: the scores do not depend on it.
+    """
     current = {(ref.key, ref.size, ref.stamp) for ref in listing.images}
-    tables = [PART.empty_table()]
-    for path in sorted(folder.glob("part-*.parquet")):
+    tables, others = [PART.empty_table()], [PART.empty_table()]
+    for path in sorted(folder.glob("*.parquet")):
         table = pq.read_table(path)
         rows = table.select(["source", "source_bytes", "stamp"]).to_pylist()
         scored = [(row["source"], row["source_bytes"], row["stamp"]) for row in rows]
-        tables.append(table.filter(pa.array([image in current for image in scored])))
+        tables.append(table.filter(pa.array([image in current for image in scored], pa.bool_())))
+        others.append(table)
         current -= set(scored)
-    return pa.concat_tables(tables)
+    wanted = {(key, size) for key, size, _ in current}
+    rest = pa.concat_tables(others)
+    pairs = zip(rest["source"].to_pylist(), rest["source_bytes"].to_pylist(), strict=True)
+    stale = rest.filter(pa.array([pair in wanted for pair in pairs], pa.bool_()))
+    return Known(_placed(pa.concat_tables(tables), listing), _placed(stale, listing))
+
+
+def _placed(table: pa.Table, listing: Listing) -> pa.Table:
+    """Set the column ``origin`` to what the listing says."""
+    origins = {ref.key: ref.origin for ref in listing.images}
+    values = [origins[source] for source in table["source"].to_pylist()]
+    place = table.schema.get_field_index("origin")
+    return table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
+
+
+def give_up(folder: Path, refs: Sequence[ImageRef]) -> None:
+    """Let images that were scored and then killed their worker in packing be `crashed`."""
+    rows = [image_row(ref) | {"drop_reason": "crashed", "stamp": ref.stamp} for ref in refs]
+    table = parquet_bytes(pa.Table.from_pylist(rows, schema=PART))
+    # `known` takes an image's rows from the first table by name, and "part-" comes later.
+    write_bytes(folder / f"crashed-{hashlib.sha256(table).hexdigest()[:16]}.parquet", table)
 
 
 def export(folder: Path, target: Path) -> int:

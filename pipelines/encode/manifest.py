@@ -117,7 +117,7 @@ def stage_manifest(
     target = statistics["target"]
     latent = replace(new.latent, mean=tuple(target["mean"]), std=tuple(target["std"]))
     manifest = {
-        "format": FORMATS["latent set"],
+        "format": FORMATS["latent set"][-1],
         **entries,
         "latent": to_dict(latent),
         "draws": new.spec.last,

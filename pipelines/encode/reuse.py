@@ -67,7 +67,7 @@ Copies = Mapping[str, Mapping[str, MemberPlace]]
 """Places of the members that a shard copies, by key and extension."""
 
 
-def earlier_manifest(folder: Path, output: Path) -> Mapping[str, Any]:
+def earlier_manifest(folder: Path, output: Path) -> dict[str, Any]:
     """Read the manifest of the set that latents are to be copied from.
 
     That set may not be the one in the output folder: a run that was killed while it published would

@@ -26,4 +26,4 @@ class ScorerChoice:
     )
     """Q-Align: by default float16 on CUDA, float32 on a CPU."""
     batch: Annotated[PositiveInt, arg(name="scorer-batch")] = 8
-    """Q-Align: images per forward pass."""
+    """Q-Align: patches of an image per forward pass; the last bits of a score depend on it."""

@@ -1,4 +1,4 @@
-"""The quality scorers behind one small contract: patches in, scores out, in order.
+"""The quality scorers behind one small contract: patches by image in, scores out, in order.
 
 A scorer is described without loading it (the driver needs its identity and threshold, not its
 weights) and loaded once per worker. None ever takes another's place.
@@ -8,9 +8,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from datasets.decoding import Pixels
@@ -53,8 +54,12 @@ class Quality(NamedTuple):
 class QualityScorer(Protocol):
     """A loaded scorer, one per worker."""
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
-        """Score RGB uint8 [H, W, 3] patches as they come; results in the same order."""
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
+        """Score the RGB uint8 [H, W, 3] patches of images as they come; results in the same order.
+
+        Scores are functions of the image and of the scorer's identity, to the last bit on one kind
+        of machine: what is scored before or after an image does not matter.
+        """
         ...
 
 
@@ -64,16 +69,16 @@ class _Brisque:
 
         self._model = Brisque()
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
-        for patch in patches:
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
+        for patch in chain.from_iterable(images):
             yield Quality(self._model.score([patch])[0])
 
 
 class _Unscored:
     """Everything decodable is kept, as the paper does with FFHQ; the score is undefined."""
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
-        for _ in patches:
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
+        for _ in chain.from_iterable(images):
             yield Quality(math.nan)
 
 
@@ -83,10 +88,10 @@ class _QAlign:
 
         self._model = QAlign.load(choice.weights, device, choice.dtype, choice.prompt, choice.batch)
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
         threads = min(16, os.cpu_count() or 1)
         preparing = partial(map_ahead, threads=threads, ahead=2 * self._model.batch_size)
-        for (score,) in self._model.stream(patches, (self._model.prompt,), preparing):
+        for (score,) in self._model.stream_groups(images, (self._model.prompt,), preparing):
             yield Quality(score.value, {"logits": list(score.logits)})
 
 
@@ -109,7 +114,7 @@ class ImportedScores:
             ) from error
         self.digest = hashlib.sha256(data).hexdigest()
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
         """Refuse: imported scores belong to keys, not to pixels."""
         raise TypeError("imported scores are looked up by key")
 
@@ -148,7 +153,13 @@ def _describe_qalign(choice: ScorerChoice, device: Device) -> ScorerInfo:
         digest = Checkpoint.open(choice.weights).digest
     except (ValueError, OSError) as error:
         raise UsageError(f"--scorer qalign: {error}") from error
-    settings = {"model": choice.weights, "prompt": choice.prompt, "dtype": dtype}
+    folder = local_path(choice.weights)
+    settings = {
+        "model": folder.resolve().name if folder.is_dir() else choice.weights,
+        "prompt": choice.prompt,
+        "dtype": dtype,
+        "batch": str(choice.batch),
+    }
     return _info("qalign", digest, settings)
 
 

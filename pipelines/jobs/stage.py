@@ -7,18 +7,23 @@ Workers return an error that the user can mend as a value, so that the user sees
 
 import json
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from infra.errors import UsageError, UserError
 from infra.storage import explained
+from pipelines.jobs.attempts import attempt
 
 ROOT = Path(__file__).resolve().parents[2]
+CODE = ("datasets", "infra", "models", "pipelines")
+"""Folders of the clone that the workers of a cluster get; whatever else lies in it stays here."""
 OBJECT_STORE_BYTES = 256 << 20  # units and results are kilobytes; pixels never enter the store
 
 T = TypeVar("T")
@@ -227,6 +232,7 @@ class RayEngine:
         start = time.perf_counter()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
         import ray
@@ -235,21 +241,33 @@ class RayEngine:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
         if os.environ.get("RAY_ADDRESS"):
-            options = {"log_to_driver": False, "runtime_env": {"working_dir": str(ROOT)}}
+            code = {"py_modules": [str(ROOT / name) for name in CODE], "excludes": ["__pycache__"]}
+            options = {"log_to_driver": False, "runtime_env": code}
         else:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             options["num_cpus"] = self.workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
         local = "num_cpus" in options
         try:
             with _quiet() if local else nullcontext():
                 ray.init(logging_level="ERROR", **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = os.environ.get("RAY_ADDRESS", "on this machine")
-            raise UserError(f"cannot start or reach Ray {where}: {error}") from error
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise _unreachable(error) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
+
+
+def _unreachable(error: Exception) -> UserError:
+    """Say what to do where Ray does not start, or a cluster does not answer or lets nobody in."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return UserError(f"cannot start Ray on this machine: {error}")
+    return UserError(
+        f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error}; check that it is up. If "
+        "its head was started where ~/.ray/auth_token exists, it asks for that token: set "
+        "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a copy of the file or RAY_AUTH_TOKEN to "
+        "what it holds"
+    )
 
 
 @contextmanager
@@ -269,13 +287,25 @@ class _Actor:
     """The callable that Ray Data runs in a process: it holds one worker and does units with it."""
 
     def __init__(self, worker: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
-        self._work = worker(*arguments)
+        import ray
+
+        # Ray starts a dead actor again, under the same id, as often as it dies.
+        name = ray.get_runtime_context().get_actor_id()
+        try:
+            with attempt(Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}"), name, name):
+                self._work = worker(*arguments)
+        except (UserError, OSError) as error:
+            self._work = partial(_fail, error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": json.dumps(attempt(self._work, json.loads(row["unit"])))}
+        return {"result": json.dumps(carried_out(self._work, json.loads(row["unit"])))}
 
 
-def attempt(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
+def _fail(error: Exception, _: dict[str, Any]) -> dict[str, Any]:
+    raise error
+
+
+def carried_out(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
     """Do one unit; returns ``{"failure": sentence}`` for an error that the user can mend."""
     began = time.time()
     try:

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         scores: dict[str, Quality] = {}
         opened: list[str] = []
         with progress("score", len(refs)) as advance:
-            for quality in scorer.score(_pixels(refs, opened, broken)):
+            for quality in scorer.score([pixels] for pixels in _pixels(refs, opened, broken)):
                 key = opened[len(scores)]
                 scores[key] = quality
                 sys.stdout.write(f"{quality.value:.4f}\t{key}\n")

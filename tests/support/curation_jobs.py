@@ -10,12 +10,15 @@ from infra.errors import UserError
 from pipelines.curate.config import CropRule, CurateConfig, CutRule
 from pipelines.curate.job import Curation
 from pipelines.jobs.scorer_choice import ScorerChoice
-from pipelines.jobs.stage import Resources, StageTime, Worker, attempt
+from pipelines.jobs.stage import Resources, StageTime, Worker, carried_out
 
 OPTIONS = {
     "crop": {name: name for name in ("mode", "size", "stride")},
     "cut": {name: name for name in ("samples_per_shard", "val_fraction", "seed")},
-    "scorer": {"scorer": "name", "scorer_weights": "weights", "scorer_prompt": "prompt"},
+    "scorer": {
+        **{"scorer": "name", "scorer_weights": "weights", "scorer_prompt": "prompt"},
+        "scorer_batch": "batch",
+    },
 }
 """Where the value of an option lies in a configuration: part -> option -> field."""
 
@@ -42,7 +45,7 @@ class InProcess:
         for unit in reversed(units):
             assert work is not None
             self.units.append((name, unit))
-            result = attempt(work, json.loads(json.dumps(unit)))
+            result = carried_out(work, json.loads(json.dumps(unit)))
             if "failure" in result:
                 raise UserError(result["failure"])
             yield result

@@ -1,5 +1,6 @@
 """Small published sets, written with the project's own writers: images, and latents of noise."""
 
+import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from datasets import shards
 from datasets.decoding import encode_png
@@ -113,6 +115,28 @@ def finish(
     write_bytes(folder / shards.INDEX, parquet_bytes(index_table(written)))
     files = {name: shards.file_entry(folder / name) for name in [shards.INDEX, *tables]}
     entries = [shard.entry() for shard in written]
-    values = {"format": FORMATS[kind], **manifest, "shards": entries, "files": files}
+    values = {"format": FORMATS[kind][-1], **manifest, "shards": entries, "files": files}
     write_bytes(folder / shards.MANIFEST, pretty_json(values))
+    return folder
+
+
+def restate(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a manifest, whose tables stay what it says."""
+    manifest = json.loads((folder / shards.MANIFEST).read_bytes())
+    change(manifest)
+    write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
+
+
+def aged(folder: Path, *tables: str) -> Path:
+    """Make a set one of the first format, whose tables have no checksums."""
+    for name in tables:
+        table = pq.read_table(folder / name)
+        crcs = [column for column in table.column_names if column.endswith("crc32")]
+        write_bytes(folder / name, parquet_bytes(table.drop_columns(crcs)))
+
+    def first(manifest: dict[str, Any]) -> None:
+        manifest["format"] = manifest["format"].replace("/2", "/1")
+        manifest["files"] |= {name: shards.file_entry(folder / name) for name in tables}
+
+    restate(folder, first)
     return folder

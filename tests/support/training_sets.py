@@ -18,8 +18,8 @@ from datasets.degradation.parameters import degradation_preset
 from datasets.latent_format import LatentDraw, LatentFormat, LatentSample
 from datasets.latent_pairs import PAIRS, pair_table
 from infra.config import to_dict
-from infra.storage import write_bytes
-from models.checkpoint import save_checkpoint
+from infra.storage import sha256, write_bytes
+from models.checkpoint import load_checkpoint, save_checkpoint
 from models.frozen import load_posterior_mean, load_vae
 from models.metrics.lpips import LPIPS, VARIANTS, Net
 from models.predictor import swinir
@@ -187,3 +187,23 @@ def same_curve(mine: list[dict[str, Any]], expected: list[dict[str, Any]], rel: 
     assert len(mine) == len(expected)
     for one, other in zip(mine, expected, strict=True):
         assert one == pytest.approx(other, rel=rel, abs=1e-5)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Hash every file of a folder."""
+    return {
+        str(path.relative_to(folder)): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def saved_weights(output: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
+    """Read weights of a checkpoint."""
+    return load_checkpoint(output / "checkpoints" / f"step-{step:08d}" / name)[1]
+
+
+def assert_equal(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Assert equality to the bit."""
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)

@@ -1,5 +1,6 @@
 """What every trainer is configured by, besides what it trains."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -37,7 +38,11 @@ class LoopConfig:
     keep_best: NonNegativeInt = 1
     """Best checkpoints that stay besides; a checkpoint is rated if its step was validated."""
     resume: str = "auto"
-    """"auto": from the newest complete checkpoint of the output folder; "never"; or a folder."""
+    """"auto": from the newest whole checkpoint of the output folder; "never"; or the folder of a
+    checkpoint, or of a run: of another run it is forked."""
+    init_from: str = ""
+    """Weights to begin with at step 0, for fine-tuning: a run (its averaged weights), a checkpoint,
+    a folder or file of weights, or a repository of the Hugging Face hub."""
     seed: NonNegativeInt = 0
     """Of the initial weights, the order of samples, crops, times and noise."""
     workers: NonNegativeInt = 2
@@ -52,6 +57,8 @@ class LoopConfig:
     check_data: bool = False
     """Compare every latent that is read with its checksum, to notice bits that changed on the disk:
     0.2 ms of a processor for a pair of 2 x 256 KiB. Images are always compared."""
+    dry_run: bool = False
+    """Only say what the run would cost: operations, memory, hours, files; nothing is written."""
     track: bool = True
     """Log the run to MLflow (MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db)."""
     timeout_minutes: PositiveFloat = 30.0
@@ -101,6 +108,27 @@ class EngineConfig:
     """A JSON file of DeepSpeed's; what follows from this configuration is filled in."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class ChangesConfig:
+    """What is otherwise from some step on; what lies before a checkpoint's step stays as it was."""
+
+    peak_from: tuple[tuple[NonNegativeInt, PositiveFloat], ...] = ()
+    """STEP PEAK, and more such pairs: from this step on the schedule has this peak."""
+    clipping_from: tuple[tuple[NonNegativeInt, NonNegativeFloat], ...] = ()
+    """STEP NORM, and more such pairs: from this step on gradients are clipped to this norm."""
+    skip_steps: tuple[NonNegativeInt, ...] = ()
+    """Steps whose batch is read and left out."""
+    skip_non_finite: NonNegativeInt = 0
+    """Steps that may be left out because their loss or gradient is not finite; each is named, and
+    the log counts them as train/skipped_steps."""
+
+    def __post_init__(self) -> None:
+        for name in ("peak_from", "clipping_from"):
+            steps = [step for step, _ in getattr(self, name)]
+            if any(one >= other for one, other in pairwise(steps)):
+                raise ValueError(f"{name}={getattr(self, name)}: give each step once, in order")
+
+
 class TrainerConfig(Protocol):
     """A trainer's configuration, as far as the loop reads it."""
 
@@ -124,10 +152,16 @@ class TrainerConfig(Protocol):
     def ema(self) -> "EMAConfig":
         """Averages of the weights."""
 
+    @property
+    def changes(self) -> ChangesConfig:
+        """What is otherwise from some step on."""
+
     def may_change(self, name: str) -> bool:
         """Tell whether a run may be resumed with another value of this dotted field."""
 
 
 def may_change(name: str) -> bool:
     """Tell whether a field of the loop or the engine may differ when a run is resumed."""
+    if name == "changes.skip_non_finite":
+        return True
     return name.startswith(("loop.", "engine.")) and name not in FIXED

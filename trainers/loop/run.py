@@ -27,15 +27,17 @@ from infra.termination import TERMINATED, Termination
 from infra.tracking.record import Resume
 from infra.tracking.run import Run, start_run
 from models.ema import EMA
-from models.schedules import learning_rate
 from trainers.loop.agreement import refuse_other_run, refuse_unequal_ranks
 from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
-from trainers.loop.checkpoints import Checkpoints
+from trainers.loop.changes import check_changes, clipping_at, rate_at
+from trainers.loop.checkpoints import CHECKPOINTS, Checkpoints
 from trainers.loop.config import TrainerConfig
 from trainers.loop.cost import gigabytes, job_peak_tflops, peak_memory_gb
 from trainers.loop.engine import Engine, join, leave, leave_refused
 from trainers.loop.log import StepAverages, clock
 from trainers.loop.noise import Noise
+from trainers.loop.not_finite import Micro, examined, remedy, said
+from trainers.loop.start import begun, tags
 from trainers.loop.task import Task
 
 # Seconds to wait at most for MLflow at the end: a model takes long; SIGKILL soon follows SIGTERM.
@@ -53,6 +55,7 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
     if not loop.output:
         raise UsageError("no --output; give the folder of the run")
     folder = local_path(loop.output)
+    check_changes(config)
     say(f"{plan}\n")
     with ExitStack() as stack:
         stop = stack.enter_context(Termination(unwind=False))
@@ -68,7 +71,7 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
             folder=folder,
             name=folder.name,
             params=to_dict(config),
-            resume=Resume(training.token, training.first or -1),
+            resume=Resume(training.token, training.first or -1, tags(training.origin)),
             track=loop.track,
         ) as tracked:
             finished = training.train(tracked, stop)
@@ -97,10 +100,13 @@ class Training:
         plan: the division of the global batch.
 
     Attributes:
-        step: number of updates done.
+        step: number of updates done, or left out.
+        skipped: the steps that were left out.
         flops: FLOPs of a step, all ranks together.
         peak: TFLOP/s of all ranks' devices together; None where some device is unknown.
         token: token of the tracked run to continue; None begins a new one.
+        origin: where the run began, see `trainers.loop.start`.
+        metrics: what the last validation found.
     """
 
     def __init__(self, task: Task, config: TrainerConfig, plan: BatchPlan) -> None:
@@ -108,7 +114,7 @@ class Training:
         self.task, self.config, self.plan = task, config, plan
         self.folder = local_path(loop.output)
         self.checkpoints = Checkpoints(
-            self.folder / "checkpoints",
+            self.folder / CHECKPOINTS,
             keep_last=loop.keep_last,
             keep_best=loop.keep_best,
             best=task.best,
@@ -120,8 +126,10 @@ class Training:
             "deepspeed": digest(deepspeed_json(config.engine, plan)),
         }
         self.averaged = copy.deepcopy(task.network).requires_grad_(False).eval()
-        self.ema = EMA(task.network, config.ema)
         before = self.checkpoints.find(loop.resume)
+        is_own = before is None or self.checkpoints.is_own(before)
+        self.origin = begun(task, config, before, is_own=is_own)
+        self.ema = EMA(task.network, config.ema)
         if before is not None:
             refuse_other_run(config, before)
             before.load_weights(task.network, self.ema)
@@ -130,7 +138,9 @@ class Training:
         self.engine = Engine(task.trained, optimizer, config.engine, plan)
         how = "" if before is None else before.load_engine(self.engine, self.layout)
         self.first = self.step = 0 if before is None else before.step
-        self.token = None if before is None else before.record["token"]
+        self.skipped = [] if before is None else list(before.record["skipped_steps"])
+        self.token = before.record["token"] if before and is_own else None
+        self.metrics = before.record["metrics"] if before else {}
         layout = Layout(ranks=plan.ranks, rank=rank(), micro_batch=plan.micro_batch_size)
         self.flops = task.flops_per_sample() * plan.global_batch_size
         self.peak = job_peak_tflops(self.engine.device, config.engine.precision)
@@ -138,7 +148,10 @@ class Training:
         refuse_unequal_ranks(config, self.loader.order.digest)
         self.position = self.loader.state
         if before is not None:
-            say(f"resumed from {before.folder} {how}\n")
+            verb = "resumed" if is_own else "a run of its own, forked"
+            say(f"{verb} from {before.folder} {how}\n")
+            if self.step >= loop.max_steps:
+                say(f"complete already: {self.step} of {loop.max_steps} steps\n")
         if rank() == 0:
             write_bytes(self.folder / "config.json", pretty_json(to_dict(config)))
 
@@ -157,7 +170,7 @@ class Training:
             # DeepSpeed's own process groups do not have the time-out of `join`, so this ends a job
             # that hangs.
             faulthandler.dump_traceback_later(60 * loop.timeout_minutes, exit=True)
-            done = self.step == loop.max_steps
+            done = self.step >= loop.max_steps
             is_new = self.step > self.first or self.step == 0
             metrics: dict[str, float] = {}
             if is_new and not stopped and (done or self.step % loop.validate_every == 0):
@@ -169,7 +182,7 @@ class Training:
             if done or stopped:
                 break
             stopped = self.update(batches, averages, stop)
-            if self.step % loop.log_every == 0 or self.step == loop.max_steps:
+            if self.step % loop.log_every == 0 or self.step >= loop.max_steps:
                 self.log(averages, tracked)
                 averages = StepAverages(self.step)
         faulthandler.cancel_dump_traceback_later()
@@ -179,8 +192,39 @@ class Training:
 
     def update(self, batches: Iterator[Any], averages: StepAverages, stop: Termination) -> bool:
         """Take one step; returns whether some rank was told to stop after it."""
+        if self.step in self.config.changes.skip_steps:
+            for _ in range(self.plan.accumulation_steps):
+                _, self.position = next(batches)
+            (told,) = sums([stop.noticed], str(self.engine.device))
+            self._leave_out(f"step {self.step} is left out, by --skip-steps")
+        else:
+            told = self._learn(batches, averages, stop)
+        self.step += 1
+        return bool(told)
+
+    def _learn(self, batches: Iterator[Any], averages: StepAverages, stop: Termination) -> float:
+        """Update the weights; returns how many ranks were told to stop."""
+        losses, micros = self._gradients(batches, averages)
+        mine = (torch.stack(list(losses.values())) / self.plan.accumulation_steps).tolist()
+        is_bad = not all(map(math.isfinite, mine))
+        bad, told, *totals = sums([is_bad, stop.noticed, *mine], str(self.engine.device))
+        rate = rate_at(self.step, self.config)
+        norm = self.engine.step(rate, clipping_at(self.step, self.config))
+        if bad or not math.isfinite(norm):
+            self._not_finite("the loss" if bad else "a gradient", micros)
+            return told
+        with self.engine.gathered():
+            self.ema.update(self.task.network)
+        values = dict(zip(losses, (total / self.plan.ranks for total in totals), strict=True))
+        averages.add({**values, "grad_norm": norm}, rate)
+        return told
+
+    def _gradients(
+        self, batches: Iterator[Any], averages: StepAverages
+    ) -> tuple[dict[str, Tensor], list[Micro]]:
+        """Add up the gradients of a step; returns the sums of its losses, and what it was of."""
         losses: dict[str, Tensor] = {}
-        keys: list[str] = []
+        micros: list[Micro] = []
         for micro in range(self.plan.accumulation_steps):
             began = time.perf_counter()
             batch, self.position = next(batches)
@@ -197,29 +241,30 @@ class Training:
             self.engine.backward(found["loss"])
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach().double()
-            keys += batch.keys
-        mine = (torch.stack(list(losses.values())) / self.plan.accumulation_steps).tolist()
-        is_bad = not all(map(math.isfinite, mine))
-        bad, told, *totals = sums([is_bad, stop.noticed, *mine], str(self.engine.device))
-        if bad:
-            self._fail("the loss", keys if is_bad else [])
-        rate = learning_rate(self.step, self.config.schedule)
-        norm = self.engine.step(rate)
-        if not math.isfinite(norm):
-            self._fail("a gradient", keys)
-        with self.engine.gathered():
-            self.ema.update(self.task.network)
-        self.step += 1
-        values = dict(zip(losses, (total / self.plan.ranks for total in totals), strict=True))
-        averages.add({**values, "grad_norm": norm}, rate)
-        return bool(told)
+            micros.append((batch, noise))
+        return losses, micros
 
-    def _fail(self, what: str, keys: list[str]) -> None:
-        named = {number: found for number, found in enumerate(gathered(keys)) if found}
-        raise UserError(
-            f"{what} of step {self.step} is not finite; nothing was updated. The batch, by rank: "
-            f"{named}. Look at these samples, or lower --peak or --gradient-clipping"
-        )
+    def _not_finite(self, what: str, micros: list[Micro]) -> None:
+        """Leave a step out whose update the engine has dropped, if the user allows it.
+
+        Raises:
+            UserError: it is not allowed, or not any more; names the sample and the remedy.
+        """
+        suspects = examined(self.task, self.engine, micros)
+        why = said(what, self.step, suspects)
+        allowed = self.config.changes.skip_non_finite
+        found = set(self.skipped) - set(self.config.changes.skip_steps)
+        if len(found) < allowed:
+            self._leave_out(f"{why}. It is left out, {len(found) + 1} of {allowed} such steps")
+            return
+        advice = remedy(self.step, self.checkpoints.complete(), suspects, self.config)
+        left = f" --skip-non-finite {allowed} is used up by {sorted(found)}." if allowed else ""
+        raise UserError(f"{why}. Nothing was updated.{left} {advice}")
+
+    def _leave_out(self, why: str) -> None:
+        self.skipped.append(self.step)
+        if rank() == 0:
+            sys.stderr.write(f"WARNING: {why}\n")
 
     def validate(self, tracked: Run) -> dict[str, float]:
         """Validate the averaged weights, and record what was found."""
@@ -235,6 +280,7 @@ class Training:
                 result.grid.save(path)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         say(f"step {self.step}: {shown}\n")
+        self.metrics = result.metrics
         return result.metrics
 
     def save(self, metrics: dict[str, float], tracked: Run) -> None:
@@ -246,6 +292,8 @@ class Training:
             "data": self.position,
             "metrics": metrics,
             "ema_updates": self.ema.updates,
+            "skipped_steps": self.skipped,
+            "origin": self.origin,
             "token": tracked.token or None,
         }
         saved = self.checkpoints.save(record, self.engine, self.task.network, self.ema)
@@ -258,12 +306,17 @@ class Training:
         sets = self.task.data()
         names = [name for name, *_ in sets]  # names of folders, which two sets may share
         data = {n if names.count(n) == 1 else source: sha256 for n, sha256, source, _ in sets}
-        facts = {"step": self.step, "data": data, **model.facts}
+        origin = {name: fact for name, fact in self.origin.items() if fact}
+        facts = {"step": self.step, "data": data, **origin, "val": self.metrics, **model.facts}
         tracked.log_model(replace(model, facts=facts))
 
     def log(self, averages: StepAverages, tracked: Run) -> None:
         """Record the averages of the steps since the last time."""
-        metrics = averages.metrics(self.plan.global_batch_size, self.flops, self.peak)
+        left_out = {"train/skipped_steps": len(self.skipped)} if self.skipped else {}
+        if not averages.steps:
+            tracked.log_metrics(left_out, self.step)
+            return
+        metrics = averages.metrics(self.plan.global_batch_size, self.flops, self.peak) | left_out
         metrics["speed/peak_memory_gb"] = max(gathered(peak_memory_gb(self.engine.device)))
         if self.config.loop.skip_budget:
             (metrics["data/skipped"],) = sums([self.loader.skipped], str(self.engine.device))

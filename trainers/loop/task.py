@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -45,6 +46,13 @@ class Task(Protocol):
     @property
     def trained(self) -> nn.Module:
         """The module that the engine runs: the network, or one around it; on its device."""
+
+    def published(self, path: Path) -> nn.Module:
+        """Load a network, with its configuration, that is no checkpoint of ours, to begin with.
+
+        Raises:
+            CheckpointError: no such network.
+        """
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training data where ``state`` says."""

@@ -17,7 +17,7 @@ from datasets.reading.order import Layout
 from infra.errors import UserError
 from infra.storage import local_path
 from infra.tracking.models import FinishedModel
-from models.checkpoint import CheckpointError, save_checkpoint
+from models.checkpoint import CONFIG, WEIGHTS, CheckpointError, save_checkpoint
 from models.frozen import check_takes
 from models.metrics.catalog import best_by
 from models.predictor.swinir import SwinIR
@@ -91,6 +91,13 @@ class FlowTask:
             self.network = _build(self._config).to(device)
         self.network.activation_checkpointing = config.engine.activation_checkpointing
         self.trained = self.network
+
+    def published(self, path: Path) -> nn.Module:
+        """Refuse: no flow of another form is known."""
+        raise CheckpointError(
+            f"{path}: expected {WEIGHTS} and {CONFIG}, as this program writes them in OUTPUT/"
+            f"{EXPORT} and in its checkpoints"
+        )
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training pairs where ``state`` says."""

@@ -13,7 +13,7 @@ from models.rectified_flow import TimeDistribution
 from models.schedules import PRESETS as SCHEDULES
 from models.schedules import Schedule
 from trainers.loop import config as loop_config
-from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
+from trainers.loop.config import ChangesConfig, EngineConfig, LoopConfig, OptimizerConfig
 
 Space = Literal["latent", "pixel"]
 Source = Literal["posterior_mean", "regressed", "lq", "noise"]
@@ -77,6 +77,8 @@ class FlowConfig:
     """Learning rate by step."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     """Averages of the weights."""
+    changes: ChangesConfig = field(default_factory=ChangesConfig)
+    """What is otherwise from some step on."""
 
     def __post_init__(self) -> None:
         if self.degradation is not None:

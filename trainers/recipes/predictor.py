@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from infra.storage import local_path
 from infra.tracking.models import FinishedModel
 from models.checkpoint import save_checkpoint
 from models.metrics.catalog import best_by
-from models.predictor.swinir import SwinIR, preset
+from models.predictor.swinir import SwinIR, load_predictor, preset
 from models.ranges import model_to_unit, to_uint8, unit_to_model
 from trainers.loop.cost import forward_flops
 from trainers.loop.engine import Engine
@@ -49,6 +50,10 @@ class PredictorTask:
             self.network = SwinIR(preset(config.model)).to(device)
         self.network.activation_checkpointing = config.engine.activation_checkpointing
         self.trained = self.network
+
+    def published(self, path: Path) -> SwinIR:
+        """Load a file as DifFace published it."""
+        return load_predictor(path, self.network.config)
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[DegradedBatch]:
         """Open the training pairs where ``state`` says."""

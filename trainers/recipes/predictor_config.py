@@ -13,7 +13,7 @@ from models.predictor.swinir import preset
 from models.schedules import PRESETS as SCHEDULES
 from models.schedules import Schedule
 from trainers.loop import config as loop_config
-from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
+from trainers.loop.config import ChangesConfig, EngineConfig, LoopConfig, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -49,6 +49,8 @@ class PredictorConfig:
     """Learning rate by step."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     """Averages of the weights."""
+    changes: ChangesConfig = field(default_factory=ChangesConfig)
+    """What is otherwise from some step on."""
 
     def __post_init__(self) -> None:
         preset(self.model)

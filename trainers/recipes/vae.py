@@ -1,6 +1,7 @@
 """Sim-VAE as a task of the loop: its data, its loss, its validation."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from models.metrics.backbones import VGG19, load_vgg19
 from models.metrics.catalog import best_by
 from models.noise import Purpose
 from models.ranges import to_uint8
-from models.vae.folder import save_sim_vae
+from models.vae.folder import load_sim_vae, save_sim_vae
 from models.vae.sim_vae import SimVAE, preset
 from trainers.loop.cost import forward_flops
 from trainers.loop.engine import Engine
@@ -80,6 +81,10 @@ class VAETask:
             ).to(device)
         self.trained = Reconstruction(self.network)
         self.device = device
+
+    def published(self, path: Path) -> SimVAE:
+        """Load a folder in diffusers' layout, such as the released Sim-VAE."""
+        return load_sim_vae(path)
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[ImageBatch]:
         """Open the training crops where ``state`` says."""

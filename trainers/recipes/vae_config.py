@@ -12,7 +12,7 @@ from models.schedules import PRESETS as SCHEDULES
 from models.schedules import Schedule
 from models.vae.sim_vae import preset
 from trainers.loop import config as loop_config
-from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
+from trainers.loop.config import ChangesConfig, EngineConfig, LoopConfig, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -50,6 +50,8 @@ class VAEConfig:
     """Learning rate by step."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     """Averages of the weights."""
+    changes: ChangesConfig = field(default_factory=ChangesConfig)
+    """What is otherwise from some step on."""
 
     def __post_init__(self) -> None:
         factor = 1 << (len(preset(self.model).block_out_channels) - 1)

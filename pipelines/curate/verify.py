@@ -1,0 +1,56 @@
+"""Verification of an image set: besides its files, every value that its manifest claims."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from datasets import verify
+from datasets.sample import SCORES
+from datasets.sets import FORMATS
+from datasets.shards import INDEX, MANIFEST
+from infra.config import canonical_json, flat
+from pipelines.curate.manifest import REPEATED, SCORES_FILE, counted
+
+
+def problems(folder: Path) -> Iterator[str]:
+    """Yield one sentence for everything that is not as the set's own records say.
+
+    Checked, besides `datasets.verify.problems`: what the manifest counts is what its scores and
+    shards add up to; all else that it says is what `scores.parquet` repeats; it says nothing else.
+    """
+    yield from verify.problems(folder)
+    manifest = verify.whole_manifest(folder)
+    if manifest is not None:
+        yield from verify.guarded(SCORES_FILE, _claims(folder, manifest))
+
+
+def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    table = pq.read_table(folder / SCORES_FILE)
+    repeated = (table.schema.metadata or {}).get(b"manifest")
+    if repeated is None:
+        yield (
+            f"{SCORES_FILE}: does not repeat what {MANIFEST} claims, as sets of an earlier version "
+            f"do not; {', '.join(REPEATED)} cannot be checked"
+        )
+        return
+    scores = table.replace_schema_metadata(None).cast(SCORES)
+    expected = {**json.loads(repeated), **counted(scores, manifest["shards"])}
+    if expected["format"] not in (known := FORMATS["image set"]):
+        yield f"{SCORES_FILE}: format {expected['format']}, this version reads {', '.join(known)}"
+    if (names := manifest["files"].keys()) != {INDEX, SCORES_FILE}:
+        yield f"{MANIFEST}: files are {sorted(names)}, expected {INDEX} and {SCORES_FILE}"
+    said = {name: value for name, value in manifest.items() if name not in ("shards", "files")}
+    yield from _differences(said, expected)
+
+
+def _differences(said: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{MANIFEST}: {name} is no claim of a set" for name in said.keys() - expected)
+    yield from (f"{MANIFEST}: {name} is missing" for name in expected.keys() - said)
+    mine, theirs = flat(said), flat(expected)
+    for name in sorted(mine.keys() | theirs.keys()):
+        one, other = mine.get(name), theirs.get(name)
+        if canonical_json(one) != canonical_json(other):
+            yield f"{MANIFEST}: {name} is {one!r}, found {other!r}"
