@@ -33,6 +33,13 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """No such file."""
 
 
+def hub_remedy(error: Exception) -> str:
+    """Name the variable that moves the hub's files, if it was a file that stopped a download."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return "; the hub keeps files in ~/.cache/huggingface: set HF_HOME to a folder of yours"
+    return ""
+
+
 def read_state_dict(
     path: str | Path, *, key: str | None = None, prefix: str = ""
 ) -> dict[str, Tensor]:

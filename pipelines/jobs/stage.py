@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self, TypeVar
 from infra.errors import UsageError, UserError
 from infra.storage import explained
 from pipelines.jobs.attempts import attempt
+from pipelines.jobs.ray_files import take_own_token, unwritable
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("datasets", "infra", "models", "pipelines")
@@ -246,12 +247,15 @@ class RayEngine:
         else:
             options["num_cpus"] = self.workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
+            take_own_token()
         local = "num_cpus" in options
         try:
             with _quiet() if local else nullcontext():
                 ray.init(logging_level="ERROR", **options)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise _unreachable(error) from error
+        except OSError as error:
+            raise unwritable(error) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
