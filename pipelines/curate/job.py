@@ -17,6 +17,7 @@ The state of the job is in the output folder; a killed job loses at most the uni
 
 import hashlib
 import json
+import shlex
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -359,7 +360,8 @@ class Curation:
             raise UserError(
                 f"{self.folder / SCORES_FILE} cannot be made again: the inputs, or the scores in "
                 f"{self.scores_folder}, are no longer those of the set; run the job again with "
-                f"python -m pipelines.curate --config '{self.folder / 'config.json'}' --overwrite"
+                "python -m pipelines.curate --config "
+                f"{shlex.quote(str(self.folder / 'config.json'))} --overwrite"
             )
         return scores
 

@@ -44,6 +44,7 @@ from pipelines.encode.sums import ChannelSums
 from pipelines.encode.worker import EncodeShard
 from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.plan import PLAN, units_left, write_plan
+from pipelines.jobs.progress import Watched
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.jobs.times import save_times
 
@@ -237,7 +238,8 @@ class Encoding:
             reuse=reuse,
         )
         total = sum(len(tables[str(unit["name"])]) for unit in units)
-        for _ in engine.run("encode", units, EncodeShard, (spec, self.rule), total, resources):
+        watched = Watched(total, staging)
+        for _ in engine.run("encode", units, EncodeShard, (spec, self.rule), watched, resources):
             pass
         if manifest is None:
             forget_versions(self.folder)

@@ -30,6 +30,7 @@ from pipelines.encode.members import Computed, GenerationSpec, Packer
 from pipelines.encode.networks import Encoder, Image, batch_size
 from pipelines.encode.reuse import TARGETS, EarlierSet
 from pipelines.jobs.plan import planned, record_path
+from pipelines.jobs.progress import tallied
 from pipelines.jobs.stage import Stopwatch
 
 PREPARERS_PER_GPU = 6  # threads that decode and degrade, since JPEG and noise are made on the CPU
@@ -69,7 +70,9 @@ class EncodeShard:
         self.parameters = functools.cache(self.encoder.parameters)
         self.packer = Packer(self.spec, self.images, self.latent, self.parameters, self.earlier)
         try:
-            shard = write_shard(path, self.watch.between("write", self.samples(rows)))
+            shard = write_shard(
+                path, self.watch.between("write", tallied(path, self.samples(rows)))
+            )
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{unit['name']}: the GPU's memory does not hold a batch of {self.batch} images; "

@@ -24,8 +24,8 @@ from infra import cli
 from infra.config import pretty_json
 from infra.errors import BudgetExceeded, UsageError
 from infra.storage import local_path, write_bytes
+from pipelines.jobs.progress import progress
 from pipelines.jobs.scorers import Quality, ScorerInfo, describe, load
-from pipelines.jobs.stage import progress
 from pipelines.score.config import PRESETS, ScoreConfig
 
 
