@@ -200,12 +200,14 @@ def save_checkpoint(
     text = json.dumps({"weights_sha256": digest, "config": config}, indent=1, allow_nan=False)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _replace(directory / CONFIG, lambda path: path.write_text(text + "\n"))
+    replace_file(
+        directory / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
+    )
+    replace_file(directory / CONFIG, lambda path: path.write_text(text + "\n"))
     return digest
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, and give it its name once its bytes are on the disk."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

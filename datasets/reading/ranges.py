@@ -295,7 +295,7 @@ def _fetched(files: Ranges, name: str, offset: int, size: int) -> bytes:
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
     """Open a file that one process and thread at a time may hold; yields its descriptor."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor

@@ -21,7 +21,7 @@ from datasets.degradation.reference import Degraded, to_float
 from datasets.latent_format import LatentFormat
 from datasets.reading.image_set import ImageSample, ImageSet, Row
 from datasets.shards import save_record, write_shard
-from infra.ahead import map_ahead
+from infra.ahead import map_ahead, once
 from infra.config import from_dict
 from infra.errors import UserError
 from models.ranges import unit_to_uint8
@@ -117,7 +117,7 @@ class EncodeShard:
     def _preparations(self, groups: Sequence[Sequence[Row]]) -> "Iterator[Callable[[], _Prepared]]":
         """Yield what the CPU does, in order: load the images of a group, then degrade each draw."""
         for group in groups:
-            load = functools.cache(functools.partial(self._load, group))
+            load = once(functools.partial(self._load, group))
             yield lambda load=load: (load(), [])  # type: ignore[misc]  # mypy cannot infer it
             for number in self.draws:
                 yield functools.partial(self._degrade, load, number)
