@@ -1,72 +1,70 @@
-"""What lies at a path, in words: for the sentence that a wrong path is answered with."""
+"""What lies below a folder: every file, link and special file, in an order of its own."""
 
-import json
+import os
+import stat
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
-from datasets.shards import MANIFEST
-
-LOOKED_AT = 1000  # entries of a folder; enough to say what it is, even where it holds millions
-PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".avif")
-UNFINISHED = {".curate": "curate", ".encode": "encode"}  # a job's own folder in that of its set
-KINDS = {"latent-pmrf/samples": "an image set", "latent-pmrf/latents": "a latent set"}
+from datasets.archives.found import Found
 
 
-def described(path: Path) -> str:
-    """Say what lies at a path, as the rest of a sentence that begins with the path.
+def contents(root: Path) -> Iterator[tuple[Found, int]]:
+    """Yield what lies below a folder, with its modification time in nanoseconds (0 if ignored).
 
-    Nothing but names is read, and the manifest where there is one.
+    Links to folders are followed last, and no folder twice, so that a folder keeps its own name
+    beside a link to it, whatever order the file system has.
+
+    Raises:
+        OSError: the folder itself cannot be listed.
     """
-    return next(_findings(path))
+    visited: set[tuple[int, int]] = set()
+    links = [root]
+    for folder in links:
+        yield from _folder(root, folder, visited, links)
 
 
-def _findings(path: Path) -> Iterator[str]:
-    """Yield what can be said of a path, the most telling first."""
-    if not path.exists():
-        yield "there is no such folder"
-    if not path.is_dir():
-        yield "this is a file, not a folder"
-    entries = list(islice(path.iterdir(), LOOKED_AT))
-    names = sorted(entry.name for entry in entries)
-    if MANIFEST in names:
-        yield _by_manifest(path / MANIFEST)
-    for state, command in UNFINISHED.items():
-        if state in names:
-            yield (
-                f"python -m pipelines.{command} has begun a set here and not finished it: run that "
-                "command again"
-            )
-    if "config.json" in names and {"checkpoints", "log.jsonl"} & set(names):
-        yield "this is the folder of a training run"
-    if "config.json" in names and any(name.endswith(".safetensors") for name in names):
-        yield "this is the folder of a network's weights"
-    if not names:
-        yield "this is an empty folder"
-    sets = sorted(entry.name for entry in entries if (entry / MANIFEST).is_file())
-    if sets:
-        yield f"this folder holds the sets {_listed(sets)}: give one of them"
-    if any(name.endswith(".tar") for name in names):
-        yield f"this folder holds tar files and no {MANIFEST}: no set, or an incomplete copy of one"
-    photographs = [name for name in names if name.lower().endswith(PHOTOGRAPHS)]
-    if photographs:
-        yield f"this is a folder of image files ({_listed(photographs)})"
-    yield f"this folder holds {_listed(names)}"
-
-
-def kind_of(format_name: object) -> str | None:
-    """Return ``an image set`` or ``a latent set`` for a manifest's `format`, None for others."""
-    return KINDS.get(str(format_name).rpartition("/")[0])
-
-
-def _by_manifest(path: Path) -> str:
+def _folder(
+    root: Path, folder: Path, visited: set[tuple[int, int]], links: list[Path]
+) -> Iterator[tuple[Found, int]]:
+    name = folder.relative_to(root).as_posix()
     try:
-        kind = kind_of(json.loads(path.read_bytes())["format"])
-    except (OSError, ValueError, KeyError, TypeError):
-        kind = None
-    return f"this is {kind}" if kind else f"this folder has a {MANIFEST} of another program"
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in visited:
+            yield Found(name, ignored="repeated_folder", detail=f"is {folder.resolve()}"), 0
+            return
+        visited.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+    except OSError as error:
+        if folder == root:
+            raise
+        detail = error.strerror or str(error)
+        yield Found(name, ignored="unreadable_folder", detail=detail), 0
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            yield Found(path.relative_to(root).as_posix(), ignored="hidden"), 0
+        elif not _is_folder(path):
+            yield _entry(root, path)
+        elif entry.is_symlink():
+            links.append(path)
+        else:
+            yield from _folder(root, path, visited, links)
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _entry(root: Path, path: Path) -> tuple[Found, int]:
+    name = path.relative_to(root).as_posix()
+    try:
+        status = path.stat()
+    except OSError as error:
+        return Found(name, ignored="dangling_link", detail=error.strerror or str(error)), 0
+    ignored = None if stat.S_ISREG(status.st_mode) else "special_file"
+    return Found(name, size=status.st_size, ignored=ignored), status.st_mtime_ns

@@ -9,7 +9,8 @@ The number at the end of a manifest's `format` is raised when a set gets somethi
 program does not know. Readers take all numbers up to their own, and treat what a set of an earlier
 number lacks as unknown:
 
-    latent-pmrf/samples/2, latent-pmrf/latents/2    the tables have the CRC-32 of every member
+    latent-pmrf/samples/2    CRC-32 of every member in the index; `ignored.parquet`
+    latent-pmrf/latents/2    CRC-32 of every member in the index and the pair table
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.folders import described, kind_of
+from datasets.kinds import described, kind_of
 from datasets.shards import INDEX, MANIFEST, lacking, parsed_manifest, shard_sizes
 from infra.errors import UserError
 from infra.storage import sha256

@@ -68,20 +68,20 @@ def poisoned(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("photo-01.png", "photo-03.png"):
         with (source / name).open("ab") as file:
             file.write(POISON)
-    arm(monkeypatch, scoring)
-    arm(monkeypatch, pack)
+    arm(monkeypatch, scoring, "decode_picture")
+    arm(monkeypatch, pack, "decode")
     return source
 
 
-def arm(monkeypatch: pytest.MonkeyPatch, stage: Any) -> None:
+def arm(monkeypatch: pytest.MonkeyPatch, stage: Any, name: str) -> None:
     """Let a stage's decoder kill its process, as the kernel does where memory runs out."""
 
-    def decode(data: bytes, max_pixels: int) -> decoding.Pixels:
+    def decode(data: bytes, max_pixels: int) -> Any:
         if data.endswith(POISON):
             os.kill(os.getpid(), signal.SIGKILL)
-        return decoding.decode(data, max_pixels)
+        return getattr(decoding, name)(data, max_pixels)
 
-    monkeypatch.setattr(stage, "decode", decode)
+    monkeypatch.setattr(stage, name, decode)
 
 
 def crashed(folder: Path) -> list[str]:
@@ -119,7 +119,7 @@ def test_an_image_that_kills_the_packing_is_dropped_too(
     source = pictures(4)
     with (source / "photo-01.png").open("ab") as file:
         file.write(POISON)
-    arm(monkeypatch, pack)
+    arm(monkeypatch, pack, "decode")
     engine = Forked()
     Curation(config(source, tmp_path / "set", threshold=200.0, max_bad=1)).run(engine)
 

@@ -4,22 +4,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from datasets import shards
 from datasets.verify import problems
-from infra.config import pretty_json
 from infra.errors import UserError
-from infra.storage import write_bytes
 from pipelines.curate import __main__ as curate
 from pipelines.curate.job import Curation
-from pipelines.curate.manifest import scores_bytes
-from pipelines.jobs.folder import PUBLISHED
 from tests.conftest import picture
 from tests.support.curation_jobs import InProcess, config, published, run
 from tests.support.encoding_jobs import Stopping
-from tests.support.published_sets import aged
 
 FIELDS = {"threshold": 200.0}
 
@@ -62,7 +56,10 @@ def truncate(path: Path) -> None:
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 @pytest.mark.parametrize(
     "name",
-    ["train-000000.tar", "val-000000.tar", "index.parquet", "scores.parquet", "manifest.json"],
+    [
+        *("train-000000.tar", "val-000000.tar", "manifest.json"),
+        *("index.parquet", "scores.parquet", "ignored.parquet"),
+    ],
 )
 def test_what_is_damaged_is_made_again_and_nothing_else(
     copy: Path, name: str, damage: Callable[[Path], object]
@@ -79,25 +76,6 @@ def test_what_is_damaged_is_made_again_and_nothing_else(
     assert list(problems(copy / "set")) == []
     for path in (copy / "set").iterdir():
         assert path.name in (name, ".curate") or path.stat().st_mtime_ns == times[path.name]
-
-
-def test_an_index_of_the_first_format_is_mended_as_it_was(copy: Path) -> None:
-    """It had no checksums, and a file with them would not be the one of the manifest."""
-    folder = copy / "set"
-    aged(folder, shards.INDEX)
-    manifest = shards.read_manifest(folder)
-    assert manifest is not None
-    scores = pq.read_table(folder / "scores.parquet").replace_schema_metadata(None)
-    write_bytes(folder / "scores.parquet", scores_bytes(scores, manifest))
-    manifest["files"]["scores.parquet"] = shards.file_entry(folder / "scores.parquet")
-    for kept in (folder / "manifest.json", folder / ".curate" / PUBLISHED):
-        write_bytes(kept, pretty_json(manifest))
-    before = published(folder)
-    flip(folder / shards.INDEX)
-
-    assert repair(copy)[0] == [shards.INDEX]
-    assert published(folder) == before
-    assert list(problems(folder)) == []
 
 
 def test_the_command_mends_and_says_what(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

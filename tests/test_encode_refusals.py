@@ -100,7 +100,7 @@ def test_a_set_that_lost_a_shard_is_refused_or_encoded_anew(world: Path, copy: P
         ({"predictor": "nowhere.pth"}, r"--predictor nowhere.pth.*releases/download"),
         (
             {"input": "nowhere"},
-            r"--input nowhere: there is no such folder; an image set .*pipelines.curate",
+            r"--input .*nowhere: there is no such folder; an image set .*pipelines.curate",
         ),
         ({"device": "cuda"}, r"--device cuda: .* GPU wanted, 0 in the Ray cluster"),
     ],

@@ -166,7 +166,7 @@ def test_resumed_on_another_layout_within_rounding(
 def test_a_step_whose_loss_is_not_finite_on_one_rank_is_dropped_whole(
     runs: tuple[Path, Results, Results], stage: int
 ) -> None:
-    """Though its gradients would be finite; weights, moments and later losses do not know of it."""
+    """Though its gradients would be finite; weights, moments and later losses know nothing."""
     folder, _, two = runs
     found, expected = two[f"poisoned-{stage}"], two[f"without-{stage}"]
 

@@ -20,7 +20,8 @@ from infra.termination import TERMINATED
 from models.checkpoint import load_checkpoint
 from tests.conftest import PATIENCE, ROOT, environment
 from tests.support.training_sets import SMOKE, launch, log, same_curve, write_latent_set
-from trainers.loop.checkpoints import MANIFEST, Checkpoints
+from trainers.loop.checkpoints import Checkpoints
+from trainers.loop.integrity import MANIFEST, seal
 
 STEPS = 16
 TINY = ["trainers.flow", *SMOKE, "--workers", "1"]
@@ -251,7 +252,7 @@ def _write(folder: Path, step: int, loss: float | None = None) -> Path:
     path = folder / "checkpoints" / f"step-{step:08d}"
     record = pretty_json({"step": step, "metrics": {} if loss is None else {"loss": loss}})
     write_bytes(path / "record.json", record)
-    write_bytes(path / MANIFEST, pretty_json({"files": {"record.json": len(record)}}))
+    assert seal(path) == ""
     return path
 
 

@@ -21,7 +21,7 @@ from infra import cli
 from infra.config import from_dict, read_object
 from infra.errors import UsageError
 from infra.storage import local_path
-from pipelines.curate.config import PRESETS, CurateConfig
+from pipelines.curate.config import PRESETS, CurateConfig, VerifyConfig
 from pipelines.jobs.verdict import verdict
 
 
@@ -45,18 +45,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def verify(arguments: list[str]) -> int:
-    """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is.
-
-    With ``--repair``, what is damaged is first made again from the inputs, and nothing else.
-    """
-    paths = [argument for argument in arguments if argument != "--repair"]
-    if len(paths) != 1 or paths[0].startswith("-"):
+    """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is."""
+    if not arguments or arguments[0].startswith("-"):
         raise UsageError("usage: python -m pipelines.curate verify PATH [--repair]")
     from datasets.sets import claimed_set
+
+    folder = local_path(arguments[0])
+    presets = {"default": VerifyConfig()}
+    config = cli.parse(VerifyConfig, presets, arguments[1:], "verify PATH", "Verify an image set.")
     from pipelines.curate.verify import problems
 
-    folder = local_path(paths[0])
-    if len(arguments) > 1:
+    if config.repair:
         repair(folder)
     claimed_set(folder, "image set")
     return verdict(folder, problems(folder))

@@ -66,7 +66,7 @@ class CurateConfig:
     """What to curate, how to cut it, where to put it."""
 
     input: tuple[str, ...] = ()
-    """Folders, .tar, .tar.gz, .zip or image files; NAME=PATH prefixes that input's keys."""
+    """Folders, .tar, .tar.gz, .tar.zst, .tar.xz, .zip, images; NAME=PATH prefixes the keys."""
     output: str = ""
     """Folder of the set; made if it is not there."""
     crop: CropRule = field(default_factory=CropRule)
@@ -127,6 +127,14 @@ class CurateConfig:
             "limit": self.limit,
             **to_dict(self.cut),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class VerifyConfig:
+    """What to do besides verifying."""
+
+    repair: bool = False
+    """First make damaged files again from the inputs, byte for byte, and nothing else."""
 
 
 PRESETS = {

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from datasets.decoding import encode_png, single_threaded
 from datasets.shards import BLOCK
-from datasets.sources import ImageRef, list_images
+from datasets.sources import ImageRef
 from infra.storage import local_path
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import drop_reason
 from pipelines.curate.job import Curation
+from pipelines.curate.report import ignored_line
 from pipelines.curate.scoring import ScoreImages
+from pipelines.jobs.inputs import listed
 
 PROBES = 8  # images, evenly spaced in key order
 PROBED_PATCHES = 4  # of an image, evenly spaced; their times and sizes stand for all its patches
@@ -33,7 +35,8 @@ def estimate(config: CurateConfig) -> str:
     cached = local_path(config.output) / ".curate" / "sources"
     with tempfile.TemporaryDirectory() as temporary:
         cache = cached if cached.is_dir() else Path(temporary)
-        listing = list_images(config.input, cache).first(config.first).first(config.limit)
+        listing = listed(config.input, cache).first(config.first).first(config.limit)
+        listing.prepare()
         images = listing.images
         device = config.scoring_device
         worker = ScoreImages(config.crop, config.scorer, device, config.max_pixels)
@@ -51,7 +54,8 @@ def estimate(config: CurateConfig) -> str:
     kept = probe.kept * scale
     rate = probe.candidates / probe.score_seconds if probe.score_seconds else 0.0
     return (
-        f"{len(images):,} images ({total_bytes / 1e9:.2f} GB), {listing.ignored:,} other files\n"
+        f"{len(images):,} images ({total_bytes / 1e9:.2f} GB)\n"
+        f"{ignored_line(listing.ignored_kinds(), listing.renamed())}"
         f"probed {probe.images} of them, scaled by bytes:\n"
         f"  patches   about {probe.candidates * scale:,.0f}\n"
         f"  kept      about {kept:,.0f} with {curation.scorer.name} at {curation.threshold}\n"

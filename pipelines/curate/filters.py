@@ -7,14 +7,6 @@ from typing import Any
 Row = Mapping[str, Any]
 Filter = Callable[[Row], str | None]
 
-BROKEN = frozenset(
-    {
-        *("unreadable", "empty_file", "not_an_image", "truncated", "too_many_pixels"),
-        *("key_too_long", "crashed"),
-    }
-)
-"""Reasons that count against ``--max-bad``: the file is at fault, not its content."""
-
 
 def already_dropped(row: Row) -> str | None:
     """Return the reason that an earlier stage gave, such as unreadable or too small."""

@@ -3,10 +3,12 @@
 The state of the job is in the output folder; a killed job loses at most the units under way.
 
     OUTPUT/                          the set: shards, manifest.json, index.parquet, scores.parquet
+    OUTPUT/ignored.parquet           what the inputs hold that is no image
     OUTPUT/config.json               the resolved configuration, for --config
     OUTPUT/report.html               the page to read
     OUTPUT/.curate/                  the state of the job, besides what `SetFolder` keeps
         candidates.json              the settings that the candidates depend on; others are refused
+        sources/                     listings, seek indexes and copies of archives
         listing.json                 digest of the published manifest; fingerprint of its inputs
         scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
                                      and the scorer's weights
@@ -29,9 +31,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets import shards
+from datasets.archives.archive import forget_copies
+from datasets.archives.found import LOSSES
 from datasets.sample import SCORES
-from datasets.sets import FORMATS, claimed_set
-from datasets.sources import ImageRef, Listing, list_images
+from datasets.sets import claimed_set
+from datasets.sources import ImageRef, Listing, ignored_table
 from datasets.verify import damaged
 from infra import storage
 from infra.config import digest, pretty_json, to_dict
@@ -40,10 +44,19 @@ from pipelines.curate import report as curation_report
 from pipelines.curate import scoring
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import Filter, already_dropped, quality_worse_than, unscorable
-from pipelines.curate.manifest import FORMAT, SCORES_FILE, claims, counted, encoders, scores_bytes
-from pipelines.curate.pack import LOCATED, PackShard
+from pipelines.curate.manifest import (
+    FORMAT,
+    IGNORED_FILE,
+    SCORES_FILE,
+    claims,
+    counted,
+    encoders,
+    scores_bytes,
+)
+from pipelines.curate.pack import PackShard, located
 from pipelines.curate.selection import count_reasons, select, shard_tables
 from pipelines.jobs.folder import PAGE, SetFolder, plain
+from pipelines.jobs.inputs import listed
 from pipelines.jobs.plan import PLAN, units_left, write_plan
 from pipelines.jobs.scorers import describe
 from pipelines.jobs.stage import Engine, Resources, StageTime, a_gpu_each, started
@@ -100,12 +113,15 @@ class Curation:
             if overwrite:
                 self.set.start_over(self.candidate_fields)
             if not self._is_published(listing):
+                listing.prepare()
                 with started(engine, self.config.workers) as running:
                     self._work(lambda: self._make(listing, running), running.times)
             elif not self.set.is_finished(track=self.config.track):
+                listing.prepare()
                 self._work(lambda: self.report(self._published_scores(), listing, []), [])
             else:
                 sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
+            forget_copies(self.sources)
             self._check_budget()
 
     def repair(self, engine: Engine | None = None) -> list[str]:
@@ -126,17 +142,24 @@ class Curation:
             names = damaged(self.folder, manifest)
             if names:
                 listing = self.listing()
+                listing.prepare()
                 scores = self._scores_of(manifest, names, listing)
                 if tables := _named(scores, names):
                     with started(engine, self.config.workers) as running:
                         self.mend_shards(tables, manifest, listing, running)
-                self.mend_tables(names, manifest, scores)
+                self.mend_tables(names, manifest, scores, listing)
+                forget_copies(self.sources)
             return [*restored, *names]
 
     def listing(self) -> Listing:
         """List the images that the set is made of."""
-        listing = list_images(self.config.input, self.state / "sources")
+        listing = listed(self.config.input, self.sources)
         return listing.first(self.config.first).first(self.config.limit)
+
+    @property
+    def sources(self) -> Path:
+        """Folder of what is kept of archives."""
+        return self.state / "sources"
 
     def _work(self, make: Callable[[], dict[str, Any]], times: list[StageTime]) -> None:
         where = self.set.tracked(
@@ -174,7 +197,7 @@ class Curation:
             lost = self.set.lacks(manifest)
             if tables := _named(scores, lost):
                 self.mend_shards(tables, manifest, listing, engine)
-            self.mend_tables(lost, manifest, scores)
+            self.mend_tables(lost, manifest, scores, listing)
             self._save_listing(listing, self.folder)
             return []
         staging = self.staging(scores)
@@ -182,7 +205,7 @@ class Curation:
             crashed = self.pack(staging, shard_tables(scores), listing, engine)
             if crashed:
                 return crashed
-            self.stage_manifest(staging, scores)
+            self.stage_manifest(staging, scores, listing)
         self._save_listing(listing, staging)
         self.set.publish(staging)
         return []
@@ -211,7 +234,7 @@ class Curation:
 
     def score(self, listing: Listing, engine: Engine) -> pa.Table:
         """Score every image that has no score yet; returns all candidates of the listing."""
-        known = scoring.known(self.scores_folder, listing)
+        known = scoring.known(self.scores_folder, listing, transient=False)
         units = scoring.units(listing.images, known, self.scores_folder)
         if not units:
             return known.rows
@@ -221,12 +244,12 @@ class Curation:
         total = sum(len(unit["refs"]) for unit in units)
         for _ in engine.run("score", units, scoring.ScoreImages, arguments, total, resources):
             pass
-        return scoring.known(self.scores_folder, listing).rows
+        return scoring.known(self.scores_folder, listing, transient=True).rows
 
     @property
     def scores_folder(self) -> Path:
         """Folder of the scores of these candidates."""
-        return self.state / f"scores-{digest(self.candidate_fields)[:16]}"
+        return self.state / f"scores-{digest([scoring.VERSION, self.candidate_fields])[:16]}"
 
     def _scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
         """Return the resources of a scoring worker, a GPU or a CPU, and its decoding threads."""
@@ -259,7 +282,7 @@ class Curation:
         """
         refs = {ref.key: ref for ref in listing.images}
         plan = staging / PLAN
-        write_plan(plan, [_located(table, refs) for table in tables.values()])
+        write_plan(plan, [located(table, refs) for table in tables.values()])
         units = units_left(staging, tables)
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
         rule, limit = self.config.crop, self.config.max_pixels
@@ -268,20 +291,22 @@ class Curation:
         crashed = {str(result["crashed"]) for result in results if "crashed" in result}
         return [refs[key] for key in sorted(crashed)]
 
-    def stage_manifest(self, staging: Path, scores: pa.Table) -> None:
+    def stage_manifest(self, staging: Path, scores: pa.Table, listing: Listing) -> None:
         """Write the tables and, last, the manifest of a staged set."""
         written = [shards.load_record(path) for path in sorted(staging.glob("*.done.json"))]
         complete = [shard for shard in written if shard is not None]
         manifest = claims(self.fields, self.scorer, self.threshold)
+        ignored = ignored_table(listing)
         files = {
             shards.INDEX: shards.parquet_bytes(shards.index_table(complete)),
             SCORES_FILE: scores_bytes(scores, manifest),
+            IGNORED_FILE: shards.parquet_bytes(ignored),
         }
         for name, data in files.items():
             storage.write_bytes(staging / name, data)
         entries = [shard.entry() for shard in complete]
         manifest |= {
-            **counted(scores, entries),
+            **counted(scores, ignored, entries),
             "shards": entries,
             "files": {name: shards.file_entry(staging / name) for name in files},
         }
@@ -317,9 +342,19 @@ class Curation:
         storage.remove_tree(staging)
 
     def mend_tables(
-        self, names: Sequence[str], manifest: Mapping[str, Any], scores: pa.Table
+        self,
+        names: Sequence[str],
+        manifest: Mapping[str, Any],
+        scores: pa.Table,
+        listing: Listing,
     ) -> None:
         """Replace tables of the published set, whose shards are whole, by the same ones.
+
+        Args:
+            names: of the damaged files; those that are no tables are passed over.
+            manifest: of the set.
+            scores: what `scores.parquet` holds.
+            listing: everything in the inputs.
 
         Raises:
             UserError: one would not come out as it was; it was not replaced.
@@ -328,12 +363,15 @@ class Curation:
         if SCORES_FILE in names:
             storage.write_bytes(staging / SCORES_FILE, scores_bytes(scores, manifest))
             self._replace(staging, SCORES_FILE, manifest)
+        if IGNORED_FILE in names:
+            storage.write_bytes(
+                staging / IGNORED_FILE, shards.parquet_bytes(ignored_table(listing))
+            )
+            self._replace(staging, IGNORED_FILE, manifest)
         if shards.INDEX in names:
             whole = [shards.scan(self.folder / entry["name"]) for entry in manifest["shards"]]
-            table = shards.index_table(whole)
-            if manifest["format"] == FORMATS["image set"][0]:
-                table = table.drop_columns(["crc32"])
-            storage.write_bytes(staging / shards.INDEX, shards.parquet_bytes(table))
+            table = shards.parquet_bytes(shards.index_table(whole))
+            storage.write_bytes(staging / shards.INDEX, table)
             self._replace(staging, shards.INDEX, manifest)
         storage.remove_tree(staging)
 
@@ -354,7 +392,7 @@ class Curation:
         """Return the scores of the published set: its table, or what it was made of."""
         if SCORES_FILE not in names:
             return self._published_scores()
-        known = scoring.known(self.scores_folder, listing)
+        known = scoring.known(self.scores_folder, listing, transient=True)
         scores = select(known.rows, self.filters(), self.config.cut)
         if not self._is_of(manifest, scores):
             raise UserError(
@@ -371,7 +409,7 @@ class Curation:
 
     def _is_of(self, manifest: Mapping[str, Any], scores: pa.Table) -> bool:
         """Tell whether a published manifest is that of these scores and this configuration."""
-        if manifest["config"] != self.fields:
+        if manifest["format"] != FORMAT or manifest["config"] != self.fields:
             return False
         wanted = hashlib.sha256(scores_bytes(scores, manifest)).hexdigest()
         is_same: bool = manifest["files"][SCORES_FILE]["sha256"] == wanted
@@ -384,10 +422,15 @@ class Curation:
         storage.write_bytes(self.state / "listing.json", pretty_json(record))
 
     def _is_published(self, listing: Listing) -> bool:
-        """Tell whether the published set is the one asked for, by lengths and times of files."""
+        """Tell whether the published set is the one asked for, by lengths and times of files.
+
+        One with images that could not be read for a transient reason is not: they are tried again.
+        """
         manifest = shards.read_manifest(self.folder)
         record = self.state / "listing.json"
-        if manifest is None or manifest["config"] != self.fields or not record.exists():
+        if manifest is None or manifest["format"] != FORMAT or not record.exists():
+            return False
+        if manifest["config"] != self.fields or manifest["input"]["transient"]:
             return False
         said = json.loads(record.read_bytes())
         return (
@@ -398,24 +441,19 @@ class Curation:
 
     def _check_budget(self) -> None:
         manifest = shards.read_manifest(self.folder)
-        counts = manifest["input"] if manifest else {"broken": 0, "images": 1}
-        if counts["broken"] > self.config.max_bad * counts["images"]:
+        if manifest is None:
+            return
+        counts = manifest["input"]
+        lost = sum(counts["ignored"].get(kind, 0) for kind in LOSSES)
+        if counts["broken"] + lost > self.config.max_bad * counts["images"]:
             raise BudgetExceeded(
-                f"{counts['broken']} of {counts['images']} images are broken, more than --max-bad "
+                f"{counts['broken']} of {counts['images']} images are broken, and {lost} places in "
+                "the inputs could not be read at all, more than --max-bad "
                 f"{self.config.max_bad:g} allows; the set is complete without them, and "
-                f"{self.folder / 'scores.parquet'} names them with their reasons"
+                f"{SCORES_FILE} and {IGNORED_FILE} in {self.folder} name them with their reasons"
             )
 
 
 def _named(scores: pa.Table, names: Sequence[str]) -> dict[str, pa.Table]:
     """Return the rows of those shards that are named."""
     return {name: rows for name, rows in shard_tables(scores).items() if name in names}
-
-
-def _located(table: pa.Table, refs: dict[str, ImageRef]) -> pa.Table:
-    """Add to a shard's rows the columns of `LOCATED` that say where each image is read."""
-    located = [refs[source] for source in table["source"].to_pylist()]
-    for name in LOCATED.names[len(table.schema.names) :]:
-        values = pa.array([getattr(ref, name) for ref in located], LOCATED.field(name).type)
-        table = table.append_column(name, values)
-    return table

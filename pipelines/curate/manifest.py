@@ -6,6 +6,7 @@ one.
 """
 
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -14,16 +15,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets import shards
+from datasets.names import is_own_name
 from datasets.sets import FORMATS
 from datasets.sources import input_digest
+from datasets.unusable import BROKEN, TRANSIENT
 from infra.config import canonical_json
-from pipelines.curate.filters import BROKEN
 from pipelines.curate.selection import count_reasons
 from pipelines.jobs.scorers import ScorerInfo
 
 FORMAT = FORMATS["image set"][-1]
 SCORES_FILE = "scores.parquet"
-ENCODERS = ("pillow", "opencv-python-headless", "numpy", "pyarrow")
+IGNORED_FILE = "ignored.parquet"
+ENCODERS = (
+    *("pillow", "pillow-heif", "simplejpeg", "tifffile"),
+    *("opencv-python-headless", "numpy", "pyarrow"),
+)
 REPEATED = ("format", "config", "scorer", "versions")
 
 
@@ -64,15 +70,18 @@ def scores_bytes(scores: pa.Table, manifest: Mapping[str, Any]) -> bytes:
     return shards.parquet_bytes(scores.replace_schema_metadata(described))
 
 
-def counted(scores: pa.Table, written: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the entries of a manifest that follow from its scores and its shards.
+def counted(
+    scores: pa.Table, ignored: pa.Table, written: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the entries of a manifest that follow from its tables and its shards.
 
     Args:
         scores: rows of `datasets.sample.SCORES`.
+        ignored: rows of `ignored.parquet`.
         written: the manifest's entries of the shards.
     """
     images = scores.group_by("source").aggregate(
-        [("source_sha256", "min"), ("source_bytes", "min")]
+        [("source_sha256", "min"), ("source_bytes", "min"), ("file", "min")]
     )
     digests = (sha or "" for sha in images["source_sha256_min"].to_pylist())
     dropped = count_reasons(scores)
@@ -82,6 +91,9 @@ def counted(scores: pa.Table, written: Sequence[Mapping[str, Any]]) -> dict[str,
             "bytes": pc.sum(images["source_bytes_min"]).as_py(),
             "digest": input_digest(zip(images["source"].to_pylist(), digests, strict=True)),
             "broken": sum(count for reason, count in dropped.items() if reason in BROKEN),
+            "transient": sum(count for reason, count in dropped.items() if reason in TRANSIENT),
+            "renamed": sum(not is_own_name(file) for file in images["file_min"].to_pylist()),
+            "ignored": dict(sorted(Counter(ignored["kind"].to_pylist()).items())),
         },
         "totals": {
             "candidates": scores.num_rows,

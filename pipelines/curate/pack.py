@@ -1,7 +1,9 @@
 """Packing of kept candidates: their images are decoded, cut, encoded as PNG, written as shards."""
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from datasets.decoding import Pixels, decode, encode_png, single_threaded
 from datasets.sample import SCORES, sample_json
 from datasets.shards import save_record, write_shard
 from datasets.sources import ImageRef, read
+from datasets.unusable import UnusableImage
 from infra.errors import UserError
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
@@ -21,12 +24,12 @@ from pipelines.jobs.stage import Stopwatch
 LOCATED = pa.schema(
     [
         *SCORES,
-        ("path", pa.string()),
+        ("path", pa.binary()),  # as the file system has it, which need not be UTF-8
         ("member", pa.string()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
         ("stamp", pa.int64()),
-        ("seek_index", pa.string()),
+        ("seek_index", pa.binary()),
     ]
 )
 """A kept candidate, its place in the set, and where its image is read: a row of the plan."""
@@ -97,16 +100,44 @@ class PackShard:
 
     def _decoded(self, row: dict[str, Any]) -> Pixels:
         if self._image is None or self._image[0] != row["source"]:
-            fields = ("origin", "path", "member", "offset", "size", "stamp", "seek_index")
-            ref = ImageRef(key=row["source"], **{name: row[name] for name in fields})
-            with self.watch("read"):
-                data = read(ref)
-                changed = hashlib.sha256(data).hexdigest() != row["source_sha256"]
-            if changed:
+            ref = _place(row)
+            try:
+                self._image = (ref.key, self._read(ref, row["source_sha256"]))
+            except UnusableImage as error:
                 raise UserError(
-                    f"{ref.path}: image {ref.key} has changed since it was scored; run the same "
-                    "command again to score it anew"
-                )
-            with self.watch("decode"):
-                self._image = (ref.key, decode(data, self.max_pixels))
+                    f"{ref.path}: image {ref.key} cannot be read as it was scored ({error}); run "
+                    "the same command again"
+                ) from error
         return self._image[1]
+
+    def _read(self, ref: ImageRef, sha256: str) -> Pixels:
+        with self.watch("read"):
+            data = read(ref)
+            changed = hashlib.sha256(data).hexdigest() != sha256
+        if changed:
+            raise UserError(
+                f"{ref.path}: image {ref.key} has changed since it was scored; run the same "
+                "command again to score it anew"
+            )
+        with self.watch("decode"):
+            return decode(data, self.max_pixels)
+
+
+def located(table: pa.Table, refs: Mapping[str, ImageRef]) -> pa.Table:
+    """Add to a shard's rows the columns of `LOCATED` that say where each image is read."""
+    places = [dataclasses.asdict(refs[source]) for source in table["source"].to_pylist()]
+    for field in list(LOCATED)[len(table.schema.names) :]:
+        values = [place[field.name] for place in places]
+        if pa.types.is_binary(field.type):
+            values = [None if value is None else os.fsencode(value) for value in values]
+        table = table.append_column(field.name, pa.array(values, field.type))
+    return table
+
+
+def _place(row: Mapping[str, Any]) -> ImageRef:
+    """Return where the image of a row of `LOCATED` is read."""
+    names = (field.name for field in dataclasses.fields(ImageRef))
+    fields = {name: row[name] for name in names if name in row}
+    for name in ("path", "seek_index"):
+        fields[name] = row[name] and os.fsdecode(row[name])
+    return ImageRef(**(fields | {"key": row["source"]}))

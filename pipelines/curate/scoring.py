@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.decoding import Pixels, UndecodableImage, decode, single_threaded
+from datasets.decoding import Pixels, decode_picture, single_threaded
 from datasets.sample import CANDIDATE, empty_row
 from datasets.sets import claimed_set
 from datasets.shards import fits_ustar, parquet_bytes
 from datasets.sources import ImageRef, Listing, read
+from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import digest, pretty_json
 from infra.storage import write_bytes
@@ -34,6 +35,7 @@ PART = CANDIDATE.append(pa.field("stamp", pa.int64()))
 """A candidate, and the modification time of the file it was scored from."""
 Opened = tuple[list[dict[str, Any]], list[Pixels]]
 """The rows of an image, and a patch for each of them; or rows without patches."""
+VERSION = 2  # of the rules by which pixels and candidates are made: other rules, other scores
 UNITS = 128  # the least number of units, if there are so many images: workers end together
 LARGEST_UNIT = 64  # images; as much is lost when a worker is killed
 
@@ -162,13 +164,15 @@ class ScoreImages:
             if same := [r for r in before if r["source_sha256"] == row["source_sha256"]]:
                 return same, []
             with self.watch("decode"):
-                image = decode(data, self.max_pixels)
-        except UndecodableImage as error:
+                picture = decode_picture(data, self.max_pixels)
+            image = picture.pixels
+            patches = list(cut_all(image, self.rule))
+        except UnusableImage as error:
             return [row | {"drop_reason": error.reason}], []
-        except OSError:
-            return [row | {"drop_reason": "unreadable"}], []
+        except MemoryError:
+            return [row | {"drop_reason": "out_of_memory"}], []
         row |= {"image_width": image.shape[1], "image_height": image.shape[0]}
-        patches = list(cut_all(image, self.rule))
+        row["icc"] = picture.profile
         if not patches:
             return [row | {"drop_reason": "too_small"}], []
         rows = [
@@ -182,7 +186,8 @@ class ScoreImages:
 
 def image_row(ref: ImageRef) -> dict[str, Any]:
     """Return the row of an image without a patch."""
-    return empty_row(key=ref.key, source=ref.key, origin=ref.origin, index=0, source_bytes=ref.size)
+    place = {"origin": ref.origin, "file": ref.file}
+    return empty_row(key=ref.key, source=ref.key, **place, index=0, source_bytes=ref.size)
 
 
 class Known(NamedTuple):
@@ -223,15 +228,20 @@ def units(images: Sequence[ImageRef], known: Known, folder: Path) -> list[dict[s
     ]
 
 
-def known(folder: Path, listing: Listing) -> Known:
+def known(folder: Path, listing: Listing, *, transient: bool) -> Known:
     """Read the scores of a listing's images; each image's from one table only.
 
     What a row says of the place of its image is the listing's: the scores do not depend on it.
+
+    Args:
+        folder: of the units' tables.
+        listing: the images.
+        transient: whether to take, for an image without another row, the one that says that it
+            could not be read. A run tries such images again, so it does not take them for done.
     """
     current = {(ref.key, ref.size, ref.stamp) for ref in listing.images}
     tables, others = [PART.empty_table()], [PART.empty_table()]
-    for path in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(path)
+    for table in _parts(folder, transient=transient):
         rows = table.select(["source", "source_bytes", "stamp"]).to_pylist()
         scored = [(row["source"], row["source_bytes"], row["stamp"]) for row in rows]
         tables.append(table.filter(pa.array([image in current for image in scored], pa.bool_())))
@@ -244,12 +254,24 @@ def known(folder: Path, listing: Listing) -> Known:
     return Known(_placed(pa.concat_tables(tables), listing), _placed(stale, listing))
 
 
+def _parts(folder: Path, *, transient: bool) -> Iterator[pa.Table]:
+    """Yield the tables by name, without what may pass; and then, if wanted, what may pass."""
+    parts = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+    passing = [pc.is_in(part["drop_reason"], pa.array(sorted(TRANSIENT))) for part in parts]
+    yield from (part.filter(pc.invert(mask)) for part, mask in zip(parts, passing, strict=True))
+    if transient:
+        yield from (part.filter(mask) for part, mask in zip(parts, passing, strict=True))
+
+
 def _placed(table: pa.Table, listing: Listing) -> pa.Table:
-    """Set the column ``origin`` to what the listing says."""
-    origins = {ref.key: ref.origin for ref in listing.images}
-    values = [origins[source] for source in table["source"].to_pylist()]
-    place = table.schema.get_field_index("origin")
-    return table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
+    """Set the columns ``origin`` and ``file`` to what the listing says."""
+    refs = {ref.key: ref for ref in listing.images}
+    found = [refs[source] for source in table["source"].to_pylist()]
+    for name, values in (("origin", [r.origin for r in found]), ("file", [r.file for r in found])):
+        place = table.schema.get_field_index(name)
+        column = pa.array(values, pa.string())
+        table = table.set_column(place, table.schema.field(place), column)
+    return table
 
 
 def give_up(folder: Path, refs: Sequence[ImageRef]) -> None:

@@ -9,10 +9,9 @@ import pyarrow.parquet as pq
 
 from datasets import verify
 from datasets.sample import SCORES
-from datasets.sets import FORMATS
 from datasets.shards import INDEX, MANIFEST
 from infra.config import canonical_json, flat
-from pipelines.curate.manifest import REPEATED, SCORES_FILE, counted
+from pipelines.curate.manifest import FORMAT, IGNORED_FILE, REPEATED, SCORES_FILE, counted
 
 
 def problems(folder: Path) -> Iterator[str]:
@@ -37,11 +36,13 @@ def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         )
         return
     scores = table.replace_schema_metadata(None).cast(SCORES)
-    expected = {**json.loads(repeated), **counted(scores, manifest["shards"])}
-    if expected["format"] not in (known := FORMATS["image set"]):
-        yield f"{SCORES_FILE}: format {expected['format']}, this version reads {', '.join(known)}"
-    if (names := manifest["files"].keys()) != {INDEX, SCORES_FILE}:
-        yield f"{MANIFEST}: files are {sorted(names)}, expected {INDEX} and {SCORES_FILE}"
+    ignored = pq.read_table(folder / IGNORED_FILE)
+    expected = {**json.loads(repeated), **counted(scores, ignored, manifest["shards"])}
+    if expected["format"] != FORMAT:
+        yield f"{SCORES_FILE}: format {expected['format']}, this version reads {FORMAT}"
+    if (names := manifest["files"].keys()) != {INDEX, SCORES_FILE, IGNORED_FILE}:
+        tables = f"{INDEX}, {SCORES_FILE} and {IGNORED_FILE}"
+        yield f"{MANIFEST}: files are {sorted(names)}, expected {tables}"
     said = {name: value for name, value in manifest.items() if name not in ("shards", "files")}
     yield from _differences(said, expected)
 

@@ -1,6 +1,6 @@
 """What latents are made by; light, so that a command line can be checked without PyTorch."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from datasets.degradation.parameters import degradation_preset
 from datasets.latent_format import LatentType
 from infra.config import STRICT, from_dict, merged
+from pipelines.jobs.paths import absolute, absolute_if_there
 
 Device = Literal["cuda", "cpu"]
 
@@ -87,6 +88,22 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         if self.gpus is not None and self.rule.device == "cpu":
             raise ValueError(f"gpus {self.gpus} with device cpu: on CPUs give workers")
+
+    def absolute(self) -> "EncodeConfig":
+        """Return the same job with every path absolute, for processes that work elsewhere."""
+        rule = replace(
+            self.rule,
+            vae=absolute_if_there(self.rule.vae),
+            predictor=absolute_if_there(self.rule.predictor),
+            regressor=absolute_if_there(self.rule.regressor),
+        )
+        return replace(
+            self,
+            input=absolute(self.input),
+            output=absolute(self.output),
+            reuse=absolute(self.reuse),
+            rule=rule,
+        )
 
 
 PRESETS = {

@@ -62,6 +62,7 @@ class Encoding:
     """
 
     def __init__(self, config: EncodeConfig) -> None:
+        config = config.absolute()
         self.config = config
         self.rule = config.rule
         self.set = SetFolder(storage.local_path(config.output), ".encode", "a latent set")

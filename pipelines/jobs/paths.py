@@ -16,7 +16,7 @@ def absolute(path: str) -> str:
 
 def absolute_if_there(text: str) -> str:
     """Return the absolute path of what exists here; anything else, such as a hub id, as it is."""
-    named, _, path = text.rpartition("=")
+    named, _, path = text.partition("=")
     if text and (there := Path(text).expanduser()).exists():
         return str(there.absolute())
     if named and Path(path).expanduser().exists():

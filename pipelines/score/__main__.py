@@ -18,12 +18,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datasets.decoding import MAX_PIXELS, Pixels, UndecodableImage, decode, single_threaded
-from datasets.sources import ImageRef, list_images, read
+from datasets.decoding import MAX_PIXELS, Pixels, decode, single_threaded
+from datasets.sources import ImageRef, read
+from datasets.unusable import UnusableImage
 from infra import cli
 from infra.config import pretty_json
 from infra.errors import BudgetExceeded, UsageError
 from infra.storage import local_path, write_bytes
+from pipelines.jobs.inputs import listed
 from pipelines.jobs.progress import progress
 from pipelines.jobs.scorers import Quality, ScorerInfo, describe, load
 from pipelines.score.config import PRESETS, ScoreConfig
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     single_threaded()
     info = describe(config.scorer, config.device)
     with tempfile.TemporaryDirectory() as cache:
-        refs = list_images(config.images, Path(cache)).images
+        refs = listed(config.images, Path(cache)).images
         scorer = load(config.scorer, config.device)
         broken: dict[str, str] = {}
         scores: dict[str, Quality] = {}
@@ -70,10 +72,8 @@ def _pixels(
     for ref in refs:
         try:
             pixels = decode(read(ref), MAX_PIXELS)
-        except UndecodableImage as error:
+        except UnusableImage as error:
             broken[ref.key] = error.reason
-        except OSError:
-            broken[ref.key] = "unreadable"
         else:
             opened.append(ref.key)
             yield pixels

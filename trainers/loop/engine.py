@@ -168,9 +168,13 @@ class Engine:
             return float(self._engine.get_global_grad_norm())
         gradients = [value.grad for value in self._parameters.values() if value.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
+        settings = self._engine._config
+        limit = settings.gradient_clipping
         if not math.isfinite(norm):
             self._engine.zero_grad()
+            settings.gradient_clipping = 0.0  # DeepSpeed fails to clip no gradients
         self._engine.step()
+        settings.gradient_clipping = limit
         return norm
 
     @contextmanager

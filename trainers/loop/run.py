@@ -32,7 +32,8 @@ from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
 from trainers.loop.changes import check_changes, clipping_at, rate_at
 from trainers.loop.checkpoints import CHECKPOINTS, Checkpoints
 from trainers.loop.config import TrainerConfig
-from trainers.loop.cost import gigabytes, job_peak_tflops, peak_memory_gb
+from trainers.loop.cost import job_peak_tflops, memory_gb, peak_memory_gb
+from trainers.loop.dry_run import dry_run
 from trainers.loop.engine import Engine, join, leave, leave_refused
 from trainers.loop.log import StepAverages, clock
 from trainers.loop.noise import Noise
@@ -61,10 +62,14 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
         stop = stack.enter_context(Termination(unwind=False))
         device = join(loop.timeout_minutes)
         stack.push(leave_refused)
-        if rank() == 0:
+        if rank() == 0 and not loop.dry_run:
             stack.enter_context(exclusive(folder / ".state"))
         task = build(device)
         config = task.config
+        if loop.dry_run:
+            say(dry_run(task, config, device))
+            leave()
+            return 0
         training = Training(task, config, plan)
         with start_run(
             task.experiment,
@@ -333,7 +338,7 @@ class Training:
         """Return a line with the cost of a step and the memory that a rank needs."""
         count = sum(value.numel() for value in self.task.network.parameters())
         stage, averages = self.config.engine.zero_stage, len(self.ema.config.decays)
-        held = gigabytes(count, self.plan.ranks, stage, averages)
+        held = sum(memory_gb(count, self.plan.ranks, stage, averages).values())
         return (
             f"{count:,} parameters; {self.flops / 1e12:.4g} TFLOP per step; {held:.3g} GB on each "
             "rank for weights, gradients, moments, averages and validation, without activations; "

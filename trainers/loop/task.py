@@ -1,6 +1,7 @@
 """The interface of a recipe for the loop: a network, its data, its losses, its validation."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,6 @@ from datasets.reading.loader import Loader
 from datasets.reading.order import Layout
 from infra.tracking.models import FinishedModel
 from trainers.loop.config import TrainerConfig
-from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
 
 if TYPE_CHECKING:
@@ -25,6 +25,16 @@ class Validation:
     metrics: dict[str, float]
     grid: "Image | None" = None
     """Pictures to look at; on rank 0 only."""
+
+
+class Runner(Protocol):
+    """What runs the trained module: an engine, or the module by itself."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the forward pass."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context of the forward pass's precision, for networks beside it."""
 
 
 class Task(Protocol):
@@ -57,7 +67,7 @@ class Task(Protocol):
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training data where ``state`` says."""
 
-    def losses(self, engine: Engine, batch: Any, noise: Noise) -> dict[str, Tensor]:
+    def losses(self, engine: Runner, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute a micro-batch's losses: scalars, of which "loss" is minimised."""
 
     def validate(self, network: nn.Module) -> Validation:

@@ -33,7 +33,11 @@ def named(path: str, samples: ImageSet | LatentPairs) -> tuple[str, str, str, st
 
 
 def _cache(loop: LoopConfig) -> Cache | None:
-    return Cache(local_path(loop.cache), int(1e9 * loop.cache_gb)) if loop.cache else None
+    return (
+        Cache(local_path(loop.cache), int(1e9 * loop.cache_gb))
+        if loop.cache and not loop.dry_run
+        else None
+    )
 
 
 def training_loader(

@@ -25,9 +25,8 @@ from models.rectified_flow import flow_matching_loss, interpolate, regress
 from models.restorer import Restorer
 from models.velocity import hdit, looformer
 from trainers.loop.cost import encoder_flops, forward_flops
-from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
-from trainers.loop.task import Validation
+from trainers.loop.task import Runner, Validation
 from trainers.recipes.data import held_out, named, open_images, open_latents, sweep, training_loader
 from trainers.recipes.flow_config import FlowConfig
 from trainers.recipes.flow_latents import (
@@ -106,7 +105,7 @@ class FlowTask:
             self.samples, layout, state, self.config.loop, self.device, processes=is_online
         )
 
-    def losses(self, engine: Engine, batch: Any, noise: Noise) -> dict[str, Tensor]:
+    def losses(self, engine: Runner, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Eq. 5, or the regressor's squared error."""
         pairs = self._pairs(batch, noise)
         if self.config.stage == "regressor":

@@ -20,9 +20,8 @@ from models.metrics.catalog import best_by
 from models.predictor.swinir import SwinIR, load_predictor, preset
 from models.ranges import model_to_unit, to_uint8, unit_to_model
 from trainers.loop.cost import forward_flops
-from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
-from trainers.loop.task import Validation
+from trainers.loop.task import Runner, Validation
 from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
 from trainers.recipes.judging import FIDELITY, Averages, Judges
 from trainers.recipes.pictures import Gallery
@@ -61,7 +60,7 @@ class PredictorTask:
             self.samples, layout, state, self.config.loop, self.device, processes=True
         )
 
-    def losses(self, engine: Engine, batch: DegradedBatch, noise: Noise) -> dict[str, Tensor]:
+    def losses(self, engine: Runner, batch: DegradedBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the error of the prediction, both images in [0, 1], not clamped."""
         lq, hq = (model_to_unit(side.to(self.device)) for side in (batch.lq, batch.hq))
         error = {"mse": F.mse_loss, "l1": F.l1_loss}[self.config.error]

@@ -23,9 +23,8 @@ from models.ranges import to_uint8
 from models.vae.folder import load_sim_vae, save_sim_vae
 from models.vae.sim_vae import SimVAE, preset
 from trainers.loop.cost import forward_flops
-from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
-from trainers.loop.task import Validation
+from trainers.loop.task import Runner, Validation
 from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
 from trainers.recipes.judging import FIDELITY, Averages, Judges
 from trainers.recipes.pictures import Gallery
@@ -92,7 +91,7 @@ class VAETask:
         crops = Crops(self.sets, config.data_weights or None, crop=config.crop, flip=config.flip)
         return training_loader(crops, layout, state, config.loop, self.device, processes=True)
 
-    def losses(self, engine: Engine, batch: ImageBatch, noise: Noise) -> dict[str, Tensor]:
+    def losses(self, engine: Runner, batch: ImageBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Sec. 4.2 and its terms, without their weights."""
         images = batch.images.to(self.device, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last)
