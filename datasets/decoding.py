@@ -30,7 +30,7 @@ from itertools import count
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pillow_heif
+import pi_heif
 import simplejpeg
 import tifffile
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
@@ -73,7 +73,7 @@ PNG_OPTIONS = (
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),  # no search among five filters
 )
 
-pillow_heif.register_heif_opener()
+pi_heif.register_heif_opener()
 # MinIsWhite of 16 bits, which Pillow opens in one byte order alone.
 OPEN_INFO.setdefault((MM, 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
 # Text and profile of a photograph may take megabytes; Pillow refuses more than one by default.

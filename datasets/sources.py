@@ -293,9 +293,8 @@ def read(ref: ImageRef) -> bytes:
 
 def _bytes(ref: ImageRef) -> bytes:
     if ref.seek_index is not None:
-        opened = _open_gzip(ref.path, ref.seek_index)
-        opened.seek(ref.offset)
-        data: bytes = opened.read(ref.size)
+        # Threads share the handle: seek and read, one after the other, would give another's bytes.
+        data: bytes = _open_gzip(ref.path, ref.seek_index).pread(ref.size, ref.offset)
         return data
     if ref.member is not None:
         return _open_zip(ref.path, ref.stamp).read(ref.offset)

@@ -8,12 +8,16 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from datasets.archives import tars
 from datasets.archives.archive import Archive, forget_copies
 from datasets.sources import Listing, list_images, read
 from datasets.unusable import UnreadableImage
@@ -189,6 +193,51 @@ def test_a_damaged_header_after_a_long_name_costs_one_member(tmp_path: Path) -> 
 
     assert numbers(found) == [0, 2]
     assert len(damage(found)) == 1
+
+
+def test_a_size_below_zero_ends(tmp_path: Path) -> None:
+    """A PAX header may give one; tarfile would go back to where it was, for ever."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for number, size in enumerate(({}, {"size": "-2000"}, {})):
+            info = tarfile.TarInfo(f"{number:03}.jpg")
+            info.size, info.pax_headers = len(body(number)), size
+            archive.addfile(info, io.BytesIO(body(number)))
+    found = listing(tmp_path, buffer.getvalue())
+
+    assert numbers(found) == [0, 2]
+    assert damage(found) == ["2,560 bytes at offset 1,536 belong to no member that can be read"]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(st.integers(0, WHOLE - 1), st.integers(1, 255)), min_size=1, max_size=4),
+    st.integers(0, 20480),
+)
+def test_whatever_happens_to_a_tar_costs_only_what_it_touches(
+    changes: list[tuple[int, int]], kept: int
+) -> None:
+    """Flipped bytes and a cut: every member that they miss is found with its bytes."""
+    data = ten()
+    for place, value in changes:
+        data[place] ^= value
+    del data[kept:]
+    found = {file.name: file for file in tars.contents(io.BytesIO(data)) if not file.ignored}
+    for number in range(COUNT):
+        first, after = number * MEMBER, (number + 1) * MEMBER
+        if kept >= after and not any(first <= place < after for place, _ in changes):
+            file = found[f"{number:03}.jpg"]
+            assert data[file.offset : file.offset + file.size] == body(number)
+
+
+def test_threads_read_a_tar_gz_at_once(tmp_path: Path) -> None:
+    """Workers of a GPU decode ahead in threads, and each gets the bytes that it asked for."""
+    members = [(f"{number:03}.jpg", body(number, 100_000)) for number in range(12)]
+    found = listing(tmp_path, gzip.compress(tar_of(*members), 1), "set.tar.gz")
+    with ThreadPoolExecutor(6) as pool:
+        read_again = list(pool.map(read, found.images * 8))
+
+    assert read_again == [content for _, content in members] * 8
 
 
 def test_headers_for_all_members_are_no_damage(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pi_heif
+import pillow_heif
 import pytest
 import tifffile
 from hypothesis import given, settings
@@ -18,6 +20,8 @@ from datasets.decoding import UndecodableImage, decode, encode_png
 from datasets.unusable import REASONS
 from tests.conftest import picture
 
+pillow_heif.register_heif_opener()  # it writes HEIC; what the project depends on only reads it
+pi_heif.register_heif_opener()
 RNG = np.random.default_rng(7)
 COLOUR = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 GREY16 = (np.arange(600).reshape(20, 30) * 109).astype(np.uint16)
@@ -223,6 +227,7 @@ def test_a_jpeg_of_which_half_is_lost_is_truncated(progressive: bool) -> None:
         ("RGB", {"progressive": True}),
         ("RGB", {"subsampling": 0, "optimize": True}),
         ("RGB", {"restart_marker_rows": 1}),
+        ("RGB", {"keep_rgb": True}),
         ("L", {}),
         ("CMYK", {}),
     ],

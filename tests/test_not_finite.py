@@ -65,11 +65,14 @@ def test_a_latent_that_is_no_number_is_an_unreadable_sample(train: "Train", tmp_
     assert max(line.get("data/skipped", 0) for line in log(tmp_path / "run")) >= 2
 
 
+@pytest.mark.parametrize(
+    "layout", ["--zero-stage 0", "--zero-stage 2 --micro-batch-size 1", "--zero-stage 3"]
+)
 def test_the_one_sample_whose_loss_is_not_finite_is_named(
-    huge: list[str | Path], train: "Train", tmp_path: Path
+    huge: list[str | Path], train: "Train", tmp_path: Path, layout: str
 ) -> None:
     """Its inputs are finite, so that it can only be found by its own loss; no other is named."""
-    ended = train(huge, tmp_path / "run")
+    ended = train([*huge, *layout.split()], tmp_path / "run")
 
     assert ended.code == 1
     assert "that of 'train5' (rank 0) by itself is not" in ended.said

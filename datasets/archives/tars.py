@@ -80,7 +80,10 @@ def _headers(file: IO[bytes]) -> Iterator[tuple[TarInfo, int]]:
     try:
         archive = TarFile(fileobj=file, ignore_zeros=True, tarinfo=_Header)
         while (header := archive.next()) is not None:
-            yield header, archive.offset
+            if archive.offset < header.offset_data:  # a PAX header gives a size below zero
+                archive.offset = header.offset_data
+            else:
+                yield header, archive.offset
     except (TarError, ValueError, OverflowError, RecursionError):
         return  # the end lies within a member, or what follows is no tar: `_after` says which
 

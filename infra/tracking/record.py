@@ -176,7 +176,7 @@ def described(log: Path) -> dict[str, Any]:
                 lasting = {key: start[key] or known.get(key) for key in ("uri", "run_id")}
                 begun = {"created": known.get("created", began), "status": "RUNNING"}
                 known = {**start, **lasting, **begun}
-            case {"end": {"status": status}}:
+            case {"end": {"status": status}} if known:
                 known["status"] = status
     return known
 

@@ -27,7 +27,7 @@ FORMAT = FORMATS["image set"][-1]
 SCORES_FILE = "scores.parquet"
 IGNORED_FILE = "ignored.parquet"
 ENCODERS = (
-    *("pillow", "pillow-heif", "simplejpeg", "tifffile"),
+    *("pillow", "pi-heif", "simplejpeg", "tifffile"),
     *("opencv-python-headless", "numpy", "pyarrow"),
 )
 REPEATED = ("format", "config", "scorer", "versions")

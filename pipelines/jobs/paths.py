@@ -16,9 +16,9 @@ def absolute(path: str) -> str:
 
 def absolute_if_there(text: str) -> str:
     """Return the absolute path of what exists here; anything else, such as a hub id, as it is."""
-    named, _, path = text.partition("=")
+    named, equals, path = text.partition("=")
     if text and (there := Path(text).expanduser()).exists():
         return str(there.absolute())
-    if named and Path(path).expanduser().exists():
+    if equals and path and Path(path).expanduser().exists():
         return f"{named}={Path(path).expanduser().absolute()}"
     return text

@@ -39,7 +39,8 @@ def train() -> Iterator[Train]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "leave", lambda: None)
         patch.setattr(run, "leave_refused", lambda *_: None)
-        patch.setenv("DS_ACCELERATOR", "cpu")
+        for name, value in (("DS_ACCELERATOR", "cpu"), ("LOCAL_RANK", "0")):  # as `join` sets them
+            patch.setenv(name, value)
         patch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
         yield _train
     engine.leave()
