@@ -1,10 +1,13 @@
 """What a person reads: short digests, and commands that a shell takes as they stand."""
 
+import importlib
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from datasets.degradation.parameters import PRESETS as DEGRADATIONS
 from infra.config import differences
 from infra.tracking.run import start_run
 
@@ -35,3 +38,14 @@ def test_the_command_that_shows_a_run_can_be_pasted(
     command = where[where.index("(mlflow server") + 1 : -1]
 
     assert shlex.split(command) == ["mlflow", "server", "--backend-store-uri", store]
+
+
+@pytest.mark.parametrize("module", ["pipelines.encode", "trainers.predictor", "trainers.flow"])
+def test_the_help_names_the_degradations(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not the table in the code that has them."""
+    program = module if module.startswith("trainers") else f"{module}.__main__"
+    with pytest.raises(SystemExit):
+        importlib.import_module(program).main(["--help"])
+    words = re.findall(r"[\w-]+", capsys.readouterr().out)
+
+    assert set(DEGRADATIONS) <= set(words)

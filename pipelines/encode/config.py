@@ -30,7 +30,7 @@ class EncodeRule:
     posterior: Literal["mode", "sample"] = "mode"
     """mode or sample of the encoder's Gaussian; a sample is drawn once and stored."""
     degradation: str = "pmrf"
-    """Preset of datasets.degradation.parameters."""
+    """pmrf, pmrf-128 (for images of 128 pixels), gfpgan-v1 or difface-test."""
     seed: int = 0
     """Of the draws, and of the posterior's noise."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"

@@ -38,7 +38,7 @@ class FlowConfig:
     """Folder `network` of a run of --stage regressor; for --source regressed, unless the latents
     are regressed already and no images are encoded here."""
     degradation: str | None = None
-    """Preset of datasets.degradation.parameters, for what is degraded here; None: as the latents
+    """pmrf, pmrf-128, gfpgan-v1 or difface-test, for what is degraded here; None: as the latents
     were made, and with --draws online pmrf."""
     model: str = "latent-c32"
     """Velocity network: in models.velocity.looformer.PRESETS for latents, in

@@ -25,7 +25,7 @@ class PredictorConfig:
     images_weights: tuple[float, ...] = ()
     """How often an epoch holds each image of each set; by default once."""
     degradation: str = "pmrf"
-    """Preset of datasets.degradation.parameters."""
+    """pmrf, pmrf-128 (for images of 128 pixels), gfpgan-v1 or difface-test."""
     model: str = "swinir_L"
     """Name in models.predictor.swinir.PRESETS."""
     error: Literal["mse", "l1"] = "mse"
