@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from datasets.latent_format import LatentFormat
+from datasets.latent_pairs import PAIRS
 from datasets.reading.image_set import ImageSet
+from datasets.reading.latents import LatentPairs
+from datasets.reading.loader import Loader, LoaderConfig
+from datasets.reading.order import Layout
+from datasets.shards import INDEX
 from infra.config import from_dict, pretty_json
 from infra.errors import UsageError, UserError
 from infra.storage import sha256
@@ -27,6 +32,7 @@ from tests.support.encoding_jobs import (
     manifest_of,
     members,
 )
+from tests.support.published_sets import aged
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,19 @@ def test_a_set_that_grew_from_one_without_a_table_gives_what_is_in_it(
     assert list(problems(old)) == []
     assert bytes_of(tmp_path / "set") == bytes_of(world / "earlier")
     assert copied(tmp_path / "set")[1] == FEW
+
+
+def test_a_set_without_checksums_gets_them_by_being_copied(world: Path, tmp_path: Path) -> None:
+    """As the refusal of --check-data advises; growing it would leave old shards without."""
+    old = aged(Path(shutil.copytree(world / "earlier", tmp_path / "old")), INDEX, PAIRS)
+    encode_few(world, tmp_path / "new", reuse=str(old))
+    encode_few(world, old, draws=3)
+
+    assert next(iter(Loader(LatentPairs(tmp_path / "new", checked=True), Layout(), LoaderConfig())))
+    assert bytes_of(tmp_path / "new") == bytes_of(world / "earlier")
+    assert list(problems(old)) == []
+    with pytest.raises(UserError, match=r"a new folder with --reuse"):
+        LatentPairs(old, checked=True)
 
 
 def earlier_set(world: Path, digest: str) -> EarlierSet:
