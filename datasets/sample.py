@@ -27,6 +27,7 @@ CANDIDATE = pa.schema(
         ("image_height", pa.int32()),
         ("source_bytes", pa.int64()),
         ("source_sha256", pa.string()),
+        ("source_phash", pa.string()),  # what it looks like, see datasets.fingerprint
         ("icc", pa.string()),  # what its colour profile calls itself; null: it has none
         ("quality", pa.float64()),  # on the scorer's own scale; null: not scored
         ("detail", pa.string()),  # what else the scorer says, as JSON
@@ -35,9 +36,14 @@ CANDIDATE = pa.schema(
 )
 """A candidate as scoring leaves it. Selection fills ``drop_reason`` and adds `PLACEMENT`."""
 
-PLACEMENT = [("split", pa.string()), ("shard", pa.string())]
+PLACEMENT = [
+    ("group", pa.string()),  # the first key among the copies of the image, copies of copies too
+    ("match", pa.string()),  # of what it is a copy, where it was dropped for that
+    ("split", pa.string()),
+    ("shard", pa.string()),
+]
 SCORES = pa.schema([*CANDIDATE, *PLACEMENT])
-"""A candidate with its place: the columns of `scores.parquet`; no place for dropped ones."""
+"""A candidate with its place: the columns of `scores.parquet`; no split for dropped ones."""
 
 
 def empty_row(**values: Any) -> dict[str, Any]:

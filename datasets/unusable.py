@@ -33,11 +33,16 @@ REASONS = {
     "vanished": Kind.TRANSIENT,
     "changed": Kind.TRANSIENT,
     "out_of_memory": Kind.TRANSIENT,
+    "scorer_failed": Kind.TRANSIENT,
     "unsupported_mode": Kind.CONTENT,
     "transparent": Kind.CONTENT,
     "too_small": Kind.CONTENT,
     "unscorable": Kind.CONTENT,
     "low_quality": Kind.CONTENT,
+    "not_in_scores": Kind.CONTENT,
+    "excluded": Kind.CONTENT,
+    "duplicate": Kind.CONTENT,
+    "held_out": Kind.CONTENT,
 }
 """Every reason and its kind; pipelines/README.md explains them, and a test compares the two."""
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from datasets.shards import INDEX, MANIFEST, read_manifest
-from infra.config import from_dict
+from infra.config import canonical_json, flat, from_dict
 from infra.errors import UserError
 from infra.storage import sha256
 
@@ -23,8 +23,8 @@ def problems(folder: Path) -> Iterator[str]:
     """Yield one sentence for everything in an image set that is not as its own records say.
 
     Checked, besides `set_problems`: every key is unique; every PNG decodes to the size and hash its
-    JSON names; the samples are exactly the kept rows of scores.parquet; no source image is in two
-    splits.
+    JSON names; the samples are exactly the kept rows of scores.parquet; no source image, and no
+    group of copies, is in two splits.
     """
     inspected = Inspected()
     yield from set_problems(folder, _sample, inspected)
@@ -36,6 +36,21 @@ def damaged(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """List the files of a manifest that are absent or have another length or SHA-256."""
     entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
     return [name for name, entry in entries.items() if _damage(folder / name, entry)]
+
+
+def claim_problems(said: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one sentence for every value of a manifest that is not as expected, or not expected.
+
+    Its entries of shards and files are compared with the files themselves, by `damaged`.
+    """
+    said = {name: value for name, value in said.items() if name not in ("shards", "files")}
+    yield from (f"{MANIFEST}: {name} is no claim of a set" for name in said.keys() - expected)
+    yield from (f"{MANIFEST}: {name} is missing" for name in expected.keys() - said)
+    mine, theirs = flat(said), flat(expected)
+    for name in sorted(mine.keys() | theirs.keys()):
+        one, other = mine.get(name), theirs.get(name)
+        if canonical_json(one) != canonical_json(other):
+            yield f"{MANIFEST}: {name} is {one!r}, found {other!r}"
 
 
 def _damage(path: Path, entry: Mapping[str, Any]) -> str:
@@ -251,7 +266,7 @@ def _index(folder: Path, inspected: Inspected) -> Iterator[str]:
 def _scores(folder: Path, inspected: Inspected) -> Iterator[str]:
     scores = folder / "scores.parquet"
     if scores.exists():
-        rows = pq.read_table(scores, columns=["key", "shard"]).to_pylist()
+        rows = pq.read_table(scores, columns=["key", "shard", "group", "split"]).to_pylist()
         kept = {row["key"]: row["shard"] for row in rows if row["shard"] is not None}
         for key in sorted(kept.keys() | inspected.shard_of.keys()):
             if kept.get(key) != inspected.shard_of.get(key):
@@ -259,6 +274,10 @@ def _scores(folder: Path, inspected: Inspected) -> Iterator[str]:
                     f"{key}: scores.parquet places it in {kept.get(key)}, "
                     f"it is in {inspected.shard_of.get(key)}"
                 )
+        split_of: dict[str, str] = {}
+        for row in rows:
+            if row["split"] and split_of.setdefault(row["group"], row["split"]) != row["split"]:
+                yield f"{row['key']}: copies of {row['group']} are in two splits"
 
 
 def _totals(manifest: dict[str, Any], inspected: Inspected) -> Iterator[str]:

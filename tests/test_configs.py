@@ -54,9 +54,9 @@ TRAINING = """
 """
 OPTIONS = {
     "curate": """
-        dry-run first input limit max-bad max-pixels mode output overwrite samples-per-shard
-        scorer scorer-batch scorer-dtype scorer-gpus scorer-prompt scorer-weights seed size
-        stride threshold track val-fraction workers
+        dry-run duplicates exclude first hold-out input limit max-bad max-pixels mode output
+        overwrite samples-per-shard scorer scorer-batch scorer-dtype scorer-gpus scorer-prompt
+        scorer-weights seed size stride threshold track val-fraction val-list workers
     """,
     "encode": """
         batch degradation device draws dry-run dtype gpus input keep-images limit output
@@ -64,7 +64,7 @@ OPTIONS = {
         track vae workers
     """,
     "verify": """
-        device input predictor recompute regressor vae
+        device input predictor recompute regressor repair vae
     """,
     "score": """
         device images max-bad output scorer scorer-batch scorer-dtype scorer-prompt

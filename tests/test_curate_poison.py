@@ -6,6 +6,8 @@ strikes its own process where a file ends in `POISON`.
 
 import json
 import os
+import pickle
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from datasets.verify import problems
 from infra.errors import UserError
 from pipelines.curate import pack, scoring
 from pipelines.curate.job import Curation
+from pipelines.jobs import stage
 from pipelines.jobs.attempts import LIMIT, UNEXPLAINED
 from pipelines.jobs.stage import carried_out
 from tests.conftest import PATIENCE, Pictures, program
@@ -120,6 +123,8 @@ def test_an_image_that_kills_the_packing_is_dropped_too(
     with (source / "photo-01.png").open("ab") as file:
         file.write(POISON)
     arm(monkeypatch, pack, "decode")
+    full = shutil.disk_usage(tmp_path)._replace(free=1)  # so that scoring keeps no PNGs for packing
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     engine = Forked()
     Curation(config(source, tmp_path / "set", threshold=200.0, max_bad=1)).run(engine)
 
@@ -174,6 +179,40 @@ def watch(event, arguments):
 
 sys.addaudithook(watch)
 """
+
+
+class Stillborn:
+    """A worker whose process dies while it is made."""
+
+    def __init__(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Never be called."""
+        raise NotImplementedError
+
+
+def test_a_worker_that_dies_while_it_is_made_ends_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would start one process after the other for ever; no image is to blame."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = pickle.dumps((Stillborn, (), "this run"))
+    results = []
+    for _ in range(50):
+        if results:
+            break
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writer, stage.do_unit({"unit": "{}"}, made)["result"].encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as answer:
+            results = [json.loads(text) for text in answer]
+        os.waitpid(child, 0)
+
+    assert "killed again and again" in results[0]["failure"]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pipelines.curate import __main__ as curate
 from pipelines.curate.job import Curation
 from tests.conftest import picture
 from tests.support.curation_jobs import InProcess, config, published, run
+from tests.support.damage import flip, truncate
 from tests.support.encoding_jobs import Stopping
 
 FIELDS = {"threshold": 200.0}
@@ -39,18 +40,6 @@ def repair(folder: Path) -> tuple[list[str], InProcess]:
     """Repair the set in this process; returns the names of what was mended."""
     engine = InProcess()
     return Curation(config(folder / "raw", folder / "set", **FIELDS)).repair(engine), engine
-
-
-def flip(path: Path) -> None:
-    """Flip one bit in the middle of a file."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    """Lose the second half of a file."""
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])

@@ -1,5 +1,6 @@
 """Scorers behind the contract: streaming, refusing, and Q-Align inside the curation."""
 
+import csv
 import json
 import math
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from models.qalign.scorer import QAlign
 from pipelines.curate import scoring
 from pipelines.curate.config import CropRule
 from pipelines.jobs.scorer_choice import ScorerChoice
-from pipelines.jobs.scorers import ImportedScores, describe, load
+from pipelines.jobs.scorers import describe, load
 from pipelines.score import __main__ as score
 from tests.conftest import Pictures
 from tests.support.curation_jobs import published, run
@@ -175,7 +176,6 @@ def test_threads_that_decode_ahead_change_nothing(
         ({"name": "nonesuch"}, "choose brisque, qalign"),
         ({"name": "qalign", "weights": "/nonexistent"}, "nonexistent"),
         ({"name": "qalign", "prompt": "beauty"}, "beauty"),
-        ({"name": "/nonexistent.json"}, "no such file"),
     ],
 )
 def test_a_scorer_that_cannot_run_is_refused(choice: dict[str, str], named: str) -> None:
@@ -202,32 +202,16 @@ def test_no_cuda_is_said_and_not_replaced(
         score.main(["--images", str(pictures(1)), "--scorer-weights", str(checkpoint)])
 
 
-def test_a_score_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    """A list, or words for numbers, are no scores."""
-    for text in ("[1, 2]", '{"a": "good"}', "not json"):
-        (tmp_path / "x_quality_score.json").write_text(text)
-        with pytest.raises(UsageError, match="not a quality_score"):
-            ImportedScores(str(tmp_path / "x_quality_score.json"))
-
-
-def test_the_score_tool_prints_and_saves(
+def test_the_score_tool_scores_by_qalign(
     checkpoint: Path, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line an image; the JSON is the authors' form; a broken image is named and passed over."""
-    source = pictures(3)
-    (source / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    target = tmp_path / "scores.json"
+    """One line an image; the table has all that a score depends on, and the logits."""
+    source, table = pictures(3), tmp_path / "scores.csv"
     arguments = ["--images", str(source), "--scorer-weights", str(checkpoint), "--device", "cpu"]
 
-    assert score.main([*arguments, "--output", str(target)]) == 0
-
-    printed = capsys.readouterr()
-    scores = json.loads(target.read_text())
-    assert set(scores) == {"photo-00", "photo-01", "more/photo-02"}
-    assert len(printed.out.splitlines()) == 3
-    assert "broken" in printed.err
-    table = tmp_path / "scores.csv"
-    score.main([*arguments, "--output", str(table)])
-    lines = table.read_text().splitlines()
-    assert lines[0].startswith("key,score,drop_reason,detail,name,digest,model,prompt,dtype")
-    assert len(lines) == 5
+    assert score.main([*arguments, "--output", str(table)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert {row["key"] for row in rows} == {"photo-00", "photo-01", "more/photo-02"}
+    assert len(json.loads(rows[0]["detail"])["logits"]) == 5
+    assert rows[0].keys() >= {"name", "digest", "model", "prompt", "dtype"}

@@ -3,11 +3,9 @@
 import copy
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from datasets.shards import MANIFEST, file_entry, read_manifest
@@ -16,8 +14,7 @@ from pipelines.curate import __main__ as curate
 from pipelines.curate.verify import problems
 from tests.conftest import picture
 from tests.support.curation_jobs import run
-
-Place = tuple[str | int, ...]
+from tests.support.damage import changed, damages, values
 
 
 @pytest.fixture(scope="module")
@@ -30,28 +27,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "raw" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     run(folder / "raw", folder / "set", threshold=60.0, samples_per_shard=2, max_bad=1)
     return folder / "set"
-
-
-def values(tree: Any, path: Place = ()) -> Iterator[Place]:
-    """Yield the place of every value of a JSON document that is no object and no list."""
-    if isinstance(tree, dict | list) and tree:
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        for name, value in items:
-            yield from values(value, (*path, name))
-    else:
-        yield path
-
-
-def changed(value: Any) -> Any:
-    """Return another value of the same kind."""
-    match value:
-        case bool():
-            return not value
-        case int() | float():
-            return value + 1
-        case str():
-            return f"{value}x"
-    return 1
 
 
 def test_every_value_of_a_manifest_is_checked(whole: Path, tmp_path: Path) -> None:
@@ -89,17 +64,6 @@ def test_an_entry_that_is_lost_or_added_is_named(whole: Path, tmp_path: Path, ch
         (folder / MANIFEST).write_bytes(pretty_json(other))
 
         assert any(name in problem for problem in problems(folder))
-
-
-def damages(content: bytes) -> Iterator[bytes]:
-    """Yield a file with one of its bits flipped, at places all over it, and cut at others."""
-    rng = np.random.default_rng(2026)
-    for place in rng.integers(0, len(content), 24).tolist():
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << int(rng.integers(8))
-        yield bytes(flipped)
-    for length in [0, 1, *rng.integers(0, len(content), 6).tolist()]:
-        yield content[:length]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@
         --output sets/lsdir
     python -m pipelines.curate --preset ffhq --val-fraction 0.01 --input FFHQ --output sets/ffhq
     python -m pipelines.curate verify sets/lsdir [--repair]
-    python -m pipelines.curate export-scores sets/lsdir HR_sub_c512_s384_quality_score.json
+    python -m pipelines.curate export-scores sets/lsdir scores.json
+    python -m pipelines.curate export-scores sets/lsdir authors:quality_score.json
 
 The recipe of the paper (section 6.1): images -> patches of 512 pixels -> scores -> kept or dropped
 -> shards. To resume, run the same command again. To cut again at another threshold, run it with
@@ -72,14 +73,15 @@ def repair(folder: Path) -> None:
 
 
 def export_scores(arguments: list[str]) -> int:
-    """Write the authors' ``quality_score.json`` of a set: {key: score} of all candidates."""
+    """Write the scores of all candidates of a set to a file that `--scorer` reads."""
     if len(arguments) != 2:
-        raise UsageError("usage: python -m pipelines.curate export-scores PATH FILE.json")
+        raise UsageError(
+            "usage: python -m pipelines.curate export-scores PATH FILE.json, or authors:FILE.json"
+        )
     from pipelines.curate.scoring import export
 
-    folder, target = (local_path(argument) for argument in arguments)
-    count = export(folder, target)
-    sys.stdout.write(f"{target}: {count} scores\n")
+    count = export(local_path(arguments[0]), arguments[1])
+    sys.stdout.write(f"{arguments[1]}: {count} scores\n")
     return 0
 
 

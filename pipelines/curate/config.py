@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from infra.config import STRICT, to_dict
 from pipelines.jobs.paths import absolute, absolute_if_there
+from pipelines.jobs.score_file import absolute_name
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
 
 DEMO = tuple(
@@ -59,6 +60,26 @@ class CutRule:
     """Share of source images, not of patches, that goes to the split `val`."""
     seed: int = 0
     """Seed of the split."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of source images that stay out of `train`; by default those of `val` alone."""
+    val_list: str = ""
+    """File with the keys of the source images of `val`, one a line, instead of --val-fraction."""
+    duplicates: Literal["keep", "first"] = "keep"
+    """Of copies of one photograph, keep all (in one split), or the first by key."""
+    exclude: tuple[str, ...] = ()
+    """Image sets, folders, archives: no image that is a copy of one of theirs is taken."""
+
+    def __post_init__(self) -> None:
+        if self.hold_out is not None and self.hold_out < self.val_fraction:
+            raise ValueError(
+                f"hold_out {self.hold_out:g}: at least val_fraction, {self.val_fraction:g}: "
+                "what is held out contains the validation split"
+            )
+        if self.val_list and (self.val_fraction or self.hold_out):
+            raise ValueError(
+                f"val_list {self.val_list}: the list is the whole validation split; give "
+                "--val-fraction 0 and no --hold-out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -111,13 +132,18 @@ class CurateConfig:
     def absolute(self) -> "CurateConfig":
         """Return the same job with every path absolute, for processes that work elsewhere."""
         inputs = tuple(absolute_if_there(item) for item in self.input)
-        name, weights = self.scorer.name, self.scorer.weights
+        cut = replace(
+            self.cut,
+            val_list=absolute(self.cut.val_list),
+            exclude=tuple(absolute(item) for item in self.cut.exclude),
+        )
         scorer = replace(
             self.scorer,
-            name=absolute(name) if name.endswith(".json") else name,
-            weights=absolute_if_there(weights),
+            name=absolute_name(self.scorer.name),
+            weights=absolute_if_there(self.scorer.weights),
         )
-        return replace(self, input=inputs, output=absolute(self.output), scorer=scorer)
+        output = absolute(self.output)
+        return replace(self, input=inputs, output=output, cut=cut, scorer=scorer)
 
     def cut_fields(self) -> dict[str, Any]:
         """Return the fields that may change from run to run in one folder: they only cut again."""

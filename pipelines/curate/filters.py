@@ -29,6 +29,14 @@ def quality_worse_than(threshold: float, *, higher_is_better: bool) -> Filter:
     return low_quality
 
 
+def score_filters(threshold: float | None, *, higher_is_better: bool) -> tuple[Filter, ...]:
+    """Return the filters of a set, in order; without a threshold everything usable is kept."""
+    if threshold is None:
+        return (already_dropped,)
+    worse = quality_worse_than(threshold, higher_is_better=higher_is_better)
+    return (already_dropped, unscorable, worse)
+
+
 def drop_reason(row: Row, filters: tuple[Filter, ...]) -> str | None:
     """Return the first reason to drop a candidate; None keeps it."""
     return next((reason for check in filters if (reason := check(row)) is not None), None)

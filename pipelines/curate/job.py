@@ -9,9 +9,11 @@ The state of the job is in the output folder; a killed job loses at most the uni
     OUTPUT/.curate/                  the state of the job, besides what `SetFolder` keeps
         candidates.json              the settings that the candidates depend on; others are refused
         sources/                     listings, seek indexes and copies of archives
+        held_out.json                images that a set here held out of training
         listing.json                 digest of the published manifest; fingerprint of its inputs
         scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
                                      and the scorer's weights
+        kept-ID/                     PNGs for packing; until the set is published
         attempts/                    notes on the units under way
         cut-ID/                      the shards that are being written; ID from their plan
         mending/                     files that take the place of damaged ones
@@ -40,10 +42,10 @@ from datasets.verify import damaged
 from infra import storage
 from infra.config import digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
+from pipelines.curate import exclusion, held_out, kept, scoring
 from pipelines.curate import report as curation_report
-from pipelines.curate import scoring
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.filters import Filter, already_dropped, quality_worse_than, unscorable
+from pipelines.curate.filters import Filter, score_filters
 from pipelines.curate.manifest import (
     FORMAT,
     IGNORED_FILE,
@@ -78,6 +80,7 @@ class Curation:
         self.set = SetFolder(storage.local_path(config.output), ".curate", "a curated set")
         self.folder, self.state = self.set.path, self.set.state
         self.scorer = describe(config.scorer, config.scoring_device)
+        scoring.refuse_other_crop(self.scorer, config.crop)
         self.threshold = (
             self.scorer.default_threshold if config.threshold is None else config.threshold
         )
@@ -152,14 +155,30 @@ class Curation:
             return [*restored, *names]
 
     def listing(self) -> Listing:
-        """List the images that the set is made of."""
+        """List the images that the set is made of; reads what keeps training and testing apart.
+
+        Raises:
+            UsageError: inputs, a list for `val`, or excluded sets that cannot be used.
+        """
         listing = listed(self.config.input, self.sources)
+        cut = self.config.cut
+        self.listed = held_out.read_val_list(cut.val_list, {ref.key for ref in listing.images})
+        self.excluded = exclusion.read_excluded(cut.exclude, self.sources)
+        self.cut_fields |= {
+            "val_list": held_out.list_digest(self.listed),
+            "exclude": digest(self.excluded.to_pylist()) if self.excluded.num_rows else None,
+        }
         return listing.first(self.config.first).first(self.config.limit)
 
     @property
     def sources(self) -> Path:
         """Folder of what is kept of archives."""
         return self.state / "sources"
+
+    def select(self, candidates: pa.Table) -> pa.Table:
+        """Decide every candidate; returns rows of `SCORES`."""
+        matches = exclusion.matches(candidates, self.excluded)
+        return select(candidates, self.filters(), self.config.cut, self.listed, matches)
 
     def _work(self, make: Callable[[], dict[str, Any]], times: list[StageTime]) -> None:
         where = self.set.tracked(
@@ -172,15 +191,16 @@ class Curation:
         sys.stdout.write(where)
 
     def _make(self, listing: Listing, engine: Engine) -> dict[str, Any]:
-        storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
         storage.write_bytes(self.state / "candidates.json", pretty_json(self.candidate_fields))
         while True:
-            scores = select(self.score(listing, engine), self.filters(), self.config.cut)
+            scores = self.select(self.score(listing, engine))
             if not pc.any(pc.is_valid(scores["shard"])).as_py():
                 raise UserError(
                     f"no candidate was kept: {count_reasons(scores)}; change --threshold (now "
                     f"{self.threshold}) or --size, or look at the inputs"
                 )
+            held_out.HeldOut(self.held_out).check(scores, self.config.cut, self.folder)
+            storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
             crashed = self.cut(scores, listing, engine)
             if not crashed:
                 return self.report(scores, listing, engine.times)
@@ -207,7 +227,10 @@ class Curation:
                 return crashed
             self.stage_manifest(staging, scores, listing)
         self._save_listing(listing, staging)
+        held_out.HeldOut(self.held_out).add(scores, self.config.cut)
         self.set.publish(staging)
+        for folder in self.state.glob("kept-*"):
+            storage.remove_tree(folder)
         return []
 
     def report(self, scores: pa.Table, listing: Listing, times: list[StageTime]) -> dict[str, Any]:
@@ -223,14 +246,7 @@ class Curation:
 
     def filters(self) -> tuple[Filter, ...]:
         """Return the predicates of this set, in order."""
-        if self.threshold is None:
-            return (already_dropped,)
-        higher = self.scorer.higher_is_better
-        return (
-            already_dropped,
-            unscorable,
-            quality_worse_than(self.threshold, higher_is_better=higher),
-        )
+        return score_filters(self.threshold, higher_is_better=self.scorer.higher_is_better)
 
     def score(self, listing: Listing, engine: Engine) -> pa.Table:
         """Score every image that has no score yet; returns all candidates of the listing."""
@@ -238,20 +254,33 @@ class Curation:
         units = scoring.units(listing.images, known, self.scores_folder)
         if not units:
             return known.rows
-        resources, decoders = self._scoring_resources(engine)
+        resources, decoders = self.scoring_resources(engine)
         scorer = (self.config.scorer, self.config.scoring_device)
-        arguments = (self.config.crop, *scorer, self.config.max_pixels, decoders, self.notes)
+        # Beside a GPU all CPUs prepare patches, and the many that pack decode again.
+        memory = scoring.Memory(self.notes, None if decoders else self.keeping())
+        arguments = (self.config.crop, *scorer, self.config.max_pixels, decoders, memory)
         total = sum(len(unit["refs"]) for unit in units)
         for _ in engine.run("score", units, scoring.ScoreImages, arguments, total, resources):
             pass
         return scoring.known(self.scores_folder, listing, transient=True).rows
 
     @property
+    def held_out(self) -> Path:
+        """The record of the images that were held out of training."""
+        return self.state / "held_out.json"
+
+    @property
     def scores_folder(self) -> Path:
         """Folder of the scores of these candidates."""
         return self.state / f"scores-{digest([scoring.VERSION, self.candidate_fields])[:16]}"
 
-    def _scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
+    def keeping(self) -> kept.Keeping:
+        """Return which PNGs scoring makes for packing, and where it puts them."""
+        identity = digest([scoring.VERSION, self.candidate_fields, encoders()])
+        folder = self.state / f"kept-{identity[:16]}"
+        return kept.Keeping(str(folder), self.threshold, self.scorer.higher_is_better)
+
+    def scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
         """Return the resources of a scoring worker, a GPU or a CPU, and its decoding threads."""
         if self.config.scoring_device == "cpu":
             return Resources(), 0
@@ -282,11 +311,12 @@ class Curation:
         """
         refs = {ref.key: ref for ref in listing.images}
         plan = staging / PLAN
-        write_plan(plan, [located(table, refs) for table in tables.values()])
+        folder = self.keeping().folder
+        write_plan(plan, [located(table, refs, Path(folder)) for table in tables.values()])
         units = units_left(staging, tables)
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
         rule, limit = self.config.crop, self.config.max_pixels
-        arguments = (str(plan), rule, self.scorer.name, limit, self.notes)
+        arguments = (str(plan), rule, self.scorer.name, limit, self.notes, folder)
         results = engine.run("pack", units, PackShard, arguments, total)
         crashed = {str(result["crashed"]) for result in results if "crashed" in result}
         return [refs[key] for key in sorted(crashed)]
@@ -393,7 +423,7 @@ class Curation:
         if SCORES_FILE not in names:
             return self._published_scores()
         known = scoring.known(self.scores_folder, listing, transient=True)
-        scores = select(known.rows, self.filters(), self.config.cut)
+        scores = self.select(known.rows)
         if not self._is_of(manifest, scores):
             raise UserError(
                 f"{self.folder / SCORES_FILE} cannot be made again: the inputs, or the scores in "

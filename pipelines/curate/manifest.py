@@ -20,7 +20,7 @@ from datasets.sets import FORMATS
 from datasets.sources import input_digest
 from datasets.unusable import BROKEN, TRANSIENT
 from infra.config import canonical_json
-from pipelines.curate.selection import count_reasons
+from pipelines.curate.selection import count_copies, count_reasons
 from pipelines.jobs.scorers import ScorerInfo
 
 FORMAT = FORMATS["image set"][-1]
@@ -90,6 +90,7 @@ def counted(
             "images": images.num_rows,
             "bytes": pc.sum(images["source_bytes_min"]).as_py(),
             "digest": input_digest(zip(images["source"].to_pylist(), digests, strict=True)),
+            "copies": count_copies(scores),
             "broken": sum(count for reason, count in dropped.items() if reason in BROKEN),
             "transient": sum(count for reason, count in dropped.items() if reason in TRANSIENT),
             "renamed": sum(not is_own_name(file) for file in images["file_min"].to_pylist()),

@@ -1,4 +1,4 @@
-"""Packing of kept candidates: their images are decoded, cut, encoded as PNG, written as shards."""
+"""Packing of kept candidates: their PNGs, which scoring made or which are made now, as shards."""
 
 import dataclasses
 import hashlib
@@ -17,6 +17,7 @@ from datasets.unusable import UnusableImage
 from infra.errors import UserError
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
+from pipelines.curate.kept import PLACE, read_png, with_places
 from pipelines.jobs.attempts import Attempt, attempt
 from pipelines.jobs.plan import planned, record_path
 from pipelines.jobs.stage import Stopwatch
@@ -30,9 +31,10 @@ LOCATED = pa.schema(
         ("size", pa.int64()),
         ("stamp", pa.int64()),
         ("seek_index", pa.binary()),
+        *PLACE,
     ]
 )
-"""A kept candidate, its place in the set, and where its image is read: a row of the plan."""
+"""A kept candidate, its place in the set, and where its image or its PNG is read: a plan's row."""
 
 
 class PackShard:
@@ -49,10 +51,17 @@ class PackShard:
         max_pixels: the limit of the run.
         notes: folder of the notes on units under way, and name of the job that runs
             (`pipelines.jobs.attempts`).
+        kept: folder of the PNGs that scoring made.
     """
 
     def __init__(
-        self, plan: str, rule: CropRule, scorer: str, max_pixels: int, notes: tuple[str, str]
+        self,
+        plan: str,
+        rule: CropRule,
+        scorer: str,
+        max_pixels: int,
+        notes: tuple[str, str],
+        kept: str,
     ) -> None:
         single_threaded()
         self.plan = Path(plan)
@@ -60,6 +69,7 @@ class PackShard:
         self.scorer = scorer
         self.max_pixels = max_pixels
         self.notes = notes
+        self.kept = Path(kept)
         self.watch = Stopwatch()
         self._image: tuple[str, Pixels] | None = None
 
@@ -79,24 +89,27 @@ class PackShard:
     def samples(
         self, rows: list[dict[str, Any]], under_way: Attempt
     ) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """Yield the rows' samples; an image is decoded once for successive rows of its patches."""
+        """Yield the rows' samples; an image is decoded at most once for rows that follow."""
         for row in rows:
             with under_way.doing(row["source"]):
                 members = self._members(row)
             yield row["key"], members
 
     def _members(self, row: dict[str, Any]) -> dict[str, bytes]:
+        with self.watch("read"):
+            png, digest = read_png(self.kept, row), row["png_sha256"]
+        if png is None:
+            png = self._made(row)
+            digest = hashlib.sha256(png).hexdigest()
+        label = sample_json(row, size=self.rule.size, scorer=self.scorer, png_sha256=digest)
+        return {"png": png, "json": label}
+
+    def _made(self, row: dict[str, Any]) -> bytes:
+        """Make a patch's PNG from its image."""
         image = self._decoded(row)
         with self.watch("encode"):
             box = Box(row["x"], row["y"], row["w"], row["h"])
-            png = encode_png(cut(image, box, self.rule))
-            label = sample_json(
-                row,
-                size=self.rule.size,
-                scorer=self.scorer,
-                png_sha256=hashlib.sha256(png).hexdigest(),
-            )
-        return {"png": png, "json": label}
+            return encode_png(cut(image, box, self.rule))
 
     def _decoded(self, row: dict[str, Any]) -> Pixels:
         if self._image is None or self._image[0] != row["source"]:
@@ -123,15 +136,15 @@ class PackShard:
             return decode(data, self.max_pixels)
 
 
-def located(table: pa.Table, refs: Mapping[str, ImageRef]) -> pa.Table:
-    """Add to a shard's rows the columns of `LOCATED` that say where each image is read."""
+def located(table: pa.Table, refs: Mapping[str, ImageRef], kept: Path) -> pa.Table:
+    """Add to a shard's rows the columns of `LOCATED` that say where image and PNG are read."""
     places = [dataclasses.asdict(refs[source]) for source in table["source"].to_pylist()]
-    for field in list(LOCATED)[len(table.schema.names) :]:
+    for field in list(LOCATED)[len(table.schema.names) : -len(PLACE)]:
         values = [place[field.name] for place in places]
         if pa.types.is_binary(field.type):
             values = [None if value is None else os.fsencode(value) for value in values]
         table = table.append_column(field.name, pa.array(values, field.type))
-    return table
+    return with_places(table, kept)
 
 
 def _place(row: Mapping[str, Any]) -> ImageRef:

@@ -30,7 +30,8 @@ def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) 
     totals, given, scorer = manifest["totals"], manifest["input"], manifest["scorer"]
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
     return (
-        f"{given['images']:,} images, {totals['candidates']:,} candidates: "
+        f"{given['images']:,} images ({given['copies']:,} of them copies of others), "
+        f"{totals['candidates']:,} candidates: "
         f"kept {totals['samples']:,}; dropped {dropped or 'none'}\n"
         f"{ignored_line(given['ignored'], given['renamed'])}{_transient_line(given)}"
         f"scorer {scorer['name']}, {_rule(scorer)}\n" + closing_lines(totals, times, folder)
@@ -117,6 +118,7 @@ def _headline(manifest: dict[str, Any]) -> dict[str, str]:
         "of the candidates": f"{share:.1%}",
         "shards": f"{totals['shards']:,}",
         "size": f"{totals['bytes'] / 1e6:,.1f} MB",
+        "copies of other images": f"{manifest['input']['copies']:,}",
     }
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,28 +17,43 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, decode_picture, single_threaded
+from datasets.fingerprint import perceptual_hash
 from datasets.sample import CANDIDATE, empty_row
 from datasets.sets import claimed_set
 from datasets.shards import fits_ustar, parquet_bytes
 from datasets.sources import ImageRef, Listing, read
 from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
-from infra.config import digest, pretty_json
-from infra.storage import write_bytes
+from infra.config import differences, digest, pretty_json, to_dict
+from infra.errors import UsageError
+from infra.storage import local_path, write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
+from pipelines.curate.kept import Keeping, KeptUnit
 from pipelines.jobs.attempts import Attempt, attempt
+from pipelines.jobs.score_file import AUTHORS, write_scores
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
-from pipelines.jobs.scorers import ImportedScores, Quality, load
+from pipelines.jobs.scorers import ImportedScores, Quality, ScorerInfo, load
 from pipelines.jobs.stage import Stopwatch
 
 PART = CANDIDATE.append(pa.field("stamp", pa.int64()))
 """A candidate, and the modification time of the file it was scored from."""
 Opened = tuple[list[dict[str, Any]], list[Pixels]]
 """The rows of an image, and a patch for each of them; or rows without patches."""
-VERSION = 2  # of the rules by which pixels and candidates are made: other rules, other scores
+VERSION = 3  # of the rules by which pixels and candidates are made: other rules, other scores
 UNITS = 128  # the least number of units, if there are so many images: workers end together
 LARGEST_UNIT = 64  # images; as much is lost when a worker is killed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a job keeps what it knows of the units of scoring."""
+
+    notes: tuple[str, str]
+    """Folder of the notes on units under way, and name of the job that runs
+    (`pipelines.jobs.attempts`)."""
+    keeping: Keeping | None
+    """Which PNGs are made for packing, and where they are put; None makes none."""
 
 
 class ScoreImages:
@@ -52,8 +68,7 @@ class ScoreImages:
         device: that a learned scorer computes on.
         max_pixels: larger images are dropped without being decoded.
         decoders: threads that read and decode ahead while a device scores; 0 uses no threads.
-        notes: folder of the notes on units under way, and name of the job that runs
-            (`pipelines.jobs.attempts`); not needed to score without units.
+        memory: what the job keeps of units; not needed to score without units.
     """
 
     def __init__(
@@ -63,14 +78,15 @@ class ScoreImages:
         device: Device,
         max_pixels: int,
         decoders: int = 0,
-        notes: tuple[str, str] = ("", ""),
+        memory: Memory | None = None,
     ) -> None:
         single_threaded()
         self.rule = rule
         self.scorer = load(choice, device)
         self.max_pixels = max_pixels
         self.decoders = decoders
-        self.notes = notes
+        self.memory = memory or Memory(("", ""), None)
+        self._kept: KeptUnit | None = None
         self.watch = Stopwatch()
         self._before: dict[str, list[dict[str, Any]]] = {}
 
@@ -81,14 +97,16 @@ class ScoreImages:
         if its bytes are the same, they are taken over.
         """
         refs = [ImageRef(**fields) for fields in unit["refs"]]
-        path, (folder, session) = Path(unit["path"]), self.notes
+        path, (folder, session) = Path(unit["path"]), self.memory.notes
         self._before = {}
         for row in unit["before"]:
             self._before.setdefault(row["source"], []).append(row)
         with attempt(Path(folder), path.stem, session) as under_way:
             stamps = {ref.key: ref.stamp for ref in refs}
-            found = self._one_by_one(refs, under_way) if under_way.is_careful else None
-            rows = self.candidates(refs) if found is None else found
+            keeping = self.memory.keeping
+            with KeptUnit(keeping, path.stem) if keeping else nullcontext() as self._kept:
+                found = self._one_by_one(refs, under_way) if under_way.is_careful else None
+                rows = self.candidates(refs) if found is None else found
             with self.watch("write"):
                 stamped = [{**row, "stamp": stamps[row["source"]]} for row in rows]
                 write_bytes(path, parquet_bytes(pa.Table.from_pylist(stamped, schema=PART)))
@@ -122,27 +140,32 @@ class ScoreImages:
 
     def scored(self, images: Iterable[Opened]) -> list[dict[str, Any]]:
         """Score images as they come; returns the rows of patches with their quality filled in."""
-        waiting: deque[dict[str, Any]] = deque()
+        waiting: deque[tuple[dict[str, Any], Pixels]] = deque()
         done = []
 
         def by_image() -> Iterator[list[Pixels]]:
             for rows, patches in images:
-                waiting.extend(rows[: len(patches)])
+                waiting.extend(zip(rows, patches, strict=False))
                 yield patches
 
         for quality in self._scores(waiting, by_image()):
-            row = waiting.popleft()
+            row, patch = waiting.popleft()
             row["quality"] = None if math.isnan(quality.value) else quality.value
             row["detail"] = json.dumps(quality.detail) if quality.detail else None
+            if row["quality"] is None and isinstance(self.scorer, ImportedScores):
+                row["drop_reason"] = "not_in_scores"
+            if self._kept is not None:
+                with self.watch("encode"):
+                    self._kept.add(row, patch)
             done.append(row)
         return done
 
     def _scores(
-        self, waiting: deque[dict[str, Any]], images: Iterable[list[Pixels]]
+        self, waiting: deque[tuple[dict[str, Any], Pixels]], images: Iterable[list[Pixels]]
     ) -> Iterator[Quality]:
         if isinstance(self.scorer, ImportedScores):
             scores, patches = self.scorer.scores, chain.from_iterable(images)
-            return (Quality(scores.get(waiting[0]["key"], math.nan)) for _ in patches)
+            return (Quality(scores.get(waiting[0][0]["key"], math.nan)) for _ in patches)
         return self.scorer.score(images)
 
     def open(self, ref: ImageRef) -> Opened:
@@ -172,6 +195,8 @@ class ScoreImages:
         except MemoryError:
             return [row | {"drop_reason": "out_of_memory"}], []
         row |= {"image_width": image.shape[1], "image_height": image.shape[0]}
+        with self.watch("hash"):
+            row["source_phash"] = perceptual_hash(image)
         row["icc"] = picture.profile
         if not patches:
             return [row | {"drop_reason": "too_small"}], []
@@ -282,16 +307,52 @@ def give_up(folder: Path, refs: Sequence[ImageRef]) -> None:
     write_bytes(folder / f"crashed-{hashlib.sha256(table).hexdigest()[:16]}.parquet", table)
 
 
-def export(folder: Path, target: Path) -> int:
-    """Write ``{key: score}`` of every scored candidate of a set, as the authors' datasets read it.
+def export(folder: Path, name: str) -> int:
+    """Write the scores of all scored candidates of a set.
+
+    Args:
+        folder: of the set.
+        name: ``FILE.json``, or ``authors:FILE.json`` for the authors' {key: score}, which their
+            data sets read; ``--scorer`` reads both by these names.
 
     Returns:
         The number of scores.
 
     Raises:
-        UserError: no complete set in ``folder``, or another table of scores than its own.
+        UserError: no complete set in ``folder``, or one that has no such scores.
     """
-    table = claimed_set(folder, "image set").table("scores.parquet", columns=["key", "quality"])
+    claimed = claimed_set(folder, "image set")
+    manifest = claimed.manifest
+    target, authors = local_path(name.removeprefix(AUTHORS)), name.startswith(AUTHORS)
+    config, scorer = manifest["config"], dict(manifest["scorer"])
+    if scorer["name"] == "none":
+        raise UsageError(f"{folder}: nothing was scored (--scorer none), so there are no scores")
+    if authors and scorer["name"] != "qalign":
+        raise UsageError(
+            f"{folder}: scored by {scorer['name']}, but the authors' format means scores of "
+            f"Q-Align; leave {AUTHORS} out"
+        )
+    table = claimed.table("scores.parquet", columns=["key", "quality"])
     rows = table.filter(pc.is_valid(table["quality"])).to_pylist()
-    write_bytes(target, pretty_json({row["key"]: row["quality"] for row in rows}))
+    scores = {row["key"]: row["quality"] for row in rows}
+    if authors:
+        write_bytes(target, pretty_json(scores))
+    else:
+        del scorer["threshold"]
+        crop = {name: config[name] for name in to_dict(CropRule())}
+        write_scores(target, scores, scorer, crop)
     return len(rows)
+
+
+def refuse_other_crop(info: ScorerInfo, rule: CropRule) -> None:
+    """Refuse imported scores of candidates that were cut in another way.
+
+    Raises:
+        UsageError: names the fields that differ.
+    """
+    changed = differences(to_dict(rule), info.crop) if info.crop else []
+    if changed:
+        raise UsageError(
+            f"--scorer: the file's scores are of other candidates ({'; '.join(changed)}); give "
+            "the options with which they were scored, or score anew"
+        )

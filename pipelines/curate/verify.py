@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from datasets import verify
 from datasets.sample import SCORES
 from datasets.shards import INDEX, MANIFEST
-from infra.config import canonical_json, flat
 from pipelines.curate.manifest import FORMAT, IGNORED_FILE, REPEATED, SCORES_FILE, counted
 
 
@@ -43,15 +42,4 @@ def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     if (names := manifest["files"].keys()) != {INDEX, SCORES_FILE, IGNORED_FILE}:
         tables = f"{INDEX}, {SCORES_FILE} and {IGNORED_FILE}"
         yield f"{MANIFEST}: files are {sorted(names)}, expected {tables}"
-    said = {name: value for name, value in manifest.items() if name not in ("shards", "files")}
-    yield from _differences(said, expected)
-
-
-def _differences(said: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"{MANIFEST}: {name} is no claim of a set" for name in said.keys() - expected)
-    yield from (f"{MANIFEST}: {name} is missing" for name in expected.keys() - said)
-    mine, theirs = flat(said), flat(expected)
-    for name in sorted(mine.keys() | theirs.keys()):
-        one, other = mine.get(name), theirs.get(name)
-        if canonical_json(one) != canonical_json(other):
-            yield f"{MANIFEST}: {name} is {one!r}, found {other!r}"
+    yield from verify.claim_problems(manifest, expected)

@@ -121,6 +121,8 @@ PRESETS = {
 class VerifyConfig:
     """What to verify, and how deeply."""
 
+    repair: bool = False
+    """First make damaged files again from the image set, byte for byte, and nothing else."""
     recompute: NonNegativeInt = 0
     """Samples whose latents are computed again from their pixels and stored draws."""
     input: str = ""

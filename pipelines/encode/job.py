@@ -144,7 +144,10 @@ class Encoding:
             return None
         lost = self.set.lacks(manifest)
         if lost:
-            wrong = f"lacks {lost[0]}, or has another length of it: bring it back"
+            wrong = (
+                f"lacks {lost[0]}, or has another length of it: make it again with "
+                f"python -m pipelines.encode verify '{self.folder}' --repair"
+            )
         elif manifest["draws"] > self.config.draws:
             wrong = (
                 f"holds {manifest['draws']} draws, --draws is {self.config.draws}: ask for at "
@@ -160,7 +163,7 @@ class Encoding:
         return is_whole and self.set.is_finished(track=self.config.track)
 
     def _work(self, engine: Engine) -> None:
-        resources = self._resources(engine)
+        resources = self.resources(engine)
         where = self.set.tracked(
             "latent-pmrf/encode",
             {**self.identity, "draws": self.config.draws},
@@ -170,7 +173,7 @@ class Encoding:
         )
         sys.stdout.write(where)
 
-    def _resources(self, engine: Engine) -> Resources:
+    def resources(self, engine: Engine) -> Resources:
         """Return what a worker holds: a GPU with --device cuda, else a CPU."""
         if self.rule.device == "cpu":
             return Resources()

@@ -2,15 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -25,16 +22,16 @@ from datasets.reading.image_set import ImageSample
 from datasets.reading.ranges import LocalFiles, read_member
 from datasets.sets import claimed_set
 from datasets.shards import INDEX, MANIFEST, read_manifest
-from datasets.verify import Inspected, set_problems
+from datasets.verify import Inspected, guarded, readable_manifest, set_problems
 from infra.config import differences, flat, from_dict, to_dict
 from infra.errors import UsageError, UserError
 from infra.storage import local_path
+from pipelines.encode import claims
 from pipelines.encode import sums as latent_table
 from pipelines.encode.config import VerifyConfig
 from pipelines.encode.images import open_images
-from pipelines.encode.manifest import SIDES
 from pipelines.encode.networks import Encoder
-from pipelines.encode.sums import STATISTICS, ChannelSums, latent_values
+from pipelines.encode.sums import STATISTICS, latent_values
 from pipelines.jobs.folder import plain
 
 EXACT = 1e-3  # of a standard deviation: sums are rounded differently in other batches or versions
@@ -57,59 +54,39 @@ def problems(folder: Path) -> Iterator[str]:
     Checked, besides `datasets.verify.set_problems`: every sample has a target of both flips
     somewhere, and a source for each draw its JSON describes, of the set's shape and dtype and
     finite; every draw's parameters are those of (configuration, seed, key, number); the pair table
-    is right and has every draw of every sample; what the manifest counts, or says twice, agrees.
-
-    Raises:
-        UserError: there is no latent set here.
+    is right and has every draw of every sample.
     """
+    manifest = yield from readable_manifest(folder)
+    if manifest is None:
+        return
+    try:
+        inspector = _Inspector(manifest)
+    except (UserError, KeyError, TypeError) as error:
+        yield f"{folder / MANIFEST}: not of a latent set ({error!r})"
+        return
+    inspected = Inspected()
+    yield from set_problems(folder, inspector.sample, inspected)
+    if inspected.is_whole:
+        yield from guarded(PAIRS, _pairs(folder, inspector))
+        yield from guarded(STATISTICS, latent_table.problems(folder, manifest))
+        yield from guarded(MANIFEST, claims.problems(folder, manifest))
+        yield from guarded(MANIFEST, _draws(manifest, inspector))
+
+
+def _pairs(folder: Path, inspector: "_Inspector") -> Iterator[str]:
     claimed = claimed_set(folder, "latent set")
-    manifest = claimed.manifest
-    inspector = _Inspector(manifest)
-    yield from set_problems(folder, inspector.sample, Inspected())
-    with suppress(UserError):  # of a table that is missing or another one, which is said by now
-        yield from latent_pairs.problems(claimed)
-        pairs = claimed.table(PAIRS)
-        drawn = set(zip(pairs["key"].to_pylist(), pairs["draw"].to_pylist(), strict=True))
-        for key, number in sorted(inspector.draws ^ drawn):
-            yield f"{key}: draw {number} is in only one of the shards and {PAIRS}"
-        yield from _claims(manifest, pairs)
-    with suppress(UserError):
-        claimed.check(STATISTICS)
-        yield from latent_table.problems(folder, manifest)
+    yield from latent_pairs.problems(claimed)
+    table = claimed.table(PAIRS, columns=["key", "draw"])
+    pairs = set(zip(table["key"].to_pylist(), table["draw"].to_pylist(), strict=True))
+    for key, number in sorted(inspector.draws ^ pairs):
+        yield f"{key}: draw {number} is in only one of the shards and {PAIRS}"
+
+
+def _draws(manifest: Mapping[str, Any], inspector: "_Inspector") -> Iterator[str]:
     expected = range(manifest["draws"])
     for key in sorted({key for key, _ in inspector.draws}):
         if missing := [n for n in expected if (key, n) not in inspector.draws]:
             yield f"{key}: draws {missing} are missing"
-
-
-def _claims(manifest: Mapping[str, Any], pairs: pa.Table) -> Iterator[str]:
-    """Compare what the manifest says more than once, or counts, with where it is found."""
-    latent, target = manifest["latent"], manifest["statistics"]["target"]
-    generations = manifest["generations"]
-    ends = [0, *(generation["draws"][1] for generation in generations)]
-    sums = {
-        side: ChannelSums.joined([part["sums"][side] for part in generations], latent["channels"])
-        for side in SIDES
-    }
-    found = {
-        "draws": ends[-1],
-        "totals.pairs": len(pairs),
-        "totals.gray": pc.sum(pairs["gray"]).as_py(),
-        "latent.mean": target["mean"],
-        "latent.std": target["std"],
-        "generations.draws": [list(span) for span in pairwise(ends)],
-        "generations.shards": [entry["name"] for entry in manifest["shards"]],
-        **{f"statistics.{side}": sums[side].summary() for side in SIDES},
-    }
-    said = {
-        **flat({name: manifest[name] for name in ("draws", "totals", "latent")}),
-        "generations.draws": [generation["draws"] for generation in generations],
-        "generations.shards": [name for part in generations for name in part["shards"]],
-        **{f"statistics.{side}": manifest["statistics"][side] for side in SIDES},
-    }
-    for name, value in found.items():
-        if said[name] != value:
-            yield f"{MANIFEST}: {name} is {said[name]!r}, found {value!r}"
 
 
 class _Inspector:

@@ -32,11 +32,12 @@ class Attempt:
     Args:
         path: of the note.
         session: name of the job that is running, another at every start of it.
+        what: the unit, for the message.
     """
 
-    def __init__(self, path: Path, session: str) -> None:
+    def __init__(self, path: Path, session: str, what: str) -> None:
         before = json.loads(path.read_bytes()) if path.exists() else {}
-        self._path = path
+        self._path, self._what = path, what
         self._note: dict[str, Any] = {
             "session": session,
             "item": None,
@@ -59,7 +60,7 @@ class Attempt:
         if self._note["unexplained"] >= UNEXPLAINED:
             self._path.unlink()
             raise UserError(
-                f"workers were killed again and again in {self._path.stem}, and no image is to "
+                f"workers were killed again and again in {self._what}, and no image is to "
                 "blame; usually memory has run out: give fewer --workers and run the same command "
                 "again to resume"
             )
@@ -86,19 +87,20 @@ class Attempt:
 
 
 @contextmanager
-def attempt(folder: Path, unit: str, session: str) -> Iterator[Attempt]:
+def attempt(folder: Path, unit: str, session: str, what: str = "") -> Iterator[Attempt]:
     """Do a unit inside this block; only the death of the process leaves its note behind.
 
     Args:
         folder: of the notes.
         unit: name of the unit.
         session: name of the job that is running.
+        what: the unit, for the message; by default its name.
 
     Raises:
         UserError: processes keep dying in this unit while no item is under way.
     """
     path = folder / f"{unit}.json"
-    begun = Attempt(path, session)
+    begun = Attempt(path, session, what or f"unit {unit}")
     try:
         yield begun
     finally:

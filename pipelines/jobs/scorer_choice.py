@@ -16,7 +16,7 @@ class ScorerChoice:
     """Which scorer, and what a learned one needs."""
 
     name: Annotated[str, arg(name="scorer")] = "qalign"
-    """brisque or qalign; pipelines.curate also takes none, or a quality_score.json to import."""
+    """brisque or qalign; pipelines.curate also takes none, FILE.json or authors:FILE.json."""
     weights: Annotated[str, arg(name="scorer-weights")] = "q-future/one-align"
     """Q-Align: a folder with the published files, or a hub id."""
     prompt: Annotated[str, arg(name="scorer-prompt")] = "quality"

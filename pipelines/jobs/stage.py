@@ -5,15 +5,17 @@ same. Ray schedules and retries units, but whether a unit is done is decided by 
 Workers return an error that the user can mend as a value, so that the user sees one sentence.
 """
 
+import hashlib
 import json
 import os
+import pickle
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -76,7 +78,7 @@ class StageTime:
     name: str
     wall: float = 0.0
     startup: float = 0.0
-    """Seconds until the first worker began: to start processes and load modules and weights."""
+    """Seconds until the first unit began: to start processes and load modules."""
     done: int = 0
     steps: dict[str, float] = field(default_factory=dict)
 
@@ -122,6 +124,10 @@ class Engine(Protocol):
         """Return how many GPUs there are to compute on."""
         ...
 
+    def workers(self, resources: Resources) -> int:
+        """Return how many workers a stage has."""
+        ...
+
 
 def started(engine: Engine | None, workers: int | None) -> AbstractContextManager[Engine]:
     """Return the engine that is given, or else Ray with so many workers, for a `with` block."""
@@ -160,7 +166,7 @@ class RayEngine:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers
+        self._workers = workers
         self.times: list[StageTime] = []
 
     def __enter__(self) -> Self:
@@ -203,15 +209,24 @@ class RayEngine:
         self.times.append(stage)
         start, began = time.perf_counter(), time.time()
         rows = [{"unit": json.dumps(unit)} for unit in units]
-        cpus = int(ray.cluster_resources()["CPU"])
-        size = min(len(units), resources.workers or self.workers or cpus)
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Actor,
-            fn_constructor_args=(worker, tuple(arguments)),
-            compute=ray.data.ActorPoolStrategy(size=size),
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-        )
+        size = min(len(units), self.workers(resources))
+        made = pickle.dumps((worker, tuple(arguments), uuid.uuid4().hex))
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        if resources.gpus:  # an actor keeps its GPU; a task's process gives it back when it ends
+            results = dataset.map(
+                _Actor,
+                fn_constructor_args=(made,),
+                compute=ray.data.ActorPoolStrategy(size=size),
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
+            )
+        else:  # the processes that Ray has started anyway serve every stage
+            results = dataset.map(
+                do_unit,
+                fn_args=(made,),
+                compute=ray.data.TaskPoolStrategy(size=size),
+                num_cpus=resources.cpus,
+            )
         with progress(name, total) as advance:
             for row in results.iter_rows():
                 result: dict[str, Any] = json.loads(row["result"])
@@ -227,6 +242,13 @@ class RayEngine:
         import ray
 
         return int(ray.cluster_resources().get("GPU", 0))
+
+    def workers(self, resources: Resources) -> int:
+        """Return the workers of a stage: as many as it wants, or as was said, or as CPUs."""
+        import ray
+
+        cpus = int(ray.cluster_resources()["CPU"])
+        return resources.workers or self._workers or cpus
 
     def _start(self) -> None:
         import logging
@@ -246,7 +268,7 @@ class RayEngine:
             code = {"py_modules": [str(ROOT / name) for name in CODE], "excludes": ["__pycache__"]}
             options = {"log_to_driver": False, "runtime_env": code}
         else:
-            options["num_cpus"] = self.workers
+            options["num_cpus"] = self._workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
             take_own_token()
         local = "num_cpus" in options
@@ -289,25 +311,48 @@ def _quiet() -> Iterator[None]:
 
 
 class _Actor:
-    """The callable that Ray Data runs in a process: it holds one worker and does units with it."""
+    """A process of Ray's that does units with one worker and keeps a GPU."""
 
-    def __init__(self, worker: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
-        import ray
-
-        # Ray starts a dead actor again, under the same id, as often as it dies.
-        name = ray.get_runtime_context().get_actor_id()
-        try:
-            with attempt(Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}"), name, name):
-                self._work = worker(*arguments)
-        except (UserError, OSError) as error:
-            self._work = partial(_fail, error)
+    def __init__(self, made: bytes) -> None:
+        self._made = made
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": json.dumps(carried_out(self._work, json.loads(row["unit"])))}
+        return do_unit(row, self._made)
 
 
-def _fail(error: Exception, _: dict[str, Any]) -> dict[str, Any]:
-    raise error
+def do_unit(row: dict[str, Any], made: bytes) -> dict[str, Any]:
+    """Do the unit of a row in one of Ray's processes.
+
+    Args:
+        row: the unit, as JSON.
+        made: the pickled class of the worker, its arguments, and the name of the stage's run.
+    """
+
+    def work(unit: dict[str, Any]) -> dict[str, Any]:
+        return _worker(made, row["unit"])(unit)
+
+    return {"result": json.dumps(carried_out(work, json.loads(row["unit"])))}
+
+
+_held: dict[bytes, Worker] = {}
+"""The worker of this process, which it keeps until it is given another kind of unit."""
+
+
+def _worker(made: bytes, unit: str) -> Worker:
+    """Make the worker, unless this process has it.
+
+    Ray does a unit again as often as its process dies; of a process that dies while the worker is
+    made, a note is left, so that this ends.
+    """
+    if made not in _held:
+        worker, arguments, session = pickle.loads(made)
+        name = hashlib.sha256(made + unit.encode()).hexdigest()[:16]
+        notes = Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}")
+        with attempt(notes, name, session, "the start, which loads modules and weights"):
+            held = worker(*arguments)
+        _held.clear()
+        _held[made] = held
+    return _held[made]
 
 
 def carried_out(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:

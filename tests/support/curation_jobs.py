@@ -1,5 +1,6 @@
 """Curation without Ray: the same workers in this process, and small jobs for them."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipelines.jobs.stage import Resources, StageTime, Worker, carried_out
 
 OPTIONS = {
     "crop": {name: name for name in ("mode", "size", "stride")},
-    "cut": {name: name for name in ("samples_per_shard", "val_fraction", "seed")},
+    "cut": {field.name: field.name for field in dataclasses.fields(CutRule)},
     "scorer": {
         **{"scorer": "name", "scorer_weights": "weights", "scorer_prompt": "prompt"},
         "scorer_batch": "batch",
@@ -29,6 +30,7 @@ class InProcess:
     def __init__(self) -> None:
         self.times: list[StageTime] = []
         self.units: list[tuple[str, dict[str, Any]]] = []
+        self._steps: dict[str, set[str]] = {}
 
     def run(
         self,
@@ -48,11 +50,20 @@ class InProcess:
             result = carried_out(work, json.loads(json.dumps(unit)))
             if "failure" in result:
                 raise UserError(result["failure"])
+            self._steps.setdefault(name, set()).update(result["seconds"])
             yield result
 
     def gpus(self) -> int:
         """Return none."""
         return 0
+
+    def workers(self, resources: Resources) -> int:
+        """Return one: this process."""
+        return 1
+
+    def steps(self, name: str) -> set[str]:
+        """Return the steps that the workers of a stage took."""
+        return self._steps[name]
 
     def count(self, name: str) -> int:
         """Return how many units of a stage were done."""

@@ -134,7 +134,7 @@ def dry_run(task: Task, config: TrainerConfig, device: torch.device) -> str:
         *table(config, count, found, total / rate / 3600),
         "",
         f"GB of each rank at ZeRO stage {config.engine.zero_stage}. Hours are at the measured rate "
-        "for each rank, without reading, validating and saving; at another rate, "
+        "for each rank, without reading, validating and saving; at another rate, they are "
         f"{total / 3600:.4g} divided by the TFLOP/s of all ranks together.",
         files(config, count),
         "Nothing was written.",
