@@ -111,7 +111,7 @@ def _options() -> set[str]:
         for cls, presets in [*PROGRAMS.values(), *VERIFIERS]:
             with pytest.raises(SystemExit):
                 cli.parse(cls, presets, ["--help"], "", "")
-    return {"--help", *re.findall(r"--[a-z][a-z-]+", printed.getvalue())}
+    return {"--help", *re.findall(r"--[a-z][a-z0-9-]+", printed.getvalue())}
 
 
 @pytest.fixture

@@ -66,6 +66,22 @@ def test_an_entry_that_is_lost_or_added_is_named(whole: Path, tmp_path: Path, ch
         assert any(name in problem for problem in problems(folder))
 
 
+@pytest.mark.parametrize("entry", [("shards", 1), ("files", "index.parquet")])
+def test_a_key_that_is_misspelt_inside_an_entry_is_named(
+    whole: Path, tmp_path: Path, entry: tuple[str, Any]
+) -> None:
+    """A flipped bit in a name inside the manifest's lists is a sentence too."""
+    folder = Path(shutil.copytree(whole, tmp_path / "set"))
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    part = manifest[entry[0]][entry[1]]
+    part["cytes"] = part.pop("bytes")
+    (folder / MANIFEST).write_bytes(pretty_json(manifest))
+
+    (problem,) = problems(folder)
+    assert "bytes is missing" in problem
+    assert "cytes" in problem
+
+
 @pytest.mark.parametrize(
     "name",
     ["manifest.json", "index.parquet", "scores.parquet", "ignored.parquet", "train-000000.tar"],

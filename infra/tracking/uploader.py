@@ -1,5 +1,6 @@
 """A log's way to MLflow: in the background, in order, each line once, however often it fails."""
 
+import contextlib
 import shlex
 import sys
 import threading
@@ -26,7 +27,8 @@ REFUSALS: dict[str, frozenset[str]] = {
 
 def warn(message: str) -> None:
     """Tell the person at the terminal."""
-    sys.stderr.write(f"tracking: {without_password(message)}\n")
+    with contextlib.suppress(OSError):  # a terminal may end before the job does
+        sys.stderr.write(f"tracking: {without_password(message)}\n")
 
 
 class Uploader(threading.Thread):

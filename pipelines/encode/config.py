@@ -1,13 +1,15 @@
 """What latents are made by; light, so that a command line can be checked without PyTorch."""
 
 from dataclasses import field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from datasets.degradation.parameters import PRESETS as DEGRADATIONS
 from datasets.degradation.parameters import degradation_preset
 from datasets.latent_format import LatentType
+from infra.cli import choices
 from infra.config import STRICT, from_dict, merged
 from pipelines.jobs.paths import absolute, absolute_if_there
 
@@ -29,8 +31,8 @@ class EncodeRule:
     the regressor g; lq: x_0 = E(LQ), without a predictor."""
     posterior: Literal["mode", "sample"] = "mode"
     """mode or sample of the encoder's Gaussian; a sample is drawn once and stored."""
-    degradation: str = "pmrf"
-    """pmrf, pmrf-128 (for images of 128 pixels), gfpgan-v1 or difface-test."""
+    degradation: Annotated[str, choices(*DEGRADATIONS)] = "pmrf"
+    """What makes LQ of HQ."""
     seed: int = 0
     """Of the draws, and of the posterior's noise."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"

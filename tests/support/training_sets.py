@@ -17,7 +17,7 @@ from datasets.decoding import encode_png
 from datasets.degradation.parameters import degradation_preset
 from datasets.latent_format import LatentDraw, LatentFormat, LatentSample
 from datasets.latent_pairs import PAIRS, pair_table
-from infra.config import to_dict
+from infra.config import canonical_json, to_dict
 from infra.storage import sha256, write_bytes
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.frozen import load_posterior_mean, load_vae
@@ -35,14 +35,28 @@ SMOKE = ("--preset", "tiny", "--model", "tiny", "--global-batch-size", "4")  # t
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_losses.json"
 
 
-def write_image_set(folder: Path, *, size: int, train: int = 7, held_out: int = 3) -> Path:
-    """Write an image set of two splits; returns its folder."""
+def write_image_set(
+    folder: Path, *, size: int, train: int = 7, held_out: int = 3, sources: Sequence[str] = ()
+) -> Path:
+    """Write an image set of two splits; returns its folder.
+
+    Args:
+        folder: where.
+        size: side of the images.
+        train: number of images of that split.
+        held_out: number of images of the other.
+        sources: the photograph of each image, for its JSON; without, images have none.
+    """
     written = []
     for split, first, count in (("train", 0, train), ("val", train, held_out)):
         if not count:
             continue
         images = (
-            (f"p{number:02d}", {"png": encode_png(np.asarray(picture(number, size, size)))})
+            (
+                f"p{number:02d}",
+                {"png": encode_png(np.asarray(picture(number, size, size)))}
+                | ({"json": canonical_json({"source": sources[number]})} if sources else {}),
+            )
             for number in range(first, first + count)
         )
         written.append(shards.write_shard(folder / shards.shard_name(split, 0), images))

@@ -3,11 +3,12 @@
 step-00012000/
 manifest.json       bytes and SHA-256 of every file, compared at a resume; written last, once every
                     rank is done: without it there is no checkpoint
-record.json         step, configuration, layout, position in the data, metrics
+record.json         step, configuration, layout, position in the data
 model/              the network in float32: model.safetensors, config.json
 ema-0.9999/         one such folder for each decay
 optimizer.safetensors   Adam's moments by parameter, for another layout
 engine/             DeepSpeed's own state, a part from each rank, for the same layout
+metrics.json        of the validation of this step, if there was one; comes after the manifest
 
 A damaged checkpoint is moved to damaged-step-..., where nobody looks for one, and the next older
 one is taken. A run that goes on from the checkpoint of another run is a fork of that run.
@@ -35,7 +36,7 @@ from trainers.loop.engine import Engine
 from trainers.loop.integrity import MANIFEST, damage, is_whole, seal
 
 CHECKPOINTS, RECORD, MODEL, ENGINE = "checkpoints", "record.json", "model", "engine"
-MOMENTS_FILE = "optimizer.safetensors"
+MOMENTS_FILE, METRICS = "optimizer.safetensors", "metrics.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,12 @@ class Checkpoint:
     def step(self) -> int:
         """Updates done."""
         return int(self.record["step"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the validation of this step found; empty if there was none so far."""
+        path = self.folder / METRICS
+        return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
     def load_weights(self, network: nn.Module, ema: EMA) -> None:
         """Load the weights and their averages; to be called before an engine takes the network."""
@@ -210,6 +217,12 @@ class Checkpoints:
         barrier()
         return Checkpoint(folder, record)
 
+    def rate(self, step: int, metrics: dict[str, float]) -> None:
+        """Add what a validation found to the checkpoint of its step, by which the best are kept."""
+        if rank() == 0:
+            write_bytes(self.folder / f"step-{step:08d}" / METRICS, pretty_json(metrics))
+            self.prune()
+
     def _write(
         self,
         folder: Path,
@@ -242,8 +255,8 @@ class Checkpoints:
         """Delete checkpoints that are neither new nor good enough, and incomplete ones."""
         complete = self.complete()
         name, sign = self.best.removeprefix("-"), -1 if self.best.startswith("-") else 1
-        rated = [c for c in complete if name in c.record["metrics"]]
-        rated.sort(key=lambda c: sign * float(c.record["metrics"][name]), reverse=True)
+        rated = [c for c in complete if name in c.metrics]
+        rated.sort(key=lambda c: sign * c.metrics[name], reverse=True)
         kept = {c.folder for c in complete[-self.keep_last :] + rated[: self.keep_best]}
         for folder in self.folder.glob("step-*"):
             if folder not in kept:

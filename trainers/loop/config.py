@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from infra.config import STRICT
 from infra.distributed import local_rank
 from infra.errors import UsageError
+from infra.notices import OnUsr1
 
 if TYPE_CHECKING:
     from models.ema import EMAConfig
@@ -29,14 +30,21 @@ class LoopConfig:
     """Updates."""
     log_every: PositiveInt = 50
     """Steps from one line of the log to the next."""
-    validate_every: PositiveInt = 5_000
-    """Steps from one validation to the next; there is one at the start and at the end."""
+    validate_every: NonNegativeInt = 5_000
+    """Steps from one validation to the next; there is one at the start and at the end. 0: none."""
+    validate_limit: PositiveInt | None = 500
+    """Held-out samples of each set that a validation takes, spread over the set; None: all."""
     save_every: PositiveInt = 5_000
-    """Steps from one checkpoint to the next; there is one at the end and at SIGTERM."""
+    """Steps from one checkpoint to the next; there is one at the end, and when told to end."""
     keep_last: PositiveInt = 2
     """Newest checkpoints that stay."""
     keep_best: NonNegativeInt = 1
     """Best checkpoints that stay besides; a checkpoint is rated if its step was validated."""
+    best: str | None = None
+    """Metric of the validation that says which are best, such as lpips or psnr; None: the trainer's
+    choice, which it prints."""
+    on_usr1: OnUsr1 = "save"
+    """What SIGUSR1 asks for: ``save`` and go on, or ``end`` with a checkpoint, as SIGTERM does."""
     resume: str = "auto"
     """"auto": from the newest whole checkpoint of the output folder; "never"; or the folder of a
     checkpoint, or of a run: of another run it is forked."""
@@ -62,11 +70,17 @@ class LoopConfig:
     track: bool = True
     """Log the run to MLflow (MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db)."""
     timeout_minutes: PositiveFloat = 30.0
-    """A rank whose step, validation or save takes longer prints where it hangs and ends the job."""
+    """A rank whose step, save, or batch of a validation takes longer prints where it hangs and ends
+    the job."""
     local_rank: int = -1
     """Passed by the deepspeed launcher; LOCAL_RANK is what is read."""
 
     def __post_init__(self) -> None:
+        if self.best and not self.validate_every:
+            raise ValueError(
+                f"best={self.best!r} with validate_every=0: without a validation no checkpoint has "
+                "a metric; leave --best out, or validate"
+            )
         if self.local_rank not in (-1, local_rank()):
             raise UsageError(
                 f"--local_rank={self.local_rank}, but LOCAL_RANK={local_rank()}: start with "

@@ -15,6 +15,7 @@ own `bf16` would keep the weights in bf16, and at stage 0 it takes one step too 
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -49,6 +50,9 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
         import deepspeed.ops
 
     deepspeed.utils.logger.setLevel("ERROR")  # or every rank logs its start
+    # DeepSpeed 0.19.8 calls what PyTorch 2.13 has renamed: every rank would say so, to no purpose.
+    old = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+    warnings.filterwarnings("ignore", old, FutureWarning)
     # DeepSpeed would compile an all-reduce through shared memory at its first start; gloo has one.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = torch.device("cuda", local_rank()) if has_cuda else torch.device("cpu")

@@ -1,6 +1,6 @@
 """The interface of a recipe for the loop: a network, its data, its losses, its validation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,22 @@ from trainers.loop.noise import Noise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+class Interrupted(Exception):  # noqa: N818  (an outcome, not a fault)
+    """A validation was left, on all ranks at the same batch."""
+
+
+Between = Callable[[str, int, int], None]
+"""What all ranks call together before each batch of a validation.
+
+It is told what is done with the batches, the number of this one, from 0, and how many there are. It
+may raise `Interrupted`, which ends the validation.
+"""
+
+
+def unwatched(what: str, number: int, count: int) -> None:
+    """Let a validation go on: nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +86,7 @@ class Task(Protocol):
     def losses(self, engine: Runner, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute a micro-batch's losses: scalars, of which "loss" is minimised."""
 
-    def validate(self, network: nn.Module) -> Validation:
+    def validate(self, network: nn.Module, between: Between = unwatched) -> Validation:
         """Validate a network on the held-out split; all ranks call it and share the work."""
 
     def flops_per_sample(self) -> int:
