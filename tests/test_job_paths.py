@@ -58,16 +58,21 @@ def test_a_cluster_gets_the_code_alone() -> None:
     assert sum(path.stat().st_size for path in shipped) < 5 << 20
 
 
-def test_a_cluster_that_lets_nobody_in_is_explained(pictures: Pictures, tmp_path: Path) -> None:
-    """The message names the address, and what to set for the token that the cluster asks for."""
+def test_a_cluster_that_does_not_answer_is_explained(pictures: Pictures, tmp_path: Path) -> None:
+    """At once; the message names the address, and what to set if the cluster asks for a token."""
     job: list[str | Path] = ["--input", pictures(1), "--output", tmp_path / "set", "--size", "64"]
-    variables = {"RAY_ADDRESS": "127.0.0.1:1", "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    variables = {"RAY_ADDRESS": "127.0.0.1:1"}
     process = program("pipelines.curate", [*job, "--stride", "64"], tmp_path, **variables)
     _, errors = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 1
     assert "Traceback" not in errors
-    for word in ("RAY_ADDRESS=127.0.0.1:1", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"):
+    for word in (
+        "RAY_ADDRESS=127.0.0.1:1",
+        "nobody answers",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_AUTH_TOKEN",
+    ):
         assert word in errors
 
 

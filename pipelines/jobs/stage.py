@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self, TypeVar
 from infra.errors import UsageError, UserError
 from infra.storage import explained
 from pipelines.jobs.attempts import attempt
+from pipelines.jobs.cluster import check_answers, unreachable
 from pipelines.jobs.progress import Watched, progress
 from pipelines.jobs.ray_files import take_own_token, unwritable
 
@@ -264,7 +265,8 @@ class RayEngine:
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
-        if os.environ.get("RAY_ADDRESS"):
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
             code = {"py_modules": [str(ROOT / name) for name in CODE], "excludes": ["__pycache__"]}
             options = {"log_to_driver": False, "runtime_env": code}
         else:
@@ -273,28 +275,16 @@ class RayEngine:
             take_own_token()
         local = "num_cpus" in options
         try:
+            check_answers(address or "")
             with _quiet() if local else nullcontext():
                 ray.init(logging_level="ERROR", **options)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise _unreachable(error) from error
+            raise unreachable(error) from error
         except OSError as error:
             raise unwritable(error) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
-
-
-def _unreachable(error: Exception) -> UserError:
-    """Say what to do where Ray does not start, or a cluster does not answer or lets nobody in."""
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        return UserError(f"cannot start Ray on this machine: {error}")
-    return UserError(
-        f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error}; check that it is up. If "
-        "its head was started where ~/.ray/auth_token exists, it asks for that token: set "
-        "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a copy of the file or RAY_AUTH_TOKEN to "
-        "what it holds"
-    )
 
 
 @contextmanager
