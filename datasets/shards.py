@@ -194,7 +194,8 @@ def parsed_manifest(path: Path, content: bytes) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(content)
         shard_sizes(manifest), manifest["files"].keys()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a manifest of a set ({error}); move it away") from error
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is not a manifest of a set ({why}); move it away") from error
     return manifest
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra.errors import UsageError, UserError
 from infra.tracking.record import described, read
 from tests.support.training_sets import assert_equal, digests, log, saved_weights
-from trainers.loop.checkpoints import Checkpoints, whole
+from trainers.loop.checkpoints import METRICS, Checkpoints, whole
 from trainers.loop.integrity import MANIFEST, damage, is_whole
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def test_the_older_checkpoint_is_taken_for_one_with_any_damage(
     """Whatever happened to whichever file, it is named, and its checkpoint moved aside."""
     newest = eight / "checkpoints" / NEWEST
     assert {str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file()} == {
-        *FILES
+        *FILES,
+        METRICS,
     }
     DAMAGES[damaged](newest / file)
     is_gone = (file, damaged) == (MANIFEST, "deleted")  # as of a save that was killed
@@ -82,6 +83,23 @@ def test_the_older_checkpoint_is_taken_for_one_with_any_damage(
         assert f"It is now damaged-{NEWEST}" in warned
         assert f"goes on from {OLDER}" in warned
         assert (newest.parent / f"damaged-{NEWEST}").is_dir()
+
+
+@pytest.mark.parametrize("damaged", DAMAGES)
+def test_damaged_numbers_of_a_validation_are_found_again(
+    command: "list[str | Path]", train: "Train", eight: Path, damaged: str
+) -> None:
+    """The checkpoint is whole without them; the next start takes them from the run's log."""
+    before = find(eight).find("auto")
+    assert before is not None
+    numbers = before.metrics
+    DAMAGES[damaged](before.folder / METRICS)
+    assert before.metrics == {}
+    ended = train(command, eight)
+
+    assert ended.code == 0, ended.said
+    assert "complete already" in ended.said
+    assert before.metrics == numbers != {}
 
 
 @settings(max_examples=150)

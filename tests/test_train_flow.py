@@ -291,10 +291,10 @@ def test_torchrun_trains_on_two_ranks_as_on_one(
 
 
 def test_latents_of_another_vae_are_refused(files: Files, tmp_path: Path) -> None:
-    """The message has both digests."""
+    """The message has the beginnings of both digests."""
     other = write_latent_set(tmp_path / "other", identity={"vae": "f" * 64})
 
-    with pytest.raises(UserError, match="f" * 64):
+    with pytest.raises(UserError, match=r"vae: 'f{12}' -> '[0-9a-f]{12}'"):
         FlowTask(configured(files, latents=str(other)), CPU)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from infra.config import pretty_json
+from infra.config import digest, pretty_json
 from infra.storage import write_bytes
 from infra.termination import TERMINATED
 from models.checkpoint import load_checkpoint
@@ -255,7 +255,8 @@ def _write(folder: Path, step: int, loss: float | None = None) -> Path:
     write_bytes(path / "record.json", record)
     assert seal(path) == ""
     if loss is not None:
-        write_bytes(path / METRICS, pretty_json({"loss": loss}))
+        saved = {"metrics": {"loss": loss}, "sha256": digest({"loss": loss})}
+        write_bytes(path / METRICS, pretty_json(saved))
     return path
 
 

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from infra.config import pretty_json
+from infra.config import digest, pretty_json
 from infra.distributed import barrier, gathered, rank
 from infra.errors import UsageError, UserError
 from infra.storage import local_path, move, remove_tree, write_bytes, written_by_name
@@ -53,9 +53,13 @@ class Checkpoint:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the validation of this step found; empty if there was none so far."""
-        path = self.folder / METRICS
-        return dict(json.loads(path.read_bytes())) if path.exists() else {}
+        """What the validation of this step found; empty if there was none, or if it is damaged."""
+        try:
+            saved = json.loads((self.folder / METRICS).read_bytes())
+            found = {str(name): float(number) for name, number in saved["metrics"].items()}
+            return found if saved["sha256"] == digest(found) else {}
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+            return {}
 
     def load_weights(self, network: nn.Module, ema: EMA) -> None:
         """Load the weights and their averages; to be called before an engine takes the network."""
@@ -220,7 +224,9 @@ class Checkpoints:
     def rate(self, step: int, metrics: dict[str, float]) -> None:
         """Add what a validation found to the checkpoint of its step, by which the best are kept."""
         if rank() == 0:
-            write_bytes(self.folder / f"step-{step:08d}" / METRICS, pretty_json(metrics))
+            numbers = {name: float(number) for name, number in metrics.items()}
+            saved = {"metrics": numbers, "sha256": digest(numbers)}
+            write_bytes(self.folder / f"step-{step:08d}" / METRICS, pretty_json(saved))
             self.prune()
 
     def _write(
