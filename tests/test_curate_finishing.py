@@ -11,7 +11,7 @@ from infra import storage
 from infra.tracking.run import Run
 from pipelines.curate import job, report
 from pipelines.jobs.folder import SetFolder
-from tests.conftest import picture
+from tests.conftest import PATIENCE, picture
 from tests.support.curation_jobs import published, run
 
 
@@ -88,6 +88,12 @@ def test_a_page_that_is_gone_comes_back(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "set" / "report.html").exists()
 
 
+def died(tracked: Run, *_: object) -> None:
+    """End the thread that sends, as the death of its process does, and record nothing of an end."""
+    assert tracked._uploader is not None
+    tracked._uploader.close(PATIENCE)
+
+
 def test_a_run_that_was_killed_on_the_way_to_mlflow_is_recorded_once(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +107,7 @@ def test_a_run_that_was_killed_on_the_way_to_mlflow_is_recorded_once(
     for number, (owner, name, after) in enumerate(points):
         output = tmp_path / f"set-{number}"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Run, "__exit__", lambda *_: None)  # what a dead process does not do
+            patch.setattr(Run, "__exit__", died)
             patch.setattr(owner, name, struck(getattr(owner, name), after=after))
             with pytest.raises(KilledError):
                 run(source, output, track=True)
