@@ -138,6 +138,10 @@ class PublishedSet:
             )
 
 
+class EmptySplitError(UserError):
+    """A set that has nothing of the split that is wanted."""
+
+
 def open_set(folder: Path, kind: Kind) -> PublishedSet:
     """Open a set of a kind, all of whose shards are there.
 

@@ -399,14 +399,20 @@ def test_other_networks_are_best_by_what_they_are_trained_for(
 
 
 def test_without_validation_no_held_out_split_is_needed(files: Files, tmp_path: Path) -> None:
-    """`--validate-every 0` opens none."""
-    loop = replace(LOOP, validate_every=0)
+    """The refusal of a set without one advises `--validate-every 0`, which opens none."""
     images = str(write_image_set(tmp_path / "set", size=64, held_out=0))
+    online = {"draws": "online", "latents": ""}
+    builds: list[Callable[[LoopConfig], Any]] = [
+        lambda loop: vae_task(images, loop=loop),
+        lambda loop: predictor_task(images, loop=loop),
+        lambda loop: flow_task(files, loop=loop, images=(images,)),
+        lambda loop: flow_task(files, loop=loop, images=(images,), **online),
+    ]
 
-    vae_task(images, loop=loop)
-    predictor_task(images, loop=loop)
-    flow_task(files, loop=loop, images=(images,))
-    flow_task(files, loop=loop, images=(images,), draws="online", latents="")
+    for build in builds:
+        with pytest.raises(UserError, match="leave validation out: --validate-every 0"):
+            build(LOOP)
+        build(replace(LOOP, validate_every=0))
 
 
 @pytest.mark.parametrize(

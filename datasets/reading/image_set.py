@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from datasets.decoding import Pixels, UndecodableImage, decode
 from datasets.reading.ranges import Cache, UnreadableRange, read_member, shards_of
-from datasets.sets import open_set
+from datasets.sets import EmptySplitError, open_set
 from datasets.shards import INDEX
 from infra.errors import UserError
 
@@ -88,7 +88,7 @@ class ImageSet:
         self.rows = _rows(folder / INDEX, self.opened.index(), names).slice(0, limit)
         if not len(self.rows):
             held_out = "; curate with --val-fraction 0.05 to hold images out"
-            raise UserError(
+            raise EmptySplitError(
                 f"{folder}: no image{f' of split {split!r}' if split else ''} in {INDEX}"
                 f"{held_out if split == 'val' else ''}"
             )

@@ -33,7 +33,7 @@ from datasets.reading.loader import stand_ins
 from datasets.reading.memory import Memory
 from datasets.reading.order import Order, Picks, WeightedSet, scattered
 from datasets.reading.ranges import Cache, UnreadableRange, flipped, names_member, shards_of
-from datasets.sets import PublishedSet, open_set
+from datasets.sets import EmptySplitError, PublishedSet, open_set
 from datasets.shards import BLOCK, shard_sizes
 from datasets.versions import versions
 from infra.config import differences, from_dict
@@ -248,7 +248,11 @@ def _pairs(opened: PublishedSet, split: str, *, checked: bool) -> pa.Table:
         opened.has_shards(PAIRS, pc.unique(table[f"{side}_shard"]).to_pylist())
     table = table.filter(pc.equal(table["split"], split))
     if not len(table):
-        raise UserError(f"{opened.folder}: no pair of split {split!r} in {PAIRS}")
+        held_out = "; curate with --val-fraction 0.05 to hold images out, and encode that set"
+        raise EmptySplitError(
+            f"{opened.folder}: no pair of split {split!r} in {PAIRS}"
+            f"{held_out if split == 'val' else ''}"
+        )
     if checked and not all(_has_checksums(table, side) for side in SIDES):
         raise UserError(
             f"{opened.folder}: --check-data compares checksums, and an earlier version of the "

@@ -1,6 +1,7 @@
 """Opening and reading of data for training and validation, the same in every recipe."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
 from datasets.reading.ranges import Cache
+from datasets.sets import EmptySplitError
 from infra.distributed import rank, world_size
 from infra.errors import UserError
 from infra.storage import local_path
@@ -22,12 +24,26 @@ from trainers.loop.task import Between, unwatched
 
 def open_images(path: str, loop: LoopConfig, split: str = "train") -> ImageSet:
     """Open an image set, through the cache if there is one."""
-    return ImageSet(local_path(path), split=split, cache=_cache(loop))
+    with _way_out(split):
+        return ImageSet(local_path(path), split=split, cache=_cache(loop))
 
 
 def open_latents(path: str, loop: LoopConfig, split: str) -> LatentPairs:
     """Open a latent set, through the cache if there is one."""
-    return LatentPairs(local_path(path), split=split, cache=_cache(loop), checked=loop.check_data)
+    with _way_out(split):
+        return LatentPairs(
+            local_path(path), split=split, cache=_cache(loop), checked=loop.check_data
+        )
+
+
+@contextmanager
+def _way_out(split: str) -> Iterator[None]:
+    """Add to the refusal of a set without held-out samples how to train on it all the same."""
+    try:
+        yield
+    except EmptySplitError as error:
+        without = ", or leave validation out: --validate-every 0" if split == "val" else ""
+        raise UserError(f"{error}{without}") from error
 
 
 def named(path: str, samples: ImageSet | LatentPairs) -> tuple[str, str, str, str]:

@@ -252,7 +252,7 @@ def _latents(config: FlowConfig, split: str) -> LatentPairs:
     try:
         return open_latents(config.latents, config.loop, split)
     except UserError as error:
-        raise UserError(f"--latents: {error}; both splits are needed") from error
+        raise UserError(f"--latents: {error}") from error
 
 
 def _build(config: looformer.LooUFormerConfig | hdit.HDiTConfig) -> Network:
