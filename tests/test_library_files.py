@@ -1,6 +1,7 @@
 """Where libraries write: not in the home directory; or it is said which, and what moves it."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def test_ray_is_named_where_it_cannot_write(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null/x")
     with pytest.raises(UserError, match=r"Ray, .* cannot write /dev/null/x.*set RAY_TMPDIR to a"):
         RayEngine(1).__enter__()
+
+
+def test_ray_gives_the_handler_of_sigterm_back() -> None:
+    """Ray puts its own in that place, which would decide the exit code of what comes later."""
+    before = signal.getsignal(signal.SIGTERM)
+    with RayEngine(1):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_token_of_the_users_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

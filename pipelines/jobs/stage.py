@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import tempfile
 import threading
 import time
@@ -160,7 +161,8 @@ def a_gpu_each(engine: Engine, gpus: int | None, option: str, otherwise: str) ->
 class RayEngine:
     """Runs stages on a local Ray, or on the one that RAY_ADDRESS names, inside a `with` block.
 
-    Enter it before anything that handles signals: Ray installs its own handler of SIGTERM.
+    Enter it before anything that handles signals: Ray installs its own handler of SIGTERM, in whose
+    place the one from before is put back at the end.
 
     Args:
         workers: parallel workers; None takes every CPU of the cluster.
@@ -168,16 +170,28 @@ class RayEngine:
 
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers
+        self._handler: Any = None
         self.times: list[StageTime] = []
 
     def __enter__(self) -> Self:
-        self._start()
+        self._handler = signal.getsignal(signal.SIGTERM)
+        try:
+            self._start()
+        except BaseException:
+            self._restore_handler()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         import ray
 
         ray.shutdown()
+        self._restore_handler()
+
+    def _restore_handler(self) -> None:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and self._handler is not None:  # None: one that Python did not install
+            signal.signal(signal.SIGTERM, self._handler)
 
     def run(
         self,
