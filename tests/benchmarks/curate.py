@@ -221,13 +221,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--stride", type=int, default=384)
+    parser.add_argument("--strides", type=int, nargs=2, default=(352, 192))
     options = parser.parse_args()
-    sizes = (options.size, options.stride)
+    sizes = (options.size, options.strides[0])
+    few, many = (
+        compare(options.folder, options.size, stride, scored=True) for stride in options.strides
+    )
+    patches = many["patches"] - few["patches"]
     measurements = {
         "images": sum(1 for path in Path(options.folder).rglob("*") if path.is_file()),
         "unscored": compare(options.folder, *sizes, scored=False),
-        "brisque": compare(options.folder, *sizes, scored=True),
+        "brisque": few,
+        "brisque_of_more_patches": many,
+        "marginal_patch": {
+            "job_ms": 1e3 * (many["job_s"] - few["job_s"]) / patches,
+            "bare_ms": 1e3 * (many["bare_s"] - few["bare_s"]) / patches,
+        },
         "ray_write_webdataset_s": statistics.median(
             ray_writer(options.folder, *sizes) for _ in range(RUNS)
         ),
