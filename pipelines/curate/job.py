@@ -25,6 +25,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +313,9 @@ class Curation:
         refs = {ref.key: ref for ref in listing.images}
         plan = staging / PLAN
         folder = self.keeping().folder
-        write_plan(plan, [located(table, refs, Path(folder)) for table in tables.values()])
+        rows = located(pa.concat_tables(tables.values()), refs, Path(folder))
+        ends = list(accumulate(table.num_rows for table in tables.values()))
+        write_plan(plan, [rows[start:end] for start, end in pairwise([0, *ends])])
         units = units_left(staging, tables)
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
         rule, limit = self.config.crop, self.config.max_pixels

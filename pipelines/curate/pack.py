@@ -137,7 +137,7 @@ class PackShard:
 
 
 def located(table: pa.Table, refs: Mapping[str, ImageRef], kept: Path) -> pa.Table:
-    """Add to a shard's rows the columns of `LOCATED` that say where image and PNG are read."""
+    """Add to the rows of all shards the columns of `LOCATED`: where image and PNG are read."""
     places = [dataclasses.asdict(refs[source]) for source in table["source"].to_pylist()]
     for field in list(LOCATED)[len(table.schema.names) : -len(PLACE)]:
         values = [place[field.name] for place in places]
