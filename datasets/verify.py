@@ -19,8 +19,10 @@ from infra.errors import UserError
 from infra.storage import sha256
 
 
-def problems(folder: Path) -> Iterator[str]:
+def problems(folder: Path) -> Generator[str, None, bool]:
     """Yield one sentence for everything in an image set that is not as its own records say.
+
+    Returns whether every file is as the manifest says.
 
     Checked, besides `set_problems`: every key is unique; every PNG decodes to the size and hash its
     JSON names; the samples are exactly the kept rows of scores.parquet; no source image, and no
@@ -30,12 +32,19 @@ def problems(folder: Path) -> Iterator[str]:
     yield from set_problems(folder, _sample, inspected)
     if inspected.is_whole:
         yield from guarded("scores.parquet", _scores(folder, inspected))
+    return inspected.is_whole
 
 
 def damaged(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """List the files of a manifest that are absent or have another length or SHA-256."""
+    return list(_damages(folder, manifest))
+
+
+def _damages(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Say what is wrong with each file of a manifest that is not as it says, by its name."""
     entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
-    return [name for name, entry in entries.items() if _damage(folder / name, entry)]
+    found = {name: _damage(folder / name, entry) for name, entry in entries.items()}
+    return {name: wrong for name, wrong in found.items() if wrong}
 
 
 def claim_problems(said: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
@@ -94,12 +103,14 @@ def set_problems(folder: Path, inspect: Inspect, inspected: Inspected) -> Iterat
     manifest = yield from readable_manifest(folder)
     if manifest is None:
         return
-    yield from _files(folder, manifest)
+    wrong = _damages(folder, manifest)
+    yield from (f"{name}: {what}" for name, what in wrong.items())
+    yield from _names(folder, manifest)
     for entry in manifest["shards"]:
         path = folder / entry["name"]
         if path.exists():
             yield from guarded(path.name, _shard(path, entry, inspect, inspected))
-    inspected.is_whole = not damaged(folder, manifest)
+    inspected.is_whole = not wrong
     if inspected.is_whole:
         yield from guarded(INDEX, _index(folder, inspected))
         yield from _totals(manifest, inspected)
@@ -146,17 +157,6 @@ def readable_manifest(folder: Path) -> Generator[str, None, dict[str, Any] | Non
     return manifest
 
 
-def whole_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a set if it can be read and every file is as it says."""
-    said = readable_manifest(folder)
-    try:
-        next(said)
-    except StopIteration as end:
-        manifest: dict[str, Any] = end.value
-        return None if damaged(folder, manifest) else manifest
-    return None
-
-
 def guarded(where: str, found: Iterator[str]) -> Iterator[str]:
     """Yield problems; and a sentence for whatever damaged bytes raise in the search for them."""
     try:
@@ -165,11 +165,8 @@ def guarded(where: str, found: Iterator[str]) -> Iterator[str]:
         yield f"{where}: damaged, or not what it should be ({type(error).__name__}: {error})"
 
 
-def _files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    named = {entry["name"]: entry for entry in manifest["shards"]}
-    for name, entry in {**named, **manifest["files"]}.items():
-        if wrong := _damage(folder / name, entry):
-            yield f"{name}: {wrong}"
+def _names(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    named = {entry["name"] for entry in manifest["shards"]}
     for path in sorted(folder.glob("*.tar")):
         if path.name not in named:
             yield f"{path.name}: a shard that the manifest does not name"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from datasets import verify
 from datasets.sample import SCORES
-from datasets.shards import INDEX, MANIFEST
+from datasets.shards import INDEX, MANIFEST, read_manifest
 from pipelines.curate.manifest import FORMAT, IGNORED_FILE, REPEATED, SCORES_FILE, counted
 
 
@@ -19,8 +19,8 @@ def problems(folder: Path) -> Iterator[str]:
     Checked, besides `datasets.verify.problems`: what the manifest counts is what its scores and
     shards add up to; all else that it says is what `scores.parquet` repeats; it says nothing else.
     """
-    yield from verify.problems(folder)
-    manifest = verify.whole_manifest(folder)
+    is_whole = yield from verify.problems(folder)
+    manifest = read_manifest(folder) if is_whole else None
     if manifest is not None:
         yield from verify.guarded(SCORES_FILE, _claims(folder, manifest))
 
