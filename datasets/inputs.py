@@ -10,13 +10,9 @@ from datasets import folders
 from datasets.archives import archive
 from datasets.archives.archive import Archive
 from datasets.archives.found import Found
-from datasets.names import NAME_RULE, is_valid_prefix, shown
+from datasets.names import IMAGE_EXTENSIONS, NAME_RULE, is_valid_prefix, shown
 from infra.errors import UsageError
 from infra.storage import explained, local_path
-
-IMAGE_EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif"}
-)
 
 
 @dataclass(frozen=True, slots=True)

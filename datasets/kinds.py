@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from datasets.names import IMAGE_EXTENSIONS
 from datasets.shards import MANIFEST
 
 LOOKED_AT = 1000  # entries of a folder; enough to say what it is, even where it holds millions
-PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".avif")
 UNFINISHED = {".curate": "curate", ".encode": "encode"}  # a job's own folder in that of its set
 KINDS = {"latent-pmrf/samples": "an image set", "latent-pmrf/latents": "a latent set"}
 
@@ -48,7 +48,7 @@ def _findings(path: Path) -> Iterator[str]:
         yield f"this folder holds the sets {_listed(sets)}: give one of them"
     if any(name.endswith(".tar") for name in names):
         yield f"this folder holds tar files and no {MANIFEST}: no set, or an incomplete copy of one"
-    photographs = [name for name in names if name.lower().endswith(PHOTOGRAPHS)]
+    photographs = [name for name in names if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
     if photographs:
         yield f"this is a folder of image files ({_listed(photographs)})"
     yield f"this folder holds {_listed(names)}"

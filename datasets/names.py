@@ -7,6 +7,9 @@ for each byte that is no UTF-8. Neither JSON nor parquet takes those, so they ar
 import re
 from pathlib import PurePath, PurePosixPath
 
+IMAGE_EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif"}
+)
 DRIVE = re.compile(r"^([A-Za-z]):")
 NAME_RULE = (
     "a NAME has no dot, backslash, '=' or control character, no empty part, and no '/' at its ends"

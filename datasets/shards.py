@@ -204,6 +204,11 @@ def shard_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
     return {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
 
 
+def file_entries(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what a manifest says of each of its files, shards and tables, by name."""
+    return {**{entry["name"]: entry for entry in manifest["shards"]}, **manifest["files"]}
+
+
 def lacking(folder: Path, sizes: Mapping[str, int]) -> list[str]:
     """List the files of a folder that are absent or of another length than ``sizes`` says."""
     return [name for name, size in sizes.items() if not has_size(folder / name, size)]

@@ -27,8 +27,8 @@ from datasets.archives import archive
 from datasets.archives.archive import Archive, BrokenArchive
 from datasets.archives.found import LOSSES, Found
 from datasets.archives.zips import Zip
-from datasets.inputs import IMAGE_EXTENSIONS, Input, Thing, is_hidden, met, parsed
-from datasets.names import is_own_name, sample_key, shown
+from datasets.inputs import Input, Thing, is_hidden, met, parsed
+from datasets.names import IMAGE_EXTENSIONS, is_own_name, sample_key, shown
 from datasets.unusable import UnreadableImage
 from infra.ahead import map_ahead
 from infra.config import digest

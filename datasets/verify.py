@@ -5,15 +5,16 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datasets.shards import INDEX, MANIFEST, read_manifest
+from datasets.shards import INDEX, MANIFEST, file_entries, read_manifest
 from infra.config import canonical_json, flat, from_dict
 from infra.errors import UserError
 from infra.storage import sha256
@@ -42,8 +43,8 @@ def damaged(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def _damages(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Say what is wrong with each file of a manifest that is not as it says, by its name."""
-    entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
-    found = {name: _damage(folder / name, entry) for name, entry in entries.items()}
+    entries = file_entries(manifest).items()
+    found = {name: _damage(folder / name, entry) for name, entry in entries}
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
@@ -155,6 +156,27 @@ def readable_manifest(folder: Path) -> Generator[str, None, dict[str, Any] | Non
     if manifest is None:
         yield f"{folder}: no {MANIFEST}: not a complete set; run the command that makes it again"
     return manifest
+
+
+def repeated_claims(
+    table: pa.Table, name: str, fields: Sequence[str]
+) -> Generator[str, None, dict[str, Any] | None]:
+    """Return what the metadata of a table repeat of the manifest; or yield that they do not.
+
+    Args:
+        table: of the set.
+        name: of its file.
+        fields: of the manifest that it should repeat.
+    """
+    found = (table.schema.metadata or {}).get(b"manifest")
+    if found is not None:
+        claims: dict[str, Any] = json.loads(found)
+        return claims
+    yield (
+        f"{name}: does not repeat what {MANIFEST} claims, as sets of an earlier version do not; "
+        f"{', '.join(fields)} cannot be checked"
+    )
+    return None
 
 
 def guarded(where: str, found: Iterator[str]) -> Iterator[str]:

@@ -409,15 +409,13 @@ class Curation:
         storage.remove_tree(staging)
 
     def _replace(self, staging: Path, name: str, manifest: Mapping[str, Any]) -> None:
-        entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
-        if storage.sha256(staging / name) != entries[name]["sha256"]:
+        if not self.set.replace_equal(staging, name, manifest):
             made, here = manifest["versions"], claims({}, self.scorer, None)["versions"]
             raise UserError(
                 f"{self.folder / name}: made again from the inputs it is another file than the "
                 f"manifest says (the set was made with {made}, here is {here}); install what made "
                 "it, or run the job with --overwrite to make the whole set anew"
             )
-        storage.move(staging / name, self.folder / name)
 
     def _scores_of(
         self, manifest: Mapping[str, Any], names: Sequence[str], listing: Listing

@@ -1,6 +1,5 @@
 """Verification of an image set: besides its files, every value that its manifest claims."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,12 @@ def problems(folder: Path) -> Iterator[str]:
 
 def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     table = pq.read_table(folder / SCORES_FILE)
-    repeated = (table.schema.metadata or {}).get(b"manifest")
+    repeated = yield from verify.repeated_claims(table, SCORES_FILE, REPEATED)
     if repeated is None:
-        yield (
-            f"{SCORES_FILE}: does not repeat what {MANIFEST} claims, as sets of an earlier version "
-            f"do not; {', '.join(REPEATED)} cannot be checked"
-        )
         return
     scores = table.replace_schema_metadata(None).cast(SCORES)
     ignored = pq.read_table(folder / IGNORED_FILE)
-    expected = {**json.loads(repeated), **counted(scores, ignored, manifest["shards"])}
+    expected = {**repeated, **counted(scores, ignored, manifest["shards"])}
     if expected["format"] != FORMAT:
         yield f"{SCORES_FILE}: format {expected['format']}, this version reads {FORMAT}"
     if (names := manifest["files"].keys()) != {INDEX, SCORES_FILE, IGNORED_FILE}:

@@ -1,6 +1,5 @@
 """What the manifest of a latent set claims, compared with its tables, value by value."""
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from datasets.latent_pairs import PAIRS
 from datasets.sets import FORMATS
 from datasets.shards import INDEX, MANIFEST
-from datasets.verify import claim_problems
+from datasets.verify import claim_problems, repeated_claims
 from pipelines.encode.manifest import REPEATED, joined_statistics, repeated
 from pipelines.encode.sums import STATISTICS
 
@@ -27,14 +26,9 @@ def problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     from another set is not checked: no other file tells.
     """
     table = pq.read_table(folder / PAIRS)
-    metadata = (table.schema.metadata or {}).get(b"manifest")
-    if metadata is None:
-        yield (
-            f"{PAIRS}: does not repeat what {MANIFEST} claims, as sets of an earlier version do "
-            f"not; {', '.join(REPEATED)} cannot be checked"
-        )
+    expected = yield from repeated_claims(table, PAIRS, REPEATED)
+    if expected is None:
         return
-    expected = json.loads(metadata)
     if expected["format"] not in (known := FORMATS["latent set"]):
         yield f"{PAIRS}: format {expected['format']}, this version reads {', '.join(known)}"
     yield from _growth(manifest, expected["generations"])

@@ -60,8 +60,8 @@ def repair(job: Encoding, engine: Engine | None = None) -> list[str]:
                 _encode(job, manifest, lost, staging, running)
         for name in every:
             if name in names:
-                _replace(job.folder, staging, name, manifest)
-        _tables(job.folder, manifest, names, staging)
+                _replace(job, staging, name, manifest)
+        _tables(job, manifest, names, staging)
         storage.remove_tree(staging)
         return [*restored, *names]
 
@@ -107,31 +107,31 @@ def _encode_draws(
         pass
 
 
-def _tables(folder: Path, manifest: Mapping[str, Any], names: Sequence[str], staging: Path) -> None:
+def _tables(
+    job: Encoding, manifest: Mapping[str, Any], names: Sequence[str], staging: Path
+) -> None:
     """Make damaged tables again from the shards, which are whole now, or from what was encoded."""
     every = [entry["name"] for entry in manifest["shards"]]
     if STATISTICS in names:
         parts = (read_tables(table_path(staging / name)) for name in every)
         write_tables(staging / STATISTICS, chain.from_iterable(parts))
-        _replace(folder, staging, STATISTICS, manifest)
+        _replace(job, staging, STATISTICS, manifest)
     if PAIRS in names or shards.INDEX in names:
-        whole = [shards.scan(folder / name) for name in every]
+        whole = [shards.scan(job.folder / name) for name in every]
         contents = {
             shards.INDEX: lambda: shards.parquet_bytes(shards.index_table(whole)),
-            PAIRS: lambda: pairs_bytes(pair_table(folder, whole), manifest),
+            PAIRS: lambda: pairs_bytes(pair_table(job.folder, whole), manifest),
         }
         for name in contents.keys() & names:
             storage.write_bytes(staging / name, contents[name]())
-            _replace(folder, staging, name, manifest)
+            _replace(job, staging, name, manifest)
 
 
-def _replace(folder: Path, staging: Path, name: str, manifest: Mapping[str, Any]) -> None:
-    entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
-    if storage.sha256(staging / name) != entries[name]["sha256"]:
+def _replace(job: Encoding, staging: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    if not job.set.replace_equal(staging, name, manifest):
         made = [(g["devices"], g["batches"], g["versions"]) for g in manifest["generations"]]
         raise UserError(
-            f"{folder / name}: encoded again it is another file than the manifest says; the set "
-            f"was made with (devices, batches, versions) {made}: repeat it there, or encode anew "
-            "with --overwrite"
+            f"{job.folder / name}: encoded again it is another file than the manifest says; the "
+            f"set was made with (devices, batches, versions) {made}: repeat it there, or encode "
+            "anew with --overwrite"
         )
-    storage.move(staging / name, folder / name)

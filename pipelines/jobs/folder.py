@@ -106,6 +106,17 @@ class SetFolder:
         storage.write_bytes(self.state / PUBLISHED, (staging / MANIFEST).read_bytes())
         shards.publish(staging, self.path)
 
+    def replace_equal(self, staging: Path, name: str, manifest: Mapping[str, Any]) -> bool:
+        """Put a file that was made again in its place, if it is the one of the manifest.
+
+        Returns:
+            Whether it is; otherwise nothing was replaced.
+        """
+        if storage.sha256(staging / name) != shards.file_entries(manifest)[name]["sha256"]:
+            return False
+        storage.move(staging / name, self.path / name)
+        return True
+
     def restore_manifest(self) -> list[str]:
         """Put back the manifest of the published set if it has changed; returns its name then."""
         copy, manifest = self.state / PUBLISHED, self.path / MANIFEST
