@@ -4,9 +4,9 @@ Every request carries a checksum of its body, which the server compares with wha
 SHA-256, or the older MD5 where AWS_REQUEST_CHECKSUM_CALCULATION is `when_required`. What the server
 says it stored is compared with that again; a server that says nothing is asked for the bytes.
 
-An upload in parts is recorded in the bucket, under `.uploads/` of the folder, from when it has an
-id until it is complete: so the next start, on whatever machine, finds what a killed one left, and
-leaves alone what others have begun. (A process that is killed between the two leaves an upload
+An upload in parts is recorded in the bucket, under `.unfinished/` of the folder, from when it has
+an id until it is complete: so the next start, on whatever machine, finds what a killed one left,
+and leaves alone what others have begun. (A process that is killed between the two leaves an upload
 without parts, which takes no space.)
 """
 
@@ -34,7 +34,7 @@ from infra.s3.reading import Object
 PART = 16 << 20  # bytes of a part, and of the largest object that is sent by one request
 MAX_PARTS = 10_000  # of an upload, by S3's rules
 THREADS = 4  # parts under way: 64 MiB of memory
-UPLOADS = ".uploads/"
+UPLOADS = ".unfinished/"  # SeaweedFS keeps `.uploads` for itself
 
 
 @dataclass(frozen=True)

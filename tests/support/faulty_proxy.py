@@ -249,3 +249,5 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 fault.midway, midway = None, fault.midway
                 midway()
+        if length is not None and self.command != "HEAD" and sent < int(length):
+            self._reset()  # the server went away
