@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import UserError
+from infra.errors import UsageError, UserError
 from infra.folders.contract import Folder, Taken
 from infra.folders.opening import open_folder
 from infra.s3 import client, retries, uploading
@@ -32,7 +32,7 @@ def folder(
     name = hashlib.sha256(str(tmp_path).encode()).hexdigest()
     folder = open_folder(f"s3://tests/faults/{name}")
     folder.put("name", CONTENT)
-    monkeypatch.setattr(retries, "FAULTS", Faults())
+    monkeypatch.setattr(retries, "_faults", Faults())
     s3_proxy.harmless()
     yield folder
     s3_proxy.harmless()
@@ -65,7 +65,7 @@ def test_a_burst_of_faults_is_borne_and_counted(
     folder.delete("name")
 
     assert [entry.name for entry in folder.list()] == ["other"]
-    assert retries.FAULTS.counts()[reason] in (6, 8)  # HEAD has no body to say the reason
+    assert retries.faults().counts()[reason] in (6, 8)  # HEAD has no body to say the reason
 
 
 @pytest.mark.parametrize("fault", [{"status": 503, "code": "SlowDown"}, {"status": 429}])
@@ -80,7 +80,7 @@ def test_a_busy_server_is_waited_for(
     s3_proxy.faults.append(Fault(times=2, **fault))  # type: ignore[arg-type]
 
     assert folder.read("name") == CONTENT
-    assert list(retries.FAULTS.counts().values()) == [2]
+    assert list(retries.faults().counts().values()) == [2]
 
 
 def test_a_broken_read_goes_on_at_the_byte(folder: Folder, s3_proxy: FaultyProxy) -> None:
@@ -103,7 +103,7 @@ def test_a_whole_object_is_read_over_broken_connections(
     folder.fetch("name", tmp_path / "copy")
 
     assert folder.read("name") == (tmp_path / "copy").read_bytes() == CONTENT
-    assert sum(retries.FAULTS.counts().values()) == 2 * 14  # of 15 pieces
+    assert sum(retries.faults().counts().values()) == 2 * 14  # of 15 pieces
 
 
 def test_a_stalled_or_empty_answer_does_not_stall_forever(
@@ -138,7 +138,7 @@ def test_latency_changes_nothing(folder: Folder, s3_proxy: FaultyProxy) -> None:
     folder.put("other", b"x")
 
     assert folder.read("other") == b"x"
-    assert retries.FAULTS.counts() == {}
+    assert retries.faults().counts() == {}
 
 
 def test_a_busy_server_is_given_up_after_a_number_of_attempts(
@@ -241,7 +241,7 @@ def test_an_upload_in_parts_bears_faults(
     s3_proxy.faults.append(Fault(**fault))  # type: ignore[arg-type]
     assert folder.put_file("large", *large)
 
-    assert retries.FAULTS.counts()
+    assert retries.faults().counts()
     assert hashlib.sha256(folder.read("large")).hexdigest() == large[1]
     assert [entry.name for entry in folder.list()] == ["large", "name"]
 
@@ -350,3 +350,34 @@ def test_a_digest_that_differs_on_the_way_is_read_again(
     )
     with pytest.raises(UserError, match=rf"name: has the SHA-256 .*, and {DIGEST} was expected"):
         folder.read("name")
+
+
+def test_an_upload_that_fails_for_good_leaves_nothing(
+    folder: Folder, large: tuple[Path, str], s3_proxy: FaultyProxy, s3_server: S3Server
+) -> None:
+    """Its parts are removed at once; if that fails too, the next start finds the record."""
+    refused = {"times": MANY, "status": 403, "code": "AccessDenied"}
+    s3_proxy.faults.append(Fault(method="PUT", path="partNumber=2", **refused))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="s3:PutObject"):
+        folder.put_file("large", *large)
+    assert folder.abort_leftovers() == 0
+
+    s3_proxy.faults.append(Fault(method="DELETE", **refused))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="s3:PutObject"):
+        folder.put_file("large", *large)
+    s3_proxy.faults.clear()
+    assert folder.abort_leftovers() == 1
+
+    prefix = folder.uri.removeprefix("s3://tests/")
+    assert "Uploads" not in s3_server.client().list_multipart_uploads(Bucket="tests", Prefix=prefix)
+    assert [entry.name for entry in folder.list()] == ["name"]
+
+
+@pytest.mark.parametrize("attempts", ["0", "many", "-1", ""])
+def test_a_number_of_attempts_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, attempts: str
+) -> None:
+    """Instead of another number in its place."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", attempts)
+    with pytest.raises(UsageError, match=r"AWS_MAX_ATTEMPTS is .*; give a whole number from 1 on"):
+        open_folder("s3://tests/faults").read("name")

@@ -89,11 +89,11 @@ def test_a_forked_process_counts_its_own_faults(folder: Folder, s3_proxy: Faulty
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply_async(_counts).get(PATIENCE) == {}
 
-    assert retries.FAULTS.counts()["500"] >= 1
+    assert retries.faults().counts()["500"] >= 1
 
 
 def _counts() -> dict[str, int]:
-    return retries.FAULTS.counts()
+    return retries.faults().counts()
 
 
 def test_1500_objects_are_listed_and_read(folder: Folder, s3_server: S3Server) -> None:

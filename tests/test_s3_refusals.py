@@ -2,9 +2,9 @@
 
 import contextlib
 import datetime
-import json
+import hashlib
+import ipaddress
 import socket
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +12,9 @@ import botocore.auth
 import botocore.compat
 import botocore.exceptions
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from infra.errors import UserError
 from infra.folders.contract import Folder, Missing
@@ -21,7 +24,7 @@ from infra.s3.errors import explained
 from infra.s3.retries import Patience
 from tests.conftest import free_port
 from tests.support.faulty_proxy import Fault, FaultyProxy
-from tests.support.s3_server import OWNER, READER, S3Server, use
+from tests.support.s3_server import OWNER, READER, ROLE, S3Server, use
 
 MANY = 10**6
 SECRETS = (OWNER[1], READER[1])
@@ -234,10 +237,6 @@ def test_a_clock_that_is_off_is_named_with_its_size(
         ),
         (Fault(method="PUT", status=301, code="PermanentRedirect"), "is in another region"),
         (Fault(method="PUT", status=507, code="InsufficientStorage"), "the store is full"),
-        (
-            Fault(method="PUT", status=501, code="NotImplemented"),
-            "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
-        ),
     ],
 )
 def test_what_other_servers_answer_is_explained(
@@ -247,6 +246,62 @@ def test_what_other_servers_answer_is_explained(
     s3_proxy.faults.append(Fault(**{**vars(fault), "times": MANY}))
 
     assert said in refusal(lambda: folder.put("new", b""))
+
+
+def test_a_server_without_these_checksums_is_served_by_the_setting_that_is_advised(
+    folder: Folder, s3_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the standard variable, and with it the same write is done."""
+    unknown = Fault(times=MANY, header="x-amz-checksum-sha256", status=501, code="NotImplemented")
+    s3_proxy.faults.append(unknown)
+    said = refusal(lambda: folder.put("new", b"content"))
+    assert "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in said
+
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    monkeypatch.setattr(client, "_connection", client.Connection())
+    folder.put("new", b"content")
+    assert folder.read("new") == b"content"
+    folder.delete("new")
+
+
+def test_a_certificate_of_an_own_authority(
+    folder: Folder, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not trusted until AWS_CA_BUNDLE names it; then bytes come and go as without TLS."""
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_bytes(self_signed("127.0.0.1"))
+    (tmp_path / "file").write_bytes(b"content")
+    with FaultyProxy(s3_server.endpoint, certificate) as proxy:
+        use(monkeypatch, proxy.endpoint)
+        said = refusal(lambda: folder.read("name"))
+        assert f"the certificate of {proxy.endpoint} is not trusted" in said
+        assert "AWS_CA_BUNDLE" in said
+
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        monkeypatch.setattr(client, "_connection", client.Connection())
+        assert folder.read("name") == b"content"
+        assert folder.put_file("tls", tmp_path / "file", hashlib.sha256(b"content").hexdigest())
+        assert folder.read("tls") == b"content"
+        folder.delete("tls")
+
+
+def self_signed(address: str) -> bytes:
+    """Return a certificate for an address, signed by itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    now = datetime.datetime.now(datetime.UTC)
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(alternative, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    coding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private = key.private_bytes(coding, serialization.PrivateFormat.PKCS8, plain)
+    return certificate.public_bytes(coding) + private
 
 
 def test_static_credentials_that_expire_end_the_run(folder: Folder, s3_proxy: FaultyProxy) -> None:
@@ -281,33 +336,55 @@ def _break_credentials(connected: object) -> None:
     connected._request_signer._credentials.access_key = "EXPIREDKEY"  # type: ignore[attr-defined]
 
 
-def test_credentials_that_expire_are_refreshed_by_their_source(
+def test_temporary_credentials_are_renewed_by_sts(
+    s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A role's keys are renewed before they end, and when the server says that they have."""
+    s3_proxy.harmless()
+    use(monkeypatch, s3_proxy.endpoint, None)
+    _write_credentials(tmp_path / "credentials", OWNER)
+    (tmp_path / "config").write_text(
+        f"[profile trainer]\nrole_arn = {ROLE}\nsource_profile = default\nregion = us-east-1\n"
+        "duration_seconds = 900\n"  # within the time in which boto3 renews
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "trainer")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", s3_proxy.endpoint)
+    folder = open_folder("s3://tests/refusals")
+    folder.put("name", b"content")
+    first = _sessions(s3_proxy)
+    assert folder.read("name") == b"content"
+    second = _sessions(s3_proxy)
+    s3_proxy.faults.append(Fault(method="GET", status=400, code="ExpiredToken"))
+    assert folder.read("name") == b"content"
+
+    assert 0 < first < second < _sessions(s3_proxy)
+
+    config = (tmp_path / "config").read_text().replace(ROLE, f"{ROLE}-unknown")
+    (tmp_path / "config").write_text(config)
+    monkeypatch.setattr(client, "_connection", client.Connection())
+    said = refusal(lambda: folder.read("name"))
+    assert "credentials of the AWS profile could not be had: AssumeRole was answered" in said
+
+
+def _sessions(proxy: FaultyProxy) -> int:
+    """Return how often temporary credentials were asked for."""
+    return sum(b"Action=AssumeRole" in seen.body for seen in proxy.seen)
+
+
+def test_a_credential_helper_that_fails_is_not_quoted(
     s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Temporary keys with an end, as STS gives them, from a profile's command."""
+    """What it prints may be a secret: the message says to run it by hand."""
     use(monkeypatch, s3_server.endpoint, None)
-    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=5)  # soon: renew at once
-    answer = {
-        "Version": 1,
-        "AccessKeyId": OWNER[0],
-        "SecretAccessKey": OWNER[1],
-        "Expiration": end.isoformat(),
-    }
-    (tmp_path / "answer.json").write_text(json.dumps(answer))
     helper = tmp_path / "helper"
-    helper.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\ncat {tmp_path}/answer.json\n")
-    helper.chmod(helper.stat().st_mode | stat.S_IXUSR)
+    helper.write_text("#!/bin/sh\necho a-secret >&2\nexit 1\n")
+    helper.chmod(0o700)
     (tmp_path / "config").write_text(f"[default]\ncredential_process = {helper}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    folder = open_folder("s3://tests/refusals")
-    for number in range(3):
-        folder.put(f"name-{number}", b"")
+    said = refusal(lambda: open_folder("s3://tests/refusals").read("name"))
 
-    assert len((tmp_path / "asked").read_text().split()) >= 3
-
-    helper.write_text("#!/bin/sh\necho a-secret >&2\nexit 1\n")
-    monkeypatch.setattr(client, "_connection", client.Connection())
-    said = refusal(lambda: folder.read("name-0"))
     assert "the credential helper of the AWS profile failed" in said
     assert "a-secret" not in said
 

@@ -19,7 +19,7 @@ from infra.s3.retries import Attempts
 CONNECTIONS = 64  # that a client keeps open; more threads than that wait for each other
 CONNECT_TIMEOUT = 2.0  # seconds; with what `Patience` bears, an absent server is known in 10
 READ_TIMEOUT = 30.0  # seconds without a byte; a store may think for 10 about a contested name
-FAILURES = (BotoCoreError, ClientError, ResponseParserError, ValueError, RuntimeError)
+RAISED = (BotoCoreError, ClientError, ResponseParserError, ValueError, RuntimeError)
 T = TypeVar("T")
 
 
@@ -100,7 +100,7 @@ def tried(attempts: Attempts, request: Callable[[Any], T]) -> T:
         try:
             client = connected.client()
             answer = request(client)
-        except FAILURES as error:
+        except RAISED as error:
             if attempts.failed_with(error, served=connected.served, endpoint=connected.endpoint):
                 connected.renew(client)
         else:

@@ -74,6 +74,10 @@ REFUSED_READ = (
     "credentials may not list the bucket; check the name, and that they have {permission} on the "
     "object and s3:ListBucket on the bucket {bucket}"
 )
+OTHER_SERVICE = (
+    "the credentials of the AWS profile could not be had: {call} was answered with {status} "
+    "({code}); check role_arn and source_profile in the AWS configuration files"
+)
 OTHER_ANSWER = (
     "{call} was answered with {status} ({code}) by {server}; run the same command again later, or "
     "with fewer workers; AWS_MAX_ATTEMPTS sets how often a request is tried"
@@ -154,18 +158,23 @@ def explained(
         tries: how often the request was sent.
     """
     answered = isinstance(error, ClientError)
-    template = _of_answer(code_of(error), operation) if answered else _of_failure(error)
+    call = "".join(word.capitalize() for word in operation.split("_"))
+    asked = getattr(error, "operation_name", call)  # AssumeRole, where a role comes first
+    if asked != call:
+        template = OTHER_SERVICE
+    else:
+        template = _of_answer(code_of(error), operation) if answered else _of_failure(error)
     said = template.format(
         bucket=uri.removeprefix("s3://").partition("/")[0],
-        server=server(endpoint),
-        call="".join(word.capitalize() for word in operation.split("_")),
+        server=server(getattr(error, "kwargs", {}).get("endpoint_url", endpoint)),
+        call=asked,
         permission=PERMISSIONS.get(operation, WRITES),
         code=code_of(error),
         status=status_of(error),
         region=_region(error),
         clock=_clock(error),
     )
-    kind = Missing if answered and code_of(error) in ABSENT else UserError
+    kind = Missing if asked == call and answered and code_of(error) in ABSENT else UserError
     return kind(f"{uri}: {said}" + (f" (tried {tries} times)" if tries > 1 else ""))
 
 

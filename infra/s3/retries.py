@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
+from infra.errors import UsageError
 from infra.s3 import errors
 
 clock, wait = time.monotonic, time.sleep  # seconds; a test puts its own in their place
@@ -61,9 +62,17 @@ class Patience:
 
 
 def patience() -> Patience:
-    """Return how long failures are borne, by the environment."""
-    attempts = os.environ.get("AWS_MAX_ATTEMPTS", "")
-    return Patience(attempts=int(attempts)) if attempts.isdecimal() else Patience()
+    """Return how long failures are borne, by the environment.
+
+    Raises:
+        UsageError: AWS_MAX_ATTEMPTS is no number above 0.
+    """
+    attempts = os.environ.get("AWS_MAX_ATTEMPTS")
+    if attempts is None:
+        return Patience()
+    if not attempts.isdecimal() or int(attempts) < 1:
+        raise UsageError(f"AWS_MAX_ATTEMPTS is {attempts!r}; give a whole number from 1 on")
+    return Patience(attempts=int(attempts))
 
 
 class Faults:
@@ -128,7 +137,7 @@ class Attempts:
             raise errors.explained(
                 error, self.operation, self.uri, endpoint, self.failed
             ) from error
-        FAULTS.add(errors.code_of(error), self.uri)
+        faults().add(errors.code_of(error), self.uri)
         wait(0 if renew else self._patience.delay(self.failed))
         return renew
 
@@ -164,12 +173,17 @@ def is_passing(error: Exception) -> bool:
     return busy or isinstance(error, BROKEN)
 
 
-FAULTS = Faults()
+def faults() -> Faults:
+    """Return the count of this process."""
+    return _faults
 
 
 def _forget() -> None:
-    global FAULTS  # noqa: PLW0603  (a forked process counts its own; its parent's lock may be held)
-    FAULTS = Faults()
+    global _faults  # noqa: PLW0603  (a forked process counts its own; its parent's lock may be held)
+    _faults = Faults()
+
+
+_faults = Faults()
 
 
 os.register_at_fork(after_in_child=_forget)

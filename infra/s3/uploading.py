@@ -191,8 +191,9 @@ def _sent_in_parts(
         sent = list(map_ahead(send, range(len(parts.digests)), threads=THREADS))
         answer = _completed(target, upload, sent, sha256)
     except UserError as error:
-        if not isinstance(error.__cause__, UNREACHABLE):  # that one is left to the next start
-            _abort(target, upload, mark)
+        if not isinstance(error.__cause__, UNREACHABLE):
+            with contextlib.suppress(UserError):  # what fails here is left to the next start
+                _abort(target, upload, mark)
         raise
     call("delete_object", mark.uri, **mark.place)
     return answer

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -35,6 +37,7 @@ class Fault:
         times: to how many; later ones pass unharmed.
         method: only to requests of this method; empty for all.
         path: only to requests whose path and query have this text.
+        header: only to requests with this header field, in small letters; empty for all.
         skip: how many such requests pass before the first.
         status: answer with this status and do not pass the request on; 0 passes it on.
         code: S3's code in the body of that answer; empty for an answer without a body.
@@ -52,6 +55,7 @@ class Fault:
     times: int = 1
     method: str = ""
     path: str = ""
+    header: str = ""
     skip: int = 0
     status: int = 0
     code: str = ""
@@ -68,6 +72,8 @@ class Fault:
         """Tell whether this request is met, and count it."""
         if self.method not in ("", seen.method) or self.path not in seen.path or not self.times:
             return False
+        if self.header and self.header not in {name.lower() for name in seen.headers}:
+            return False
         if self.skip:
             self.skip -= 1
             return False
@@ -78,6 +84,10 @@ class Fault:
 class FaultyProxy:
     """The proxy.
 
+    Args:
+        upstream: URL of the server.
+        certificate: file with a certificate and its key; None speaks no TLS.
+
     Attributes:
         endpoint: its URL.
         seen: all requests, in order.
@@ -86,7 +96,7 @@ class FaultyProxy:
         hidden: header fields of answers that are not passed on, as if the server knew no such.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, certificate: Path | None = None) -> None:
         self.upstream = urlsplit(upstream).netloc
         self.seen: list[Seen] = []
         self.faults: list[Fault] = []
@@ -96,6 +106,11 @@ class FaultyProxy:
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self.endpoint = self.endpoint.replace("http:", "https:")
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 

@@ -46,6 +46,28 @@ IDENTITIES = {
     ]
 }
 BUCKET = "tests"
+ROLE = "arn:aws:iam::000000000000:role/trainer"
+ANYTHING = {"Effect": "Allow", "Action": ["s3:*", "sts:*"], "Resource": ["*"]}
+ANYBODY = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": ["sts:AssumeRole"]}
+VERSION = {"Version": "2012-10-17"}
+ROLES = {
+    "sts": {
+        "tokenDuration": "15m",
+        "maxSessionLength": "1h",
+        "issuer": "tests",
+        "signingKey": "a2V5IG9mIHRlc3RzLCBvZiBhdCBsZWFzdCAzMiBieXRlcw==",
+    },
+    "policy": {"defaultEffect": "Deny"},
+    "policies": [{"name": "anything", "document": {**VERSION, "Statement": [ANYTHING]}}],
+    "roles": [
+        {
+            "roleName": "trainer",
+            "roleArn": ROLE,
+            "trustPolicy": {**VERSION, "Statement": [ANYBODY]},
+            "attachedPolicies": ["anything"],
+        }
+    ],
+}  # the server gives temporary credentials of this role by STS
 OPTIONS = (
     "-ip=127.0.0.1",
     "-ip.bind=127.0.0.1",
@@ -75,6 +97,7 @@ class S3Server:
         self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
         (folder / "data").mkdir(parents=True)
         (folder / "s3.json").write_text(json.dumps(IDENTITIES))
+        (folder / "iam.json").write_text(json.dumps(ROLES))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -93,6 +116,7 @@ class S3Server:
                     "mini",
                     f"-dir={self.folder / 'data'}",
                     f"-s3.config={self.folder / 's3.json'}",
+                    f"-s3.iam.config={self.folder / 'iam.json'}",
                     *ports,
                     *OPTIONS,
                 ],
