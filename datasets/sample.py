@@ -17,6 +17,7 @@ CANDIDATE = pa.schema(
         ("key", pa.string()),  # of the sample; of the image where there is no patch
         ("source", pa.string()),  # key of the image
         ("origin", pa.string()),  # the input it came from
+        ("file", pa.string()),  # name inside that input, as text; a byte that is no UTF-8 as \xNN
         ("index", pa.int32()),  # number of the patch in its image, from 1; 0: no patch
         ("x", pa.int32()),  # crop box in pixels of the upright image
         ("y", pa.int32()),
@@ -26,6 +27,8 @@ CANDIDATE = pa.schema(
         ("image_height", pa.int32()),
         ("source_bytes", pa.int64()),
         ("source_sha256", pa.string()),
+        ("source_phash", pa.string()),  # what it looks like, see datasets.fingerprint
+        ("icc", pa.string()),  # what its colour profile calls itself; null: it has none
         ("quality", pa.float64()),  # on the scorer's own scale; null: not scored
         ("detail", pa.string()),  # what else the scorer says, as JSON
         ("drop_reason", pa.string()),  # null: nothing against it so far
@@ -33,9 +36,14 @@ CANDIDATE = pa.schema(
 )
 """A candidate as scoring leaves it. Selection fills ``drop_reason`` and adds `PLACEMENT`."""
 
-PLACEMENT = [("split", pa.string()), ("shard", pa.string())]
+PLACEMENT = [
+    ("group", pa.string()),  # the first key among the copies of the image, copies of copies too
+    ("match", pa.string()),  # of what it is a copy, where it was dropped for that
+    ("split", pa.string()),
+    ("shard", pa.string()),
+]
 SCORES = pa.schema([*CANDIDATE, *PLACEMENT])
-"""A candidate with its place: the columns of `scores.parquet`; no place for dropped ones."""
+"""A candidate with its place: the columns of `scores.parquet`; no split for dropped ones."""
 
 
 def empty_row(**values: Any) -> dict[str, Any]:
@@ -69,6 +77,7 @@ def sample_json(row: Mapping[str, Any], *, size: int, scorer: str, png_sha256: s
             "height": size,
             "sha256": png_sha256,
             "source_sha256": row["source_sha256"],
+            "icc": row["icc"],
             "quality": row["quality"],
             "scorer": scorer,
             "drop_reason": row["drop_reason"],

@@ -109,6 +109,19 @@ def fits_ustar(key: str) -> bool:
     return True
 
 
+def scan(path: Path) -> Shard:
+    """Describe a tar that `write_shard` wrote, by reading it.
+
+    Raises:
+        tarfile.TarError: it is damaged.
+    """
+    with tarfile.open(path, "r:") as tar:
+        places = [(info.name.partition("."), info.offset_data, info.size) for info in tar]
+    members = tuple(Member(key, extension, *place) for (key, _, extension), *place in places)
+    keys = {member.key for member in members}
+    return Shard(path.name, len(keys), path.stat().st_size, sha256(path), members)
+
+
 def save_record(path: Path, shard: Shard) -> None:
     """Write the record of a finished shard; a shard with a record is not written again."""
     members = [[m.key, m.extension, m.offset, m.size] for m in shard.members]

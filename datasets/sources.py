@@ -1,36 +1,45 @@
 """Raw inputs: the images of folders, archives and files, with their keys, in a fixed order.
 
-An input is a folder (searched below), one image file, or an archive as LSDIR is distributed
-(`.tar`, `.tar.gz`, `.tgz`, `.zip`), read in place: nothing is unpacked. A `.tar.gz` gets a seek
-index (indexed_gzip) when it is first listed, so that any member costs at most a few megabytes of
-decompression. `NAME=PATH` puts NAME/ before the keys of that input; `pkg:PACKAGE/PATH` names a file
-that an installed package ships.
+An input is a folder (searched below, the archives in it included), one image file, or an archive
+(`datasets.archives.archive` lists the kinds), read in place: nothing is unpacked. `NAME=PATH` puts
+NAME/ before the keys of that input, unless the whole text names a file or the NAME is none
+(`datasets.names`); `pkg:PACKAGE/PATH` names a file that an installed package ships.
 
-The key of an image is its path inside the input without the extension, dots turned into underscores
-(webdataset ends a key at the first dot). The order and the split of an image depend on its key, not
-on its path.
+The key of an image is its path inside the input without the extension, made safe
+(`datasets.names.sample_key`). The order and the split of an image depend on its key, not on its
+path. Whatever is met and is no image is listed too, with its kind (`datasets.archives.found`).
 """
 
-import hashlib
-import importlib.util
+import dataclasses
 import os
-import tarfile
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+
+from datasets.archives import archive
+from datasets.archives.archive import Archive, BrokenArchive
+from datasets.archives.found import LOSSES, Found
+from datasets.archives.zips import Zip
+from datasets.inputs import IMAGE_EXTENSIONS, Input, Thing, is_hidden, met, parsed
+from datasets.names import is_own_name, sample_key, shown
+from datasets.unusable import UnreadableImage
+from infra.ahead import map_ahead
 from infra.config import digest
 from infra.errors import UsageError
-from infra.storage import local_path, written_by_name
+from infra.storage import explained
 
-IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
-ARCHIVE_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".zip")
-SEEK_POINT_SPACING = 4 << 20  # bytes of decompressed data between two points of a .tar.gz index
 OPEN_ARCHIVES = 8  # handles a reading process keeps open
+
+Watch = Callable[[int, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows the listing of archives: given their number and their megabytes, it yields the function
+that is told the megabytes of each that is done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,94 +49,208 @@ class ImageRef:
     key: str
     """Unique over all inputs; no dot."""
     origin: str
-    """The input it came from, as the user named it."""
+    """The input it came from: the name that the user gave it, or else its base name."""
+    file: str
+    """Its name inside the input, as text."""
     path: str
-    """The image file, or the archive that holds it."""
+    """The file that is read: the image, the archive that holds it, or that archive's copy."""
     member: str | None = None
-    """Name inside a .zip; None for files, and for tars, which are read by offset."""
+    """Name inside a .zip; None for other files."""
     offset: int = 0
-    """First byte inside the (decompressed) tar; 0 for other files."""
+    """First byte inside the (decompressed) tar, or of the header inside a .zip; else 0."""
     size: int
     """Length in bytes."""
     stamp: int
-    """Modification time of ``path`` in nanoseconds, by which a changed file is noticed."""
+    """Modification time of the image or the archive in nanoseconds: a changed file is noticed."""
     seek_index: str | None = None
     """Path of the seek index of a .tar.gz; None for other files."""
 
 
 @dataclass(frozen=True, slots=True)
+class Ignored:
+    """Something in an input that is no image: a row of `ignored.parquet`."""
+
+    origin: str
+    """The input, as in `ImageRef`."""
+    file: str
+    """Its name inside the input, as text."""
+    kind: str
+    """One of `datasets.archives.found.IGNORED`."""
+    detail: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
-    """All images of all inputs, sorted by key."""
+    """Everything in all inputs: images sorted by key, and what is no image."""
 
     images: tuple[ImageRef, ...]
-    ignored: int
-    """Number of files that are not images by their extension."""
+    ignored: tuple[Ignored, ...] = ()
+    """Sorted by input, name and place."""
+    archives: tuple[Archive, ...] = field(default=(), compare=False)
 
     def first(self, count: int | None) -> "Listing":
         """Return the first ``count`` images by key; all of them for None."""
-        return Listing(self.images[:count], self.ignored)
+        return dataclasses.replace(self, images=self.images[:count])
 
     def fingerprint(self) -> str:
         """Identify the input without reading it: keys, sizes and modification times."""
         return digest([[ref.key, ref.size, ref.stamp] for ref in self.images])
 
+    def ignored_kinds(self) -> dict[str, int]:
+        """Count what is no image by kind."""
+        return dict(sorted(Counter(thing.kind for thing in self.ignored).items()))
 
-def list_images(inputs: Sequence[str], cache: Path) -> Listing:
-    """List the images of all inputs, sorted by key.
+    def losses(self) -> int:
+        """Count the places at which images may have been lost."""
+        return sum(thing.kind in LOSSES for thing in self.ignored)
+
+    def renamed(self) -> int:
+        """Count the images whose names had to be changed to give a safe key."""
+        return sum(not is_own_name(ref.file) for ref in self.images)
+
+    def prepare(self) -> None:
+        """Make the uncompressed copies that are read and not there, before any image is read.
+
+        Raises:
+            UserError: the disk has too little room.
+        """
+        for one in self.archives:
+            one.prepare()
+
+
+def list_images(inputs: Sequence[str], kept: Path, watch: Watch | None = None) -> Listing:
+    """List everything in all inputs.
 
     Args:
         inputs: folders, image files, archives; each optionally ``NAME=PATH``.
-        cache: folder for the seek indexes of compressed archives.
+        kept: folder of what is kept of archives: listings, seek indexes, uncompressed copies.
+        watch: shows the listing of those archives that are not listed yet.
 
     Raises:
-        UsageError: a missing or empty input, a kind of file that cannot be read in place, a broken
-            archive, or one key met twice.
+        UsageError: a missing or empty input, a kind of file that cannot be read in place, an
+            archive in which nothing can be found, or one key met twice.
+        UserError: the disk has no room for an uncompressed copy.
     """
     if not inputs:
         raise UsageError("no input; give --input with folders, archives or image files")
+    given = [parsed(text) for text in inputs]
+    parts = [list(met(item, kept)) for item in given]
+    archives = [one for things in parts for _, one in things if isinstance(one, Archive)]
+    _list_new([one for one in archives if not one.listed], watch)
     images: list[ImageRef] = []
-    ignored = 0
-    for item in inputs:
-        name, _, rest = item.rpartition("=")
-        found, others = _list_input(rest, name, cache)
-        if not found:
-            raise UsageError(
-                f"--input {item}: holds no image ({others} other files); expected "
-                f"{', '.join(sorted(IMAGE_EXTENSIONS))}, or an archive of them"
-            )
-        images += found
-        ignored += others
+    ignored: list[Ignored] = []
+    for item, things in zip(given, parts, strict=True):
+        before = len(images), len(ignored)
+        for part, thing in things:
+            for file, ref in _opened(part, thing):
+                if ref is None:
+                    ignored.append(_ignored(part, file))
+                else:
+                    images.append(ref)
+        if len(images) == before[0]:
+            raise _no_image(item, ignored[before[1] :])
     images.sort(key=lambda ref: ref.key)
     _refuse_duplicates(images)
-    return Listing(tuple(images), ignored)
+    ignored.sort(key=lambda thing: (thing.origin, thing.file, thing.detail))
+    return Listing(tuple(images), tuple(ignored), tuple(archives))
 
 
-def read(ref: ImageRef) -> bytes:
-    """Read one image's encoded bytes.
+def _no_image(item: Input, ignored: Sequence[Ignored]) -> UsageError:
+    kinds = Counter(thing.kind for thing in ignored)
+    counted = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    return UsageError(
+        f"--input {item.text}: holds no image ({counted or 'nothing at all'}); expected "
+        f"{', '.join(sorted(IMAGE_EXTENSIONS))}, or an archive of them"
+    )
 
-    Raises:
-        OSError: the file is gone, shorter than listed, or unreadable.
+
+def _list_new(archives: Sequence[Archive], watch: Watch | None) -> None:
+    """List archives that are not listed yet, several at once; what fails is met again later."""
+    sizes = [one.size // 1_000_000 for one in archives]
+    shown_by = watch(len(archives), sum(sizes)) if watch and archives else nullcontext(lambda _: 0)
+    threads = min(len(archives), os.cpu_count() or 1)
+    with shown_by as advance:
+        for size, _ in zip(sizes, map_ahead(_try_to_list, archives, threads=threads), strict=True):
+            advance(size)
+
+
+def _try_to_list(one: Archive) -> None:
+    try:
+        one.contents()
+    except (BrokenArchive, OSError):
+        return  # `_opened` meets the same error, and knows whether the user named the archive
+
+
+def _opened(part: Input, thing: Thing) -> Iterator[tuple[Found, ImageRef | None]]:
+    """Yield every file of a part with its place if it is an image, and without if it is none."""
+    if not isinstance(thing, Archive):
+        found, stamp = thing
+        yield _judged(found), _ref(part, found, part.path / found.name, stamp)
+        return
+    try:
+        contents = thing.contents()
+    except (BrokenArchive, OSError) as error:
+        if not part.inside:
+            raise _refused(part, error) from error
+        yield Found("", ignored="unreadable_archive", detail=str(error)), None
+        return
+    path, index = thing.place
+    for found in contents:
+        ref = _ref(part, found, path, thing.stamp)
+        if ref is not None and thing.extension == ".zip":
+            ref = dataclasses.replace(ref, member=found.name)
+        elif ref is not None and index is not None:
+            ref = dataclasses.replace(ref, seek_index=str(index))
+        yield _judged(found, nested=True), ref
+
+
+def _refused(part: Input, error: Exception) -> UsageError:
+    if isinstance(error, OSError):
+        return UsageError(f"--input {explained(error, part.path)}")
+    said = f"a broken archive ({error}); download or pack it again"
+    return UsageError(f"--input {part.text}: {said}")
+
+
+def _judged(found: Found, *, nested: bool = False) -> Found:
+    """Give a file that is no image the kind of what is ignored."""
+    if found.ignored:
+        return found
+    kind = "nested_archive" if nested and archive.extension(found.name) else "other_file"
+    return dataclasses.replace(found, ignored="hidden" if is_hidden(found.name) else kind)
+
+
+def _ref(part: Input, found: Found, path: Path, stamp: int) -> ImageRef | None:
+    """Return the place of an image; None for what is none by its extension.
+
+    What an image really holds is found out when it is decoded.
     """
-    if ref.seek_index is not None:
-        archive = _open_gzip(ref.path, ref.seek_index)
-        archive.seek(ref.offset)
-        data: bytes = archive.read(ref.size)
-    elif ref.member is not None:
-        data = _open_zip(ref.path, ref.stamp).read(ref.member)
-    else:
-        with Path(ref.path).open("rb") as file:
-            file.seek(ref.offset)
-            data = file.read(ref.size)
-    if len(data) != ref.size:
-        raise OSError(f"{ref.path}: {ref.key} has {len(data)} bytes, {ref.size} were listed")
-    return data
+    suffix = PurePosixPath(found.name).suffix.lower()
+    if found.ignored or suffix not in IMAGE_EXTENSIONS or is_hidden(found.name):
+        return None
+    name = found.name
+    if part.inside:
+        stem = part.inside[: -len(archive.extension(part.inside) or "")]
+        name = f"{stem}/{found.name.lstrip('/')}"
+    return ImageRef(
+        key=sample_key(PurePosixPath(name), part.prefix),
+        origin=part.origin,
+        file=_file(part, found),
+        path=str(path.absolute()),
+        offset=found.offset,
+        size=found.size,
+        stamp=stamp,
+    )
 
 
-def sample_key(path: PurePosixPath | Path, prefix: str = "") -> str:
-    """Make a key from a path inside an input: no extension, no dot, no control character."""
-    stem = path.with_suffix("").as_posix()
-    safe = "".join("_" if c == "." or not c.isprintable() else c for c in stem)
-    return f"{prefix}/{safe}" if prefix else safe
+def _file(part: Input, found: Found) -> str:
+    inside = part.inside or ("" if found.name else part.path.name)
+    return shown("/".join(name for name in (inside, found.name) if name))
+
+
+def _ignored(part: Input, found: Found) -> Ignored:
+    kind = found.ignored or ""
+    return Ignored(part.origin, _file(part, found), kind, shown(found.detail), found.size)
 
 
 def _refuse_duplicates(images: Sequence[ImageRef]) -> None:
@@ -135,161 +258,49 @@ def _refuse_duplicates(images: Sequence[ImageRef]) -> None:
     twice = [(a, b) for a, b in pairwise(images) if a.key == b.key]
     if twice:
         a, b = twice[0]
+        places = " and ".join(f"{ref.file} of {ref.origin}" for ref in (a, b))
         raise UsageError(
-            f"{len(twice)} keys occur twice, the first is {a.key!r} (in {a.path} and {b.path}); "
+            f"{len(twice)} keys occur twice, the first is {a.key!r} ({places}); "
             "give one of the inputs a name, as in --input other=PATH, or rename the files"
         )
 
 
-def _list_input(text: str, name: str, cache: Path) -> tuple[list[ImageRef], int]:
-    path = _package_file(text) if text.startswith("pkg:") else local_path(text)
-    origin = name or text
-    if path.is_dir():
-        return _list_folder(path, name, origin)
-    if not path.exists():
-        raise UsageError(f"--input {text}: no such file or folder; check the path")
-    lower = path.name.lower()
-    if lower.endswith((".tar.gz", ".tgz")):
-        return _list_gzip(path, name, origin, cache)
-    if lower.endswith(".tar"):
-        with path.open("rb") as file:
-            return _list_tar(file, path, name, origin, None)
-    if lower.endswith(".zip"):
-        return _list_zip(path, name, origin)
-    if path.suffix.lower() in IMAGE_EXTENSIONS:
-        return [_plain(path, Path(path.name), name, origin, path.stat())], 0
-    raise UsageError(
-        f"--input {text}: neither a folder, an image nor an archive that can be read in place "
-        f"({', '.join(ARCHIVE_EXTENSIONS)}); repack or unpack it"
-    )
+def read(ref: ImageRef) -> bytes:
+    """Read one image's encoded bytes.
 
-
-def _package_file(text: str) -> Path:
-    package, _, rest = text.removeprefix("pkg:").partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"--input {text}: package {package} is not installed; pip install it")
-    return Path(spec.submodule_search_locations[0], rest)
-
-
-def _plain(path: Path, inside: Path, prefix: str, origin: str, stat: os.stat_result) -> ImageRef:
-    return ImageRef(
-        key=sample_key(inside, prefix),
-        origin=origin,
-        path=str(path.absolute()),
-        size=stat.st_size,
-        stamp=stat.st_mtime_ns,
-    )
-
-
-def _list_folder(root: Path, prefix: str, origin: str) -> tuple[list[ImageRef], int]:
-    images = []
-    ignored = 0
-    for path, stat in _walk(root, set()):
-        if _is_image(path.name):
-            images.append(_plain(path, path.relative_to(root), prefix, origin, stat))
-        else:
-            ignored += 1
-    return images, ignored
-
-
-def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield the files below a folder, following symbolic links but no folder twice."""
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in visited:
-        return
-    visited.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), visited)
-            elif entry.is_file():
-                yield Path(entry.path), entry.stat()
-
-
-def _is_image(name: str) -> bool:
-    """Tell images by extension; what they really hold is found out when they are decoded."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not hidden
-
-
-def _list_tar(
-    file: Any, path: Path, prefix: str, origin: str, seek_index: str | None
-) -> tuple[list[ImageRef], int]:
-    images = []
-    ignored = 0
-    stamp = path.stat().st_mtime_ns
+    Raises:
+        UnreadableImage: with the reason; `datasets.unusable` says which of them may pass.
+    """
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if not member.isreg():
-                    continue
-                if not _is_image(member.name):
-                    ignored += 1
-                    continue
-                images.append(
-                    ImageRef(
-                        key=sample_key(PurePosixPath(member.name), prefix),
-                        origin=origin,
-                        path=str(path.absolute()),
-                        offset=member.offset_data,
-                        size=member.size,
-                        stamp=stamp,
-                        seek_index=seek_index,
-                    )
-                )
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise _broken(path, error) from error
-    return images, ignored
+        data = _bytes(ref)
+    except UnreadableImage:
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableImage("vanished", str(error)) from error
+    except MemoryError as error:
+        raise UnreadableImage("out_of_memory", f"{ref.size} bytes") from error
+    except OSError as error:
+        _open_gzip.cache_clear()  # what failed once gives errors for ever
+        raise UnreadableImage("unreadable", str(error)) from error
+    except Exception as error:
+        raise UnreadableImage("damaged_member", f"{type(error).__name__}: {error}") from error
+    if len(data) != ref.size:
+        reason = "damaged_member" if ref.offset or ref.member else "changed"
+        said = f"{ref.path}: {ref.key} has {len(data)} bytes, {ref.size} were listed"
+        raise UnreadableImage(reason, said)
+    return data
 
 
-def _broken(path: Path, error: Exception) -> UsageError:
-    return UsageError(f"--input {path}: a broken archive ({error}); download or pack it again")
-
-
-def _list_zip(path: Path, prefix: str, origin: str) -> tuple[list[ImageRef], int]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise _broken(path, error) from error
-    stamp = path.stat().st_mtime_ns
-    images = [
-        ImageRef(
-            key=sample_key(PurePosixPath(info.filename), prefix),
-            origin=origin,
-            path=str(path.absolute()),
-            member=info.filename,
-            size=info.file_size,
-            stamp=stamp,
-        )
-        for info in members
-        if _is_image(info.filename)
-    ]
-    return images, len(members) - len(images)
-
-
-def _list_gzip(path: Path, prefix: str, origin: str, cache: Path) -> tuple[list[ImageRef], int]:
-    """List a .tar.gz, building its seek index unless one for this very file is at hand."""
-    import indexed_gzip
-
-    status = path.stat()
-    identity = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
-    index = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.gzidx"
-    try:
-        with indexed_gzip.IndexedGzipFile(str(path), spacing=SEEK_POINT_SPACING) as file:
-            if index.exists():
-                file.import_index(str(index))
-            else:
-                file.build_full_index()
-                with written_by_name(index) as target:
-                    file.export_index(str(target))
-            return _list_tar(file, path, prefix, origin, str(index))
-    except indexed_gzip.ZranError as error:
-        raise _broken(path, error) from error
+def _bytes(ref: ImageRef) -> bytes:
+    if ref.seek_index is not None:
+        # Threads share the handle: seek and read, one after the other, would give another's bytes.
+        data: bytes = _open_gzip(ref.path, ref.seek_index).pread(ref.size, ref.offset)
+        return data
+    if ref.member is not None:
+        return _open_zip(ref.path, ref.stamp).read(ref.offset)
+    with Path(ref.path).open("rb") as file:
+        file.seek(ref.offset)
+        return file.read(ref.size if ref.offset else -1)
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES)
@@ -300,8 +311,15 @@ def _open_gzip(path: str, index: str) -> Any:
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES)
-def _open_zip(path: str, stamp: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+def _open_zip(path: str, stamp: int) -> Zip:
+    return Zip(Path(path))
+
+
+def ignored_table(listing: Listing) -> pa.Table:
+    """Tabulate what is no image: the rows of `ignored.parquet`."""
+    rows = [dataclasses.asdict(thing) for thing in listing.ignored]
+    text = [(name, pa.string()) for name in ("origin", "file", "kind", "detail")]
+    return pa.Table.from_pylist(rows, pa.schema([*text, ("bytes", pa.int64())]))
 
 
 def input_digest(pairs: Iterable[tuple[str, str]]) -> str:

@@ -4,8 +4,8 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from datasets.shards import INDEX, MANIFEST, read_manifest
+from infra.config import canonical_json, flat, from_dict
+from infra.errors import UserError
 from infra.storage import sha256
 
 
@@ -20,13 +22,45 @@ def problems(folder: Path) -> Iterator[str]:
     """Yield one sentence for everything in an image set that is not as its own records say.
 
     Checked, besides `set_problems`: every key is unique; every PNG decodes to the size and hash its
-    JSON names; the samples are exactly the kept rows of scores.parquet; no source image is in two
-    splits.
+    JSON names; the samples are exactly the kept rows of scores.parquet; no source image, and no
+    group of copies, is in two splits.
     """
     inspected = Inspected()
     yield from set_problems(folder, _sample, inspected)
-    if read_manifest(folder) is not None:
-        yield from _scores(folder, inspected)
+    if inspected.is_whole:
+        yield from guarded("scores.parquet", _scores(folder, inspected))
+
+
+def damaged(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """List the files of a manifest that are absent or have another length or SHA-256."""
+    entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
+    return [name for name, entry in entries.items() if _damage(folder / name, entry)]
+
+
+def claim_problems(said: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one sentence for every value of a manifest that is not as expected, or not expected.
+
+    Its entries of shards and files are compared with the files themselves, by `damaged`.
+    """
+    said = {name: value for name, value in said.items() if name not in ("shards", "files")}
+    yield from (f"{MANIFEST}: {name} is no claim of a set" for name in said.keys() - expected)
+    yield from (f"{MANIFEST}: {name} is missing" for name in expected.keys() - said)
+    mine, theirs = flat(said), flat(expected)
+    for name in sorted(mine.keys() | theirs.keys()):
+        one, other = mine.get(name), theirs.get(name)
+        if canonical_json(one) != canonical_json(other):
+            yield f"{MANIFEST}: {name} is {one!r}, found {other!r}"
+
+
+def _damage(path: Path, entry: Mapping[str, Any]) -> str:
+    """Say what is wrong with a file, by its entry in the manifest; nothing if it is whole."""
+    if not path.exists():
+        return "missing"
+    if (size := path.stat().st_size) != entry["bytes"]:
+        return f"{size} bytes, the manifest says {entry['bytes']}"
+    if (found := sha256(path)) != entry["sha256"]:
+        return f"SHA-256 {found}, the manifest says {entry['sha256']}"
+    return ""
 
 
 @dataclass(slots=True)
@@ -39,6 +73,8 @@ class Inspected:
     """Name of the first shard that holds a key, by key."""
     split_of: dict[str, str] = field(default_factory=dict)
     """Split of every source image."""
+    is_whole: bool = False
+    """Whether every file has the length and SHA-256 that the manifest says."""
 
 
 Inspect = Callable[[Path, str, dict[str, bytes], Inspected], Iterator[str]]
@@ -52,30 +88,87 @@ def set_problems(folder: Path, inspect: Inspect, inspected: Inspected) -> Iterat
     Checked: the manifest exists; every file has its length and SHA-256, no shard is missing, extra
     or wrongly numbered; tars are USTAR with zero times and ids; a sample's members are adjacent;
     the index has the place of every member; totals add up; and each sample passes ``inspect``.
+    Tables are compared with each other where all files are whole. Damaged bytes end in a sentence.
     """
-    manifest = read_manifest(folder)
+    manifest = yield from readable_manifest(folder)
     if manifest is None:
-        yield f"{folder}: no {MANIFEST}: not a complete set; run the command that makes it again"
         return
     yield from _files(folder, manifest)
     for entry in manifest["shards"]:
         path = folder / entry["name"]
         if path.exists():
-            yield from _shard(path, entry, inspect, inspected)
-    yield from _index(folder, inspected)
-    yield from _totals(manifest, inspected)
+            yield from guarded(path.name, _shard(path, entry, inspect, inspected))
+    inspected.is_whole = not damaged(folder, manifest)
+    if inspected.is_whole:
+        yield from guarded(INDEX, _index(folder, inspected))
+        yield from _totals(manifest, inspected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FileEntry:
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShardEntry(_FileEntry):
+    """What a manifest says of a shard."""
+
+    name: str
+    split: str
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """The part of a manifest that all kinds of sets have."""
+
+    shards: tuple[_ShardEntry, ...]
+    files: dict[str, _FileEntry]
+    totals: dict[str, int]
+
+
+def readable_manifest(folder: Path) -> Generator[str, None, dict[str, Any] | None]:
+    """Return the manifest of a set; or yield what is wrong with it, and return None."""
+    try:
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            form = {field.name: manifest.get(field.name) for field in fields(_Form)}
+            from_dict(_Form, form, MANIFEST)
+    except UserError as error:
+        yield str(error)
+        return None
+    if manifest is None:
+        yield f"{folder}: no {MANIFEST}: not a complete set; run the command that makes it again"
+    return manifest
+
+
+def whole_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a set if it can be read and every file is as it says."""
+    said = readable_manifest(folder)
+    try:
+        next(said)
+    except StopIteration as end:
+        manifest: dict[str, Any] = end.value
+        return None if damaged(folder, manifest) else manifest
+    return None
+
+
+def guarded(where: str, found: Iterator[str]) -> Iterator[str]:
+    """Yield problems; and a sentence for whatever damaged bytes raise in the search for them."""
+    try:
+        yield from found
+    except Exception as error:  # decoders of tar, parquet, PNG and JSON have no common one
+        yield f"{where}: damaged, or not what it should be ({type(error).__name__}: {error})"
 
 
 def _files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     named = {entry["name"]: entry for entry in manifest["shards"]}
     for name, entry in {**named, **manifest["files"]}.items():
-        path = folder / name
-        if not path.exists():
-            yield f"{name}: missing"
-        elif (size := path.stat().st_size) != entry["bytes"]:
-            yield f"{name}: {size} bytes, the manifest says {entry['bytes']}"
-        elif (found := sha256(path)) != entry["sha256"]:
-            yield f"{name}: SHA-256 {found}, the manifest says {entry['sha256']}"
+        if wrong := _damage(folder / name, entry):
+            yield f"{name}: {wrong}"
     for path in sorted(folder.glob("*.tar")):
         if path.name not in named:
             yield f"{path.name}: a shard that the manifest does not name"
@@ -101,7 +194,8 @@ def _shard(
                 file = tar.extractfile(info)
                 if key != current:
                     if current:
-                        yield from inspect(path, current, contents, inspected)
+                        where = f"{path.name}: {current}"
+                        yield from guarded(where, inspect(path, current, contents, inspected))
                     if key in keys:
                         yield f"{path.name}: the members of {key} are not adjacent"
                     keys.add(key)
@@ -111,7 +205,8 @@ def _shard(
                 contents[extension] = b"" if file is None else file.read()
                 inspected.members.append((path.name, key, extension, info.offset_data, info.size))
         if current:
-            yield from inspect(path, current, contents, inspected)
+            where = f"{path.name}: {current}"
+            yield from guarded(where, inspect(path, current, contents, inspected))
     except tarfile.TarError as error:
         yield f"{path.name}: not a readable tar ({error})"
     if len(keys) != entry["samples"]:
@@ -167,7 +262,7 @@ def _index(folder: Path, inspected: Inspected) -> Iterator[str]:
 def _scores(folder: Path, inspected: Inspected) -> Iterator[str]:
     scores = folder / "scores.parquet"
     if scores.exists():
-        rows = pq.read_table(scores, columns=["key", "shard"]).to_pylist()
+        rows = pq.read_table(scores, columns=["key", "shard", "group", "split"]).to_pylist()
         kept = {row["key"]: row["shard"] for row in rows if row["shard"] is not None}
         for key in sorted(kept.keys() | inspected.shard_of.keys()):
             if kept.get(key) != inspected.shard_of.get(key):
@@ -175,6 +270,10 @@ def _scores(folder: Path, inspected: Inspected) -> Iterator[str]:
                     f"{key}: scores.parquet places it in {kept.get(key)}, "
                     f"it is in {inspected.shard_of.get(key)}"
                 )
+        split_of: dict[str, str] = {}
+        for row in rows:
+            if row["split"] and split_of.setdefault(row["group"], row["split"]) != row["split"]:
+                yield f"{row['key']}: copies of {row['group']} are in two splits"
 
 
 def _totals(manifest: dict[str, Any], inspected: Inspected) -> Iterator[str]:
@@ -185,5 +284,5 @@ def _totals(manifest: dict[str, Any], inspected: Inspected) -> Iterator[str]:
         "bytes": sum(entry["bytes"] for entry in manifest["shards"]),
     }
     for name, value in found.items():
-        if totals[name] != value:
-            yield f"{MANIFEST}: totals.{name} is {totals[name]}, found {value}"
+        if totals.get(name) != value:
+            yield f"{MANIFEST}: totals.{name} is {totals.get(name)}, found {value}"

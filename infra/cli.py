@@ -63,6 +63,17 @@ def parse(
         raise
 
 
+def choices(*names: str) -> object:
+    """Return the mark, for `Annotated`, of an option whose values ``--help`` lists by name.
+
+    What is no such name is refused by the configuration, not by the command line, so that a saved
+    configuration is read in the same way.
+    """
+    from tyro.conf import arg
+
+    return arg(metavar=f"{{{','.join(names)}}}")
+
+
 def _validation_error(error: BaseException | None) -> ValidationError | None:
     """Return pydantic's error behind tyro's exit, to say it in our words instead of a box."""
     while error is not None and not isinstance(error, ValidationError):

@@ -116,8 +116,8 @@ def _sentence(field: str, fault: ErrorDetails) -> str:
 def _valid_place(path: Sequence[str], cls: type[Any]) -> str:
     """Say which part of a configuration knows an unknown key, or which keys there are."""
     *parents, key = path
-    for parent in parents:
-        cls = _parts(cls)[parent]
+    for parent in parents:  # among them the numbers and names of what a list or a mapping holds
+        cls = _parts(cls).get(parent, cls)
     for name, part in _parts(cls).items():
         if key in _names(part):
             return f'they belong inside "{name}": {{...}}'

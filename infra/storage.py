@@ -131,8 +131,14 @@ def local_path(uri: str) -> Path:
     """Return the local path that a user gave.
 
     Raises:
-        UsageError: for a URI of another kind of storage.
+        UsageError: for a URI of another kind of storage, and for a path that no record can hold.
     """
+    if not uri.isascii() and os.fsencode(uri) != uri.encode("utf-8", "replace"):
+        named = os.fsencode(uri).decode("utf-8", "backslashreplace")
+        raise UsageError(
+            f"{named}: a path that is no UTF-8 cannot be recorded; rename it, or give a folder "
+            "above it (the files in an input may have any names)"
+        )
     if "://" in uri:
         raise UsageError(
             f"{uri}: only local paths are supported by this command; copy the data to a local or "

@@ -1,4 +1,7 @@
-"""SIGTERM as an orderly end: the scheduler's notice is remembered, and may become an exception."""
+"""SIGTERM as an orderly end: the scheduler's notice is remembered, and becomes an exception.
+
+A program whose ranks must agree before they end goes by :mod:`infra.notices` instead.
+"""
 
 import signal
 import threading
@@ -14,28 +17,23 @@ class Termination:
     """Notice SIGTERM inside a ``with`` block, instead of dying of it.
 
     A handler that is installed later takes the signal away from this one: call ``ray.init`` first,
-    whose native handler would end the process on the spot.
-
-    Args:
-        unwind: let the handler that was there act first; without one, the main thread raises
-            ``SystemExit(143)``, so that every ``with`` block ends properly. False only takes note,
-            for a program whose ranks must agree before they end.
+    whose native handler would end the process on the spot. The handler that was there acts first;
+    without one, the main thread raises ``SystemExit(143)``, so that every ``with`` block ends
+    properly.
 
     Attributes:
         noticed: whether the signal came.
     """
 
-    def __init__(self, *, unwind: bool = True) -> None:
+    def __init__(self) -> None:
         self.noticed = False
-        self._unwind = unwind
         self._previous: Any = None
 
     def __enter__(self) -> Self:
         """Begin; outside the main thread this does nothing."""
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.getsignal(signal.SIGTERM)
-            is_ignored = self._previous is signal.SIG_IGN  # on purpose, by whoever started us
-            if not (self._unwind and is_ignored):
+            if self._previous is not signal.SIG_IGN:  # on purpose, by whoever started us
                 signal.signal(signal.SIGTERM, self._handle)
         return self
 
@@ -54,7 +52,7 @@ class Termination:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.noticed = True
-        if self._unwind and callable(self._previous):
+        if callable(self._previous):
             self._previous(number, frame)
-        elif self._unwind:
+        else:
             raise SystemExit(TERMINATED)

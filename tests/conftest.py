@@ -111,12 +111,18 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def program(module: str, arguments: Sequence[str | Path], folder: Path) -> "subprocess.Popen[str]":
-    """Start ``python -m module`` as a user would, from the project's root."""
+def program(
+    module: str,
+    arguments: Sequence[str | Path],
+    folder: Path,
+    cwd: Path = ROOT,
+    **variables: str,
+) -> "subprocess.Popen[str]":
+    """Start ``python -m module`` as a user would, by default from the project's root."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(folder),
+        cwd=cwd,
+        env=environment(folder) | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -96,6 +96,16 @@ def test_an_image_without_variation_has_no_score(scorer: Brisque) -> None:
     assert np.isnan(scorer.score(flat)).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (1, 1)])
+def test_an_image_of_one_row_or_column_has_no_score(
+    scorer: Brisque, shape: tuple[int, int]
+) -> None:
+    """It has no half size, at which OpenCV raised an error of its own."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+    assert np.isnan(scorer.score([image])[0])
+
+
 def test_rounding_does_not_decide_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise of one unit in the last place moves no score, even over a flat region.
 

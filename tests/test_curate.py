@@ -1,10 +1,12 @@
 """The curation job: what it makes, and what it makes again."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
@@ -14,7 +16,7 @@ from datasets.decoding import decode
 from datasets.verify import problems
 from infra import storage
 from infra.errors import UsageError, UserError
-from pipelines.curate import __main__ as curate
+from pipelines.curate import kept
 from pipelines.curate.config import PRESETS
 from pipelines.curate.job import Curation
 from tests.conftest import Pictures, picture
@@ -125,40 +127,112 @@ def test_the_ffhq_recipe_resizes_and_drops_the_small(pictures: Pictures, tmp_pat
     assert rows["narrow"]["drop_reason"] == "too_small"
 
 
+class Meddling(InProcess):
+    """Does something between scoring and packing."""
+
+    def __init__(self, meddle: Callable[[], object]) -> None:
+        super().__init__()
+        self.meddle = meddle
+
+    def run(self, name: str, *rest: Any) -> Iterator[dict[str, Any]]:
+        """Carry the units out."""
+        yield from super().run(name, *rest)
+        if name == "score":
+            self.meddle()
+
+
 def test_a_source_that_changed_after_scoring_stops_the_packing(
     pictures: Pictures, tmp_path: Path
 ) -> None:
     """Pixels never differ from what was scored; the next run scores the image anew."""
     source = pictures(3)
 
-    class Meddling(InProcess):
-        def run(self, name: str, *rest: Any) -> Iterator[dict[str, Any]]:
-            if name == "pack":
-                picture(99, 160, 128).save(source / "photo-00.png")
-            yield from super().run(name, *rest)
+    def change() -> None:
+        picture(99, 160, 128).save(source / "photo-00.png")
+        for folder in (tmp_path / "set" / ".curate").glob("kept-*"):
+            shutil.rmtree(folder)
 
     with pytest.raises(UserError, match=r"photo-00.*changed since it was scored|has .* bytes"):
-        Curation(config(source, tmp_path / "set")).run(Meddling())
+        Curation(config(source, tmp_path / "set")).run(Meddling(change))
     run(source, tmp_path / "set")
     run(source, tmp_path / "fresh")
 
     assert published(tmp_path / "set") == published(tmp_path / "fresh")
 
 
-def test_scores_travel_in_the_authors_file(pictures: Pictures, tmp_path: Path) -> None:
-    """Exported and imported again, the same scores keep the same patches."""
-    source = pictures(4)
-    run(source, tmp_path / "set")
-    exported = tmp_path / "raw_quality_score.json"
-    curate.main(["export-scores", str(tmp_path / "set"), str(exported)])
-    scores = json.loads(exported.read_text())
-    exported.write_text(json.dumps({key: 5 - score / 40 for key, score in scores.items()}))
-    run(source, tmp_path / "imported", scorer=str(exported), threshold=3.5)
+def remove_pngs(path: Path) -> None:
+    """Lose the PNGs and keep their table."""
+    path.unlink()
 
-    first = pq.read_table(tmp_path / "set" / "scores.parquet")
-    second = pq.read_table(tmp_path / "imported" / "scores.parquet")
-    assert first["key"].equals(second["key"])
-    assert first["shard"].equals(second["shard"])
+
+def truncate_pngs(path: Path) -> None:
+    """Lose the last of them."""
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def zero_pngs(path: Path) -> None:
+    """Leave what a power cut leaves of data that was not flushed."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def cut_table(path: Path) -> None:
+    """Stop in the middle of the table."""
+    table = path.with_suffix(".parquet")
+    table.write_bytes(table.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize("damage", [remove_pngs, truncate_pngs, zero_pngs, cut_table])
+def test_pngs_that_were_made_in_scoring_are_made_again_where_they_are_damaged(
+    pictures: Pictures, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """They save the second decoding, and change no byte; published, they are removed."""
+    source, state = pictures(3), tmp_path / "set" / ".curate"
+    whole = run(source, tmp_path / "whole", samples_per_shard=64)
+    assert "decode" not in whole.steps("pack")
+
+    def damage_one() -> None:
+        damage(sorted(state.glob("kept-*/*.pngs"))[0])
+
+    damaged = Meddling(damage_one)
+    Curation(config(source, tmp_path / "set", samples_per_shard=64)).run(damaged)
+
+    assert "decode" in damaged.steps("pack")
+    assert published(tmp_path / "set") == published(tmp_path / "whole")
+    assert not list(state.glob("kept-*"))
+
+
+@pytest.mark.parametrize("fault", ["nearly full", "no folder"])
+def test_without_room_for_pngs_nothing_is_lost(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """They are made in packing then."""
+    source = pictures(2)
+    run(source, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        if fault == "nearly full":
+            usage = shutil.disk_usage(tmp_path)._replace(free=1)
+            patch.setattr(shutil, "disk_usage", lambda _: usage)
+        else:
+            (tmp_path / "file").touch()
+            nowhere = kept.Keeping(str(tmp_path / "file"), None, higher_is_better=True)
+            patch.setattr(Curation, "keeping", lambda _: nowhere)
+        engine = run(source, tmp_path / "set")
+
+    assert "decode" in engine.steps("pack")
+    assert published(tmp_path / "set") == published(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_while_pngs_are_written_is_no_error(tmp_path: Path) -> None:
+    """The device of that name refuses every byte."""
+    (tmp_path / "unit.pngs").symlink_to("/dev/full")
+    patch = np.asarray(picture(1, 64, 64))
+    row = {"key": "a", "source_sha256": "s", "quality": 1.0, "drop_reason": None}
+    keeping = kept.Keeping(str(tmp_path), None, higher_is_better=True)
+    with kept.KeptUnit(keeping, "unit") as unit:
+        for _ in range(3):
+            unit.add(row, patch)
+
+    assert not list(tmp_path.glob("*.parquet"))
 
 
 def test_the_run_goes_to_mlflow(

@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -74,12 +73,14 @@ def wait_for(output: Path, count: int, process: "subprocess.Popen[str]") -> bool
     return True
 
 
-def workers(process: "subprocess.Popen[str]") -> Iterator[psutil.Process]:
-    """Yield Ray's workers of a job, as far as they still live."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any("MapWorker" in part for part in child.cmdline()):
-                yield child
+def worker_of(process: "subprocess.Popen[str]") -> psutil.Process:
+    """Find a process of Ray's that does a unit of a job at this moment."""
+    while True:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any("ray::Map(" in part for part in child.cmdline()):
+                    return child
+        assert process.poll() is None, "the job ended before"
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_a_worker_killed_in_mid_flight_changes_nothing(
     output = tmp_path / "set"
     process = program("pipelines.curate", arguments(source, output), tmp_path)
     assert wait_for(output, 2, process)
-    next(workers(process)).kill()
+    worker_of(process).kill()
     out, errors = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 0, out + errors

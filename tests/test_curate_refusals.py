@@ -1,6 +1,7 @@
 """What a curation refuses, drops or survives: bad input, full disks, wrong commands."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from datasets.verify import problems
 from infra import storage
 from infra.errors import BudgetExceeded, UsageError, UserError
 from pipelines.curate import __main__ as curate
+from pipelines.curate.estimate import estimate
 from tests.conftest import Pictures
-from tests.support.curation_jobs import published, run
+from tests.support.curation_jobs import InProcess, config, published, run
 
 
 def bad_files(source: Path) -> dict[str, str]:
@@ -201,15 +203,22 @@ def test_a_saved_configuration_is_the_run(pictures: Pictures, tmp_path: Path) ->
         curate.main(["--config", str(tmp_path / "odd.json")])
 
 
-def test_the_dry_run_writes_nothing(
-    pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It says images, patches, bytes and minutes."""
+def test_the_dry_run_writes_nothing(pictures: Pictures, tmp_path: Path) -> None:
+    """It says images, patches, bytes and minutes; of a few images, what the job itself counts."""
     source = pictures(6)
-    arguments = ["--input", str(source), "--output", str(tmp_path / "set"), "--dry-run"]
-    curate.main([*arguments, "--size", "64", "--stride", "48", "--scorer", "brisque"])
-    printed = capsys.readouterr().out
+    (source / "cut.png").write_bytes((source / "photo-00.png").read_bytes()[:400])
+    engine = InProcess()
+    said = estimate(config(source, tmp_path / "set", threshold=45.0), engine)
 
     assert not (tmp_path / "set").exists()
-    for word in ("6 images", "patches", "kept", "GB", "minutes"):
-        assert word in printed
+    assert "7 images" in said
+    for word in ("GB", "minutes", "seconds of it to start and end Ray"):
+        assert word in said
+    with pytest.raises(BudgetExceeded):
+        run(source, tmp_path / "set", threshold=45.0)
+    totals = pq.read_table(tmp_path / "set" / "scores.parquet").to_pylist()
+    patches = sum(row["index"] > 0 for row in totals)
+    kept = sum(row["shard"] is not None for row in totals)
+    found = {word: float(number) for word, number in re.findall(r"(\w+) +about ([\d,]+)", said)}
+    assert found["patches"] == patches
+    assert found["kept"] == pytest.approx(kept, rel=0.25)

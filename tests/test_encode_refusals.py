@@ -96,7 +96,7 @@ def test_a_set_that_lost_a_shard_is_refused_or_encoded_anew(world: Path, copy: P
     [
         ({"vae": "nowhere"}, r"--vae nowhere.*config.json and no diffusion_pytorch_model"),
         ({"predictor": "nowhere.pth"}, r"--predictor nowhere.pth.*releases/download"),
-        ({"input": "nowhere"}, r"--input nowhere: no complete set here.*pipelines.curate"),
+        ({"input": "nowhere"}, r"--input .*nowhere: no complete set here.*pipelines.curate"),
         ({"device": "cuda"}, r"--device cuda: .* GPU wanted, 0 in the Ray cluster"),
     ],
 )

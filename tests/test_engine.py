@@ -20,6 +20,7 @@ from trainers.loop.config import EngineConfig
 STAGES = range(4)
 STEPS, HALF = 6, 3
 BOUND = 1e-6  # relative, of losses and weights: another order of summation
+CLIPPING = {"1": 0.01, "4": 0.0}  # by step
 Results = dict[str, dict[str, list[float]]]
 
 
@@ -41,7 +42,7 @@ def launch(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> Results:
 
 def job(name: str, **values: Any) -> dict[str, Any]:
     """Describe a job; its engine's options besides those of the job itself."""
-    known = {"start", "stop", "load", "from", "save_at"}
+    known = {"start", "stop", "load", "from", "save_at", "poisoned", "without", "clipping"}
     engine = {key: value for key, value in values.items() if key not in known}
     rest = {key: value for key, value in values.items() if key in known}
     return {"name": name, "stop": STEPS, "engine": engine, **rest}
@@ -61,6 +62,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, Resul
         job(f"back-{stage}", zero_stage=stage, start=HALF, **{"from": str(folder / "half-1.0.pt")})
         for stage in STAGES
     ]
+    two += [job(f"poisoned-{stage}", zero_stage=stage, poisoned=HALF) for stage in STAGES]
+    two += [job(f"without-{stage}", zero_stage=stage, without=HALF) for stage in STAGES]
+    two += [job(f"clipped-{stage}", zero_stage=stage, clipping=CLIPPING) for stage in STAGES]
     results_of_two = launch(2, two, folder)
     one = [job(f"one-{stage}", zero_stage=stage) for stage in STAGES]
     one.append(job("accumulated", micro_batch_size=BATCH // 4))
@@ -156,6 +160,46 @@ def test_resumed_on_another_layout_within_rounding(
     assert one[f"moved-{stage}"]["losses"] == pytest.approx(expected, rel=BOUND)
     assert two[f"back-{stage}"]["losses"] == pytest.approx(expected, rel=BOUND)
     assert torch.equal(weights(folder, f"moved-{stage}")["frozen"], torch.ones(3))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_whose_loss_is_not_finite_on_one_rank_is_dropped_whole(
+    runs: tuple[Path, Results, Results], stage: int
+) -> None:
+    """Though its gradients would be finite; weights, moments and later losses know nothing."""
+    folder, _, two = runs
+    found, expected = two[f"poisoned-{stage}"], two[f"without-{stage}"]
+
+    assert not math.isfinite(found["norms"].pop(HALF))
+    found["losses"].pop(HALF)
+    assert found == expected
+    for rank in range(2):
+        mine, other = (
+            torch.load(folder / f"{name}-{stage}.{rank}.pt") for name in ("poisoned", "without")
+        )
+        for part in ("weights", "moments"):
+            assert all(torch.equal(mine[part][name], other[part][name]) for name in mine[part])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_clipping_changes_at_its_step(runs: tuple[Path, Results, Results], stage: int) -> None:
+    """The moments are those of a bare loop that clips by other norms from those steps on."""
+    moments = torch.load(runs[0] / f"clipped-{stage}.0.pt")["moments"]
+    model, optimizer = build()
+    limit = 1.0
+    for step in range(STEPS):
+        x, y = data(step)
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        limit = CLIPPING.get(str(step), limit)
+        if limit:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            for moment in ("exp_avg", "exp_avg_sq"):
+                expected = optimizer.state[parameter][moment]
+                torch.testing.assert_close(moments[f"{moment}/{name}"], expected)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_what_was_taken_over_may_be_given_at_a_resume() -> None:
     entries = identity("mode", "pmrf-128")
     first = resolved(config(latents="x"), entries)
     aloud = resolved(config(latents="x", posterior="mode", degradation="pmrf-128"), entries)
-    before = Checkpoint(Path("step"), {"config": to_dict(first)})
+    before = Checkpoint(Path("step"), {"step": 0, "config": to_dict(first)})
 
     refuse_other_run(aloud, before)
     other = resolved(config(latents="x"), identity("sample", "pmrf-128"))
@@ -160,7 +160,7 @@ def test_pictures_start_from_what_the_flow_was_trained_on(world: Path) -> None:
     )
     assert task.restorations is not None
     stored, compared = members(world / "latents"), 0
-    for batch, count, noise in sweep(task.restorations.samples, 0, CPU):
+    for batch, count, noise in sweep(task.restorations.samples, LoopConfig(workers=0), CPU):
         pairs = from_images(task.restorer, batch, noise)
         posterior = task.restorer.posterior(task.restorer.posterior_mean((batch.lq + 1) / 2))
         for number, key in enumerate(batch.keys[:count]):

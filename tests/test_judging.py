@@ -27,8 +27,9 @@ from tests.support.training_sets import (
     write_lpips,
 )
 from trainers.loop.config import LoopConfig
+from trainers.loop.task import Interrupted
 from trainers.recipes import flow_config, judging, pictures, predictor_config, vae_config
-from trainers.recipes.data import sweep
+from trainers.recipes.data import keys_of_sources, sweep, swept
 from trainers.recipes.flow import FlowTask
 from trainers.recipes.flow_config import FlowConfig
 from trainers.recipes.judging import FIDELITY, Averages, Judges
@@ -78,18 +79,14 @@ def flow_task(files: Files, **values: Any) -> FlowTask:
 
 def vae_task(*data: str, **values: Any) -> VAETask:
     """Build the tiny autoencoder."""
-    config = replace(
-        vae_config.PRESETS["tiny"], model="tiny", data=data, crop=16, loop=LOOP, **values
-    )
-    return VAETask(config, CPU)
+    values = {"model": "tiny", "data": data, "crop": 16, "loop": LOOP, **values}
+    return VAETask(replace(vae_config.PRESETS["tiny"], **values), CPU)
 
 
 def predictor_task(*sets: str, **values: Any) -> PredictorTask:
     """Build the tiny predictor."""
-    return PredictorTask(
-        replace(predictor_config.PRESETS["tiny"], model="tiny", images=sets, loop=LOOP, **values),
-        CPU,
-    )
+    values = {"model": "tiny", "images": sets, "loop": LOOP, **values}
+    return PredictorTask(replace(predictor_config.PRESETS["tiny"], **values), CPU)
 
 
 def judges(lpips: str | None) -> Judges:
@@ -106,7 +103,9 @@ def picture(side: int, seed: int = 0) -> Tensor:
 def held_out(folder: str) -> Tensor:
     """Load the held-out pictures of a set, uint8."""
     whole = Crops([ImageSet(Path(folder), split="val")], crop=None, flip=False)
-    return torch.cat([to_uint8(batch.images[:count]) for batch, count, _ in sweep(whole, 0, CPU)])
+    return torch.cat(
+        [to_uint8(batch.images[:count]) for batch, count, _ in sweep(whole, LOOP, CPU)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,7 @@ def test_references_are_those_of_the_held_out_pictures(files: Files, weights: st
     task = flow_task(files, lpips=weights)
     first, second = (task.validate(task.network).metrics for _ in range(2))
     assert task.restorations is not None
-    pairs = [(b.lq[:n], b.hq[:n]) for b, n, _ in sweep(task.restorations.samples, 0, CPU)]
+    pairs = [(b.lq[:n], b.hq[:n]) for b, n, _ in sweep(task.restorations.samples, LOOP, CPU)]
     lq, hq = (to_uint8(torch.cat(side)) for side in zip(*pairs, strict=True))
     scores = Brisque().score(list(hq.permute(0, 2, 3, 1).numpy()))
 
@@ -272,22 +271,142 @@ def test_two_ranks_judge_as_one(files: Files, weights: str, tmp_path: Path) -> N
     assert log(tmp_path / "run")[0] == pytest.approx({"step": 0, **alone}, rel=1e-4)
 
 
-def test_a_gallery_keeps_the_first_pictures_on_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gallery_keeps_the_samples_wanted_on_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of its columns, those that came; another rank keeps nothing."""
     kept: list[dict[str, Tensor]] = []
     monkeypatch.setattr(pictures, "grid", lambda shown, *_: kept.append(shown))
-    first = Gallery(3, ("lq", "restored", "hq"))
+    first = Gallery(["a0", "b2"], ("lq", "restored", "hq"))
     monkeypatch.setattr(pictures, "rank", lambda: 1)
-    other = Gallery(3, ("lq", "hq"))
+    other = Gallery(["a0", "b2"], ("lq", "hq"))
     for seed in range(3):
         for mine in (first, other):
-            mine.add({"hq": picture(32, seed), "lq": picture(32, seed + 3)}, ["a", "b"])
+            pair = {"hq": picture(32, seed), "lq": picture(32, seed + 3)}
+            mine.add(pair, [f"a{seed}", f"b{seed}"])
     first.grid()
     other.grid()
 
-    assert other.is_full
+    assert first.wants(["c", "b2"])
+    assert not other.wants(["b2"])
     assert [list(shown) for shown in kept] == [["lq", "hq"]]
-    assert torch.equal(kept[0]["hq"], torch.cat([picture(32, 0), picture(32, 1)])[:3])
+    expected = [picture(32, 0)[0], picture(32, 2)[1]]
+    assert torch.equal(kept[0]["hq"], torch.stack(expected))
+
+
+SOURCES = "aaaabbbbccdddddd"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "count", "expected"),
+    [
+        (range(16), 3, [0, 5, 10]),  # evenly spaced, if those are of different photographs
+        (range(16), 4, [0, 4, 8, 12]),
+        (range(16), 6, [0, 2, 5, 8, 10, 13]),  # each photograph, then further ones
+        ([12, 13, 14, 15, 0], 2, [12, 0]),  # a rank's own share
+        ([3, 1], 6, [3, 1]),
+    ],
+)
+def test_pictures_to_look_at_are_of_different_photographs(
+    tmp_path: Path, numbers: list[int], count: int, expected: list[int]
+) -> None:
+    """Not neighbouring patches of one, as long as there are others; else as many as are asked."""
+    images = write_image_set(
+        tmp_path / "set", size=8, train=0, held_out=16, sources=[f"{s}.jpg" for s in SOURCES]
+    )
+    crops = Crops([ImageSet(images, split="val")], crop=None)
+    chosen = keys_of_sources(crops, list(numbers), count)
+
+    assert chosen == [f"p{number:02d}" for number in expected]
+    assert len(set(chosen)) == min(count, len(numbers))
+
+
+def test_a_limit_takes_samples_from_all_of_the_set(images: str) -> None:
+    """Of three held-out pictures, the first and the second; each is met once."""
+    crops = Crops([ImageSet(Path(images), split="val")], crop=None)
+    found = [
+        key
+        for batch, count, _ in sweep(crops, replace(LOOP, validate_limit=2), CPU)
+        for key in batch.keys[:count]
+    ]
+
+    assert found == ["p07", "p08"]
+    assert swept(crops, replace(LOOP, validate_limit=2)) == [0, 1]
+    assert swept(crops, LOOP) == [0, 1, 2]
+
+
+def test_whoever_watches_is_asked_before_each_batch(files: Files) -> None:
+    """With what is done, and how much; what is raised there leaves the validation at once."""
+    task, asked = flow_task(files), list[tuple[str, int, int]]()
+
+    def between(*progress: Any) -> None:
+        asked.append(progress)
+        if progress[0] == "restorations":
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        task.validate(task.network, between)
+
+    assert asked == [("pairs", 0, 1), ("restorations", 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("lpips", "asked", "best", "hint"),
+    [
+        (True, None, "-lpips", 0),
+        (True, "psnr", "psnr", 0),
+        (False, None, "psnr", 1),
+        (False, "brisque", "-brisque", 0),
+        (False, "loss", "-loss", 0),
+    ],
+)
+def test_the_best_flow_is_by_lpips_where_it_is_computed(
+    files: Files,
+    weights: str,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    lpips: bool,
+    asked: str | None,
+    best: str,
+    hint: int,
+) -> None:
+    """Else by PSNR, and that is said; or by what is asked for."""
+    loop = replace(LOOP, best=asked)
+    task = flow_task(files, lpips=weights if lpips else None, loop=loop)
+
+    assert task.best == best
+    assert capsys.readouterr().out.count("highest PSNR, which falls") == hint
+    assert best.removeprefix("-") in task.validate(task.network).metrics
+
+
+def test_a_best_that_is_not_computed_is_refused(files: Files, images: str) -> None:
+    """With what is; MS-SSIM needs 161 pixels, LPIPS its weights."""
+    with pytest.raises(UserError, match=r"--best ms_ssim: .*one of psnr, brisque, loss$"):
+        flow_task(files, loop=replace(LOOP, best="ms_ssim"))
+    with pytest.raises(UserError, match=r"--best lpips: .*one of psnr; lpips needs --lpips FOLDER"):
+        predictor_task(images, loop=replace(LOOP, best="lpips"))
+    with pytest.raises(ValueError, match="validate_every=0"):
+        LoopConfig(best="psnr", validate_every=0)
+
+
+@pytest.mark.parametrize("kind", ["vae", "predictor"])
+def test_other_networks_are_best_by_what_they_are_trained_for(
+    kind: str, images: str, weights: str
+) -> None:
+    """PSNR, also where there is LPIPS, unless it is asked for."""
+    build: Any = {"vae": vae_task, "predictor": predictor_task}[kind]
+
+    assert build(images, lpips=weights).best == "psnr"
+    assert build(images, lpips=weights, loop=replace(LOOP, best="lpips")).best == "-lpips"
+
+
+def test_without_validation_no_held_out_split_is_needed(files: Files, tmp_path: Path) -> None:
+    """`--validate-every 0` opens none."""
+    loop = replace(LOOP, validate_every=0)
+    images = str(write_image_set(tmp_path / "set", size=64, held_out=0))
+
+    vae_task(images, loop=loop)
+    predictor_task(images, loop=loop)
+    flow_task(files, loop=loop, images=(images,))
+    flow_task(files, loop=loop, images=(images,), draws="online", latents="")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import gc
 import json
 import multiprocessing
-import signal
+import os
 import subprocess
 import sys
 import time
@@ -17,8 +17,10 @@ import torch
 from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
+from infra.children import STOPPING
 from infra.errors import UsageError, UserError
 from tests.conftest import PATIENCE, ROOT, environment
+from tests.support.processes import descendants, wait_for_end
 from tests.support.published_sets import SMALL, sample, write_latents
 
 COUNT = 40
@@ -134,8 +136,9 @@ from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
 
-folder, log, rank, ranks, processes = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-config = LoaderConfig(workers=2, processes=bool(processes), start_method="fork")
+folder, log, rank, ranks, method = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:5]), sys.argv[5]
+start = {"start_method": method} if method else {}
+config = LoaderConfig(workers=2, processes=bool(method), **start)
 layout = Layout(ranks=ranks, rank=rank, micro_batch=3)
 with open(log, "a") as file:
     for batch, state in Loader(LatentPairs(Path(folder)), layout, config):
@@ -145,31 +148,46 @@ with open(log, "a") as file:
 """
 
 
-@pytest.mark.parametrize("processes", [0, 1])
-def test_killed_ranks_resume_on_another_layout(
-    folder: Path, tmp_path: Path, processes: int
-) -> None:
-    """SIGKILL in mid-epoch, then three ranks with other batches: every image once per epoch."""
+def wait_for_lines(logs: list[Path], count: int) -> None:
+    """Wait until every rank has logged so many batches."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and not all(
+        log.exists() and log.read_text().count("\n") >= count for log in logs
+    ):
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("method", ["", "fork", "forkserver"])
+def test_killed_ranks_resume_on_another_layout(folder: Path, tmp_path: Path, method: str) -> None:
+    """SIGKILL in mid-epoch, then three ranks with other batches: every image once per epoch.
+
+    Signals to the ranks' loader processes change nothing before, and none of them is left after.
+    """
     logs = [tmp_path / f"rank-{rank}.jsonl" for rank in range(2)]
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, folder, log, str(rank), "2", str(processes)],
+            [sys.executable, "-c", RANK, folder, log, str(rank), "2", method],
             cwd=ROOT,
             env=environment(tmp_path),
         )
         for rank, log in enumerate(logs)
     ]
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and not all(
-        log.exists() and log.read_text().count("\n") >= 4 for log in logs
-    ):
-        time.sleep(0.02)
-    for process in running:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    try:
+        wait_for_lines(logs, 4)
+        below = [pid for process in running for pid in descendants(process.pid)]
+        for pid in below:
+            for number in STOPPING:
+                os.kill(pid, number)
+        wait_for_lines(logs, 12)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert len(below) == {"": 0, "fork": 2, "forkserver": 4}[method] * len(running)
+    assert not wait_for_end(below)
     lines = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
     steps = min(map(len, lines))  # what all ranks had done is what a checkpoint would hold
-    assert steps >= 4
+    assert steps >= 12
     state = lines[0][steps - 1][1]
     assert state == lines[1][steps - 1][1]
     seen = [key for rank in lines for keys, _ in rank[:steps] for key in keys]

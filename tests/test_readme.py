@@ -37,11 +37,14 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "trainers.flow": (flow.FlowConfig, flow.PRESETS),
 }
 """The configuration and the presets of every program that reads its options from them."""
-VERIFY: tuple[Any, Mapping[str, Any]] = (encode.VerifyConfig, {"none": encode.VerifyConfig()})
+VERIFIERS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
+    (curate.VerifyConfig, {"none": curate.VerifyConfig()}),
+    (encode.VerifyConfig, {"none": encode.VerifyConfig()}),
+)
 SUBCOMMANDS: dict[tuple[str, str], tuple[int, tuple[Any, Mapping[str, Any]] | None]] = {
-    ("pipelines.curate", "verify"): (1, None),
+    ("pipelines.curate", "verify"): (1, VERIFIERS[0]),
     ("pipelines.curate", "export-scores"): (2, None),
-    ("pipelines.encode", "verify"): (1, VERIFY),
+    ("pipelines.encode", "verify"): (1, VERIFIERS[1]),
 }
 """How many paths a subcommand takes, and what reads the options that follow, if any may follow."""
 OTHERS = ("python3", ".", "export", ".venv/bin/pip", "mlflow")
@@ -105,10 +108,10 @@ def _runs(module: str) -> bool:
 def _options() -> set[str]:
     """List the options of all programs, as their ``--help`` does."""
     with redirect_stdout(StringIO()) as printed:
-        for cls, presets in [*PROGRAMS.values(), VERIFY]:
+        for cls, presets in [*PROGRAMS.values(), *VERIFIERS]:
             with pytest.raises(SystemExit):
                 cli.parse(cls, presets, ["--help"], "", "")
-    return {"--help", *re.findall(r"--[a-z][a-z-]+", printed.getvalue())}
+    return {"--help", *re.findall(r"--[a-z][a-z0-9-]+", printed.getvalue())}
 
 
 @pytest.fixture

@@ -129,14 +129,15 @@ def test_a_log_describes_its_run(tmp_path: Path) -> None:
     """By the last start, the first one's time, and how it ended; metrics are never taken for it."""
     log = tmp_path / "log.jsonl"
     assert described(log) == {}
+    rest = {"experiment": "e", "params": "p", "name": None, "tags": {}}
     starts: list[dict[str, Any]] = [
-        {"token": "a", "uri": URI, "run_id": "b", "time": 1},
-        {"token": "a", "uri": "", "run_id": None, "time": 5},
+        {"token": "a", "uri": URI, "run_id": "b", "time": 1, **rest},
+        {"token": "a", "uri": "", "run_id": None, "time": 5, **rest},
     ]
     metrics = {"step": 0, "time": 2, "start": 1.0, "end": 2.0}
     ends = [{"end": {"status": "KILLED", "time": 3}}]
     written = [{"start": starts[0]}, metrics, *ends, {"start": starts[1]}]
     log.write_text("".join(f"{json.dumps(line)}\n" for line in written))
 
-    begun = {"time": 5, "created": 1, "status": "RUNNING"}
+    begun = {"time": 5, "created": 1, "status": "RUNNING", **rest}
     assert described(log) == {"token": "a", "uri": URI, "run_id": "b", **begun}

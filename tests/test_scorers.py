@@ -1,5 +1,6 @@
 """Scorers behind the contract: streaming, refusing, and Q-Align inside the curation."""
 
+import csv
 import json
 import math
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ from models.qalign.scorer import QAlign
 from pipelines.curate import scoring
 from pipelines.curate.config import CropRule
 from pipelines.jobs.scorer_choice import ScorerChoice
-from pipelines.jobs.scorers import ImportedScores, describe, load
+from pipelines.jobs.scorers import describe, load
 from pipelines.score import __main__ as score
 from tests.conftest import Pictures
-from tests.support.curation_jobs import run
+from tests.support.curation_jobs import published, run
 from tests.support.qalign_checkpoint import write_checkpoint
 
 RNG = np.random.default_rng(11)
@@ -59,11 +60,11 @@ def test_scorers_stream(checkpoint: Path, name: str) -> None:
     scorer = load(choice, "cpu")
     pulled = 0
 
-    def patches() -> Iterator[Pixels]:
+    def patches() -> Iterator[list[Pixels]]:
         nonlocal pulled
-        for _ in range(40):
-            pulled += 1
-            yield RNG.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        for _ in range(20):
+            pulled += 2
+            yield list(RNG.integers(0, 256, (2, 48, 48, 3), dtype=np.uint8))
 
     answered = 0
     for quality in scorer.score(patches()):
@@ -86,9 +87,9 @@ def test_qalign_curates(checkpoint: Path, pictures: Pictures, tmp_path: Path) ->
     assert manifest is not None
     assert manifest["scorer"]["prompt"] == "quality"
     assert manifest["scorer"]["dtype"] == "float32"
-    assert manifest["scorer"]["model"] == str(checkpoint)
+    assert manifest["scorer"]["model"] == checkpoint.name
     record = json.loads(table.schema.metadata[b"scorer"])
-    assert record.keys() == {"name", "digest", "model", "prompt", "dtype"}
+    assert record.keys() == {"name", "digest", "model", "prompt", "dtype", "batch"}
     assert list(problems(tmp_path / "set")) == []
     model = QAlign.load(checkpoint)
     row = rows[len(rows) // 2]
@@ -99,16 +100,50 @@ def test_qalign_curates(checkpoint: Path, pictures: Pictures, tmp_path: Path) ->
     assert json.loads(row["detail"])["logits"] == pytest.approx(expected.logits, abs=1e-4)
 
 
-def test_units_do_not_depend_on_what_an_interruption_left(
-    pictures: Pictures, tmp_path: Path
+@pytest.mark.parametrize("largest", [1, 64])
+def test_a_score_does_not_depend_on_what_was_scored_before(
+    checkpoint: Path,
+    pictures: Pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    largest: int,
 ) -> None:
-    """What shares a batch is a function of the input: a batch may move a score's last bit."""
-    refs = list_images([str(pictures(300, 40, 32))], tmp_path).images
-    full = scoring.units(refs, (), tmp_path)
-    first = {ref["key"] for unit in full[:50] for ref in unit["refs"]}
+    """A trial with --limit, more inputs, other units: the same bits as of a run of everything."""
+    source = pictures(5)
+    fields = {"scorer": "qalign", "scorer_weights": str(checkpoint), "scorer_gpus": 0}
+    fields |= {"scorer_batch": 4, "threshold": 1.0}  # of 9 or 12 patches an image
+    monkeypatch.setattr(scoring, "UNITS", 1)
+    run(source, tmp_path / "fresh", **fields)
+    monkeypatch.setattr(scoring, "LARGEST_UNIT", largest)
+    run(source, tmp_path / "set", **fields, limit=2)
+    run(source, tmp_path / "set", **fields)
 
-    assert len(full[0]["refs"]) == 2
-    assert scoring.units(refs, first, tmp_path) == full[50:]
+    assert published(tmp_path / "set") == published(tmp_path / "fresh")
+
+
+def test_another_batch_size_is_another_scorer(
+    checkpoint: Path, pictures: Pictures, tmp_path: Path
+) -> None:
+    """The bits of a score may depend on it, so scores of two sizes are never mixed."""
+    source = pictures(1)
+    fields = {"scorer": "qalign", "scorer_weights": str(checkpoint), "scorer_gpus": 0}
+    run(source, tmp_path / "set", **fields, threshold=1.0)
+
+    with pytest.raises(UsageError, match="batch: '8' -> '2'"):
+        run(source, tmp_path / "set", **fields, threshold=1.0, scorer_batch=2)
+
+
+def test_weights_are_known_by_content_and_name_not_by_path(
+    checkpoint: Path, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path to the same folder of weights is the same scorer."""
+    source = pictures(1)
+    fields = {"scorer": "qalign", "scorer_gpus": 0, "threshold": 1.0}
+    run(source, tmp_path / "set", **fields, scorer_weights=str(checkpoint))
+    monkeypatch.chdir(checkpoint.parent)
+    again = run(source, tmp_path / "set", **fields, scorer_weights=f"./{checkpoint.name}")
+
+    assert again.units == []
 
 
 def test_another_prompt_is_another_set(
@@ -141,7 +176,6 @@ def test_threads_that_decode_ahead_change_nothing(
         ({"name": "nonesuch"}, "choose brisque, qalign"),
         ({"name": "qalign", "weights": "/nonexistent"}, "nonexistent"),
         ({"name": "qalign", "prompt": "beauty"}, "beauty"),
-        ({"name": "/nonexistent.json"}, "no such file"),
     ],
 )
 def test_a_scorer_that_cannot_run_is_refused(choice: dict[str, str], named: str) -> None:
@@ -168,32 +202,16 @@ def test_no_cuda_is_said_and_not_replaced(
         score.main(["--images", str(pictures(1)), "--scorer-weights", str(checkpoint)])
 
 
-def test_a_score_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    """A list, or words for numbers, are no scores."""
-    for text in ("[1, 2]", '{"a": "good"}', "not json"):
-        (tmp_path / "x_quality_score.json").write_text(text)
-        with pytest.raises(UsageError, match="not a quality_score"):
-            ImportedScores(str(tmp_path / "x_quality_score.json"))
-
-
-def test_the_score_tool_prints_and_saves(
+def test_the_score_tool_scores_by_qalign(
     checkpoint: Path, pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line an image; the JSON is the authors' form; a broken image is named and passed over."""
-    source = pictures(3)
-    (source / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    target = tmp_path / "scores.json"
+    """One line an image; the table has all that a score depends on, and the logits."""
+    source, table = pictures(3), tmp_path / "scores.csv"
     arguments = ["--images", str(source), "--scorer-weights", str(checkpoint), "--device", "cpu"]
 
-    assert score.main([*arguments, "--output", str(target)]) == 0
-
-    printed = capsys.readouterr()
-    scores = json.loads(target.read_text())
-    assert set(scores) == {"photo-00", "photo-01", "more/photo-02"}
-    assert len(printed.out.splitlines()) == 3
-    assert "broken" in printed.err
-    table = tmp_path / "scores.csv"
-    score.main([*arguments, "--output", str(table)])
-    lines = table.read_text().splitlines()
-    assert lines[0].startswith("key,score,drop_reason,detail,name,digest,model,prompt,dtype")
-    assert len(lines) == 5
+    assert score.main([*arguments, "--output", str(table)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert {row["key"] for row in rows} == {"photo-00", "photo-01", "more/photo-02"}
+    assert len(json.loads(rows[0]["detail"])["logits"]) == 5
+    assert rows[0].keys() >= {"name", "digest", "model", "prompt", "dtype"}

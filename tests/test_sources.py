@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets.sources import Listing, list_images, read, sample_key
+from datasets.names import sample_key
+from datasets.sources import Listing, list_images, read
+from datasets.unusable import UnreadableImage
 from infra.errors import UsageError
 from tests.conftest import Pictures
 
@@ -58,21 +60,21 @@ def test_archives_are_read_in_place_as_the_folder_is(
 
 
 def test_the_seek_index_is_built_once(pictures: Pictures, tmp_path: Path) -> None:
-    """A second listing reads the index of the first; a changed archive gets another."""
+    """A second listing reads what the first kept; a changed archive gets another of both."""
     folder = pictures(4)
     archive = tar(folder, tmp_path / "set.tgz", "w:gz")
     list_images([str(archive)], tmp_path / "cache")
-    (index,) = (tmp_path / "cache").iterdir()
-    first = index.stat().st_mtime_ns
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert sorted(path.suffix for path in kept) == [".gzidx", ".parquet"]
     list_images([str(archive)], tmp_path / "cache")
 
-    assert index.stat().st_mtime_ns == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
 
     (folder / "zz.png").write_bytes((folder / "photo-00.png").read_bytes())
     tar(folder, archive, "w:gz")
     found = list_images([str(archive)], tmp_path / "cache")
 
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 4
     assert contents(found)["zz"] == (folder / "photo-00.png").read_bytes()
 
 
@@ -118,7 +120,7 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(
     found = list_images([str(folder)], tmp_path)
 
     assert len(found.images) == 2
-    assert found.ignored == 1
+    assert found.ignored_kinds() == {"hidden": 2, "other_file": 1}
 
 
 def test_a_loop_of_links_ends(pictures: Pictures, tmp_path: Path) -> None:
@@ -176,5 +178,5 @@ def test_a_file_that_shrank_since_it_was_listed_is_an_error(
     (ref,) = list_images([str(folder)], tmp_path).images
     Path(ref.path).write_bytes(b"short")
 
-    with pytest.raises(OSError, match="5 bytes"):
+    with pytest.raises(UnreadableImage, match=r"changed.*5 bytes"):
         read(ref)

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.errors import UsageError, UserError
-from infra.termination import Termination
+from infra.notices import Notices
 from infra.tracking.record import Resume
 from infra.tracking.run import Run
 from infra.tracking.store import TOKEN_TAG
@@ -139,10 +139,10 @@ def test_sigterm_ends_a_run_as_killed(store: MlflowClient, begin: Callable[..., 
 def test_a_job_may_handle_sigterm_itself(store: MlflowClient, begin: Callable[..., Run]) -> None:
     """A trainer that saves on SIGTERM and leaves its loop is heard first, and its run is KILLED."""
     before = signal.getsignal(signal.SIGTERM)
-    with Termination(unwind=False) as stop:
+    with Notices() as notices:
         with begin():
             os.kill(os.getpid(), signal.SIGTERM)
-            wait_until(lambda: stop.noticed)
+            wait_until(lambda: notices.take()[0])
         assert signal.getsignal(signal.SIGTERM) != before
     (stored,) = runs(store)
 

@@ -73,6 +73,36 @@ def test_a_power_cut_hides_no_later_record(
     assert curve(store, stored.info.run_id) == [(0, 0.0), (1, 1.0)]
 
 
+def test_damaged_lines_keep_no_other_from_the_store(
+    store: MlflowClient,
+    begin: Callable[..., Run],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever is broken, the start and what was sent too, the rest arrives and nothing twice."""
+    first = begin(params={"lr": 1})
+    for step in range(4):
+        first.log_metrics({"loss": step}, step)
+    first.close("FAILED")
+    log = tmp_path / "run" / "log.jsonl"
+    lines = log.read_bytes().splitlines()
+    lines[0] = lines[0].replace(b'"token"', b'"tokem"')
+    odd = [b"7", b"[1]", b"\xff\x00", b'{"params": 3}', b'{"time": "x"}', b'{"step": 1}', b"{}"]
+    log.write_bytes(b"\n".join([*lines, *odd, b'{"time": 1, "step": 9, "loss": "high"}', b""]))
+    (sent,) = (tmp_path / "run").glob(".tracking/*/sent.json")
+    sent.write_bytes(b"\x00" * 40)
+    with begin(resume=Resume(first.token, 3)) as second:
+        second.log_metrics({"loss": 4}, 4)
+    (stored,) = runs(store)
+
+    assert curve(store, stored.info.run_id) == [(step, float(step)) for step in range(5)]
+    assert stored.data.params == {"lr": "1"}
+    assert stored.info.status == "FINISHED"
+    assert "damaged line; all others are sent" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="nothing here waits"):
+        send_waiting(tmp_path / "run")
+
+
 def test_what_the_store_refuses_is_kept(
     store: MlflowClient,
     begin: Callable[..., Run],

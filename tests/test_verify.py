@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.shards import MANIFEST, parquet_bytes, read_manifest, write_shard
+from datasets.shards import MANIFEST, file_entry, parquet_bytes, read_manifest, write_shard
 from datasets.verify import problems
 from infra.config import pretty_json
 from infra.storage import sha256
@@ -65,6 +65,16 @@ def rewrite(folder: Path, samples: list[tuple[str, dict[str, bytes]]]) -> None:
         manifest["shards"] = [
             shard.entry() if entry["name"] == name else entry for entry in manifest["shards"]
         ]
+
+    edit_manifest(folder, agree)
+
+
+def replace_file(folder: Path, name: str, content: bytes) -> None:
+    """Write a file anew and make the manifest agree: only the content is wrong."""
+    (folder / name).write_bytes(content)
+
+    def agree(manifest: dict[str, Any]) -> None:
+        manifest["files"][name] = file_entry(folder / name)
 
     edit_manifest(folder, agree)
 
@@ -125,13 +135,13 @@ def shift_index(folder: Path) -> None:
     offsets = [offset + 1 for offset in table["offset"].to_pylist()]
     place = table.schema.get_field_index("offset")
     table = table.set_column(place, table.schema.field(place), [offsets])
-    (folder / "index.parquet").write_bytes(parquet_bytes(table))
+    replace_file(folder, "index.parquet", parquet_bytes(table))
 
 
 def forget_kept_row(folder: Path) -> None:
     """Drop the first row of scores.parquet."""
     table = pq.read_table(folder / "scores.parquet")
-    (folder / "scores.parquet").write_bytes(parquet_bytes(table.slice(1)))
+    replace_file(folder, "scores.parquet", parquet_bytes(table.slice(1)))
 
 
 def date_shard(folder: Path) -> None:
@@ -168,7 +178,7 @@ def total(folder: Path) -> None:
         (lose_json, "has members ['png']"),
         (repeat_key, "is also in"),
         (leak, "is in the splits"),
-        (shift_index, "index.parquet: "),
+        (shift_index, "index.parquet: differs from the shards"),
         (forget_kept_row, "scores.parquet places it in None"),
         (date_shard, "not plain USTAR"),
         (total, "totals.samples"),

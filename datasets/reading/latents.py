@@ -26,6 +26,7 @@ from torch import Tensor
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
+from datasets.reading.finite import refuse_not_finite
 from datasets.reading.loader import stand_ins
 from datasets.reading.memory import Memory
 from datasets.reading.order import Picks, WeightedSet, scattered
@@ -149,6 +150,7 @@ class LatentPairs:
                 self._fill(first, second, head, gap)
                 self._check(first, heads[0])
                 self._check(second, heads[1])
+                refuse_not_finite(both[:, row], f"{self._shards[shard]}: {key} ({variant >> 2})")
             except UnreadableRange as error:
                 unreadable[row] = str(error)
         return unreadable

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from datasets.reading.memory import Memory
 from datasets.reading.order import Layout, Order, Picks, WeightedSet, sweep
 from infra.ahead import map_ahead
+from infra.children import live_with_parent, signals_held, start_helpers
 from infra.errors import UsageError, UserError
 
 logger = logging.getLogger(__name__)
@@ -147,17 +148,21 @@ class Loader(Generic[B_co]):
             for step in range(0, LOOKED_UP * size, size):
                 yield picked[step : step + size]
 
-    def sweep(self) -> Iterator[tuple[B_co, int]]:
+    def sweep(self, limit: int | None = None) -> Iterator[tuple[B_co, int]]:
         """Yield one plain pass for validation, with how many samples of each batch count.
 
         See `datasets.reading.order.sweep`; the position of the endless sequence stays where it is.
+
+        Args:
+            limit: how many samples to take at most, evenly spaced over the set; None takes all.
 
         Raises:
             UsageError: a mixture, which has no plain pass.
         """
         if len(self.samples.weighted_sets) > 1:
             raise UsageError("validation runs over one data set; give a loader to each")
-        shares = list(sweep(self.samples.weighted_sets[0].size, self.layout, self.config.seed))
+        size = self.samples.weighted_sets[0].size
+        shares = list(sweep(size, self.layout, self.config.seed, limit))
         batches = self._loaded(picks for picks, _ in shares)
         yield from zip(batches, (count for _, count in shares), strict=True)
 
@@ -177,19 +182,23 @@ class Loader(Generic[B_co]):
         return map_ahead(load, sequence, threads=workers, ahead=workers * self.config.ahead)
 
     def _by_processes(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
-        return iter(
-            DataLoader(
-                _Served(self.samples),
-                batch_size=None,  # what the sampler yields is a whole batch already
-                sampler=sequence,
-                num_workers=self.config.workers,
-                prefetch_factor=self.config.ahead,
-                multiprocessing_context=self.config.start_method,
-                collate_fn=_as_it_is,
-                pin_memory=self.config.pin_memory,
-                generator=torch.Generator(),  # or it would draw from the global generator
+        if self.config.start_method == "forkserver":
+            start_helpers()
+        with signals_held():
+            return iter(
+                DataLoader(
+                    _Served(self.samples),
+                    batch_size=None,  # what the sampler yields is a whole batch already
+                    sampler=sequence,
+                    num_workers=self.config.workers,
+                    prefetch_factor=self.config.ahead,
+                    multiprocessing_context=self.config.start_method,
+                    collate_fn=_as_it_is,
+                    pin_memory=self.config.pin_memory,
+                    worker_init_fn=_begin_worker,
+                    generator=torch.Generator(),  # or it would draw from the global generator
+                )
             )
-        )
 
     def _count(self, skipped: Sequence[str]) -> None:
         for message in skipped:
@@ -211,6 +220,10 @@ class _Served(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, picks: Picks) -> Any:
         return self.samples.load(picks, self.memory)
+
+
+def _begin_worker(_: int) -> None:
+    live_with_parent()
 
 
 def _as_it_is(batch: Any) -> Any:

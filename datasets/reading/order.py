@@ -192,19 +192,29 @@ class Order:
             )
 
 
-def sweep(size: int, layout: Layout, seed: int = 0) -> Iterator[tuple[Picks, int]]:
+def sweep(
+    size: int, layout: Layout, seed: int = 0, limit: int | None = None
+) -> Iterator[tuple[Picks, int]]:
     """Yield this rank's share of one plain pass over a data set, as validation needs it.
 
     Every sample has visit 0, so its crop, flip and degradation never change. All ranks get equally
     many batches of equal size; where the samples run out, the first ones are repeated.
 
+    Args:
+        size: of the data set.
+        layout: this rank among the others.
+        seed: of the crops, flips and degradations.
+        limit: how many samples to take at most, evenly spaced over the set; None takes all.
+
     Yields:
         Picks, and how many of them, from the front, are no repetition.
     """
-    for position in range(0, size, layout.stride):
+    count = size if limit is None else min(size, limit)
+    for position in range(0, count, layout.stride):
         share = layout.share(position)
         zeros = np.zeros_like(share)
-        yield Picks(zeros, share % size, zeros, seed), int((share < size).sum())
+        numbers = share % count * size // count
+        yield Picks(zeros, numbers, zeros, seed), int((share < count).sum())
 
 
 def keyed_integers(seed: int, key: str, visit: int, *ranges: int) -> list[int]:

@@ -23,19 +23,24 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 from infra.errors import UsageError
 from infra.storage import TEMPORARY_SUFFIX, AtomicFile, move, write_bytes
 
 LOG, STATE = "log.jsonl", ".tracking"
+STARTED = {"uri", "experiment", "params", "run_id", "name", "tags", "token", "time"}  # of a start
 
 
 class Resume(NamedTuple):
-    """Where a job goes on."""
+    """Where a job goes on, and where its run began."""
 
     token: str | None  # of the run, as a checkpoint keeps it
     step: int | None = None  # numbers of later steps are cut from the log; -1: of all; None: none
+    # Tags of the run. "parent.run", the token of the run that it was forked from, makes it that
+    # one's child in MLflow.
+    origin: Mapping[str, str] = MappingProxyType({})
 
 
 class Record:
@@ -76,8 +81,19 @@ class Record:
 
     def offset(self, uri: str) -> int:
         """Return how many bytes of the log the store ``uri`` has."""
-        sent = json.loads(self._sent.read_bytes()) if self._sent.exists() else {}
-        return int(sent["offset"]) if sent.get("uri") == uri else 0
+        store, offset = self._sent_before()
+        return offset if store == uri else 0
+
+    def _sent_before(self) -> tuple[str, int]:
+        """Read what `save_offset` wrote; what cannot be read counts as nothing sent.
+
+        Sending everything again changes nothing in the store.
+        """
+        try:
+            sent = json.loads(self._sent.read_bytes())
+            return str(sent["uri"]), int(sent["offset"])
+        except (FileNotFoundError, KeyError, TypeError, ValueError):
+            return "", 0
 
     def save_offset(self, uri: str, offset: int) -> None:
         """Remember, atomically, what :meth:`offset` returns."""
@@ -114,11 +130,11 @@ class Record:
         """
         data, kept, begin = self.log.read_bytes(), bytearray(), 0
         for line, end in read(self.log):
-            if last_step is None or line.get("step", last_step) <= last_step:
+            step = line.get("step")
+            if last_step is None or not isinstance(step, int) or step <= last_step:
                 kept += data[begin:end]
             begin = end
-        sent = json.loads(self._sent.read_bytes())["offset"] if self._sent.exists() else 0
-        if kept != data or sent > len(data):
+        if kept != data or self._sent_before()[1] > len(data):
             self._sent.unlink(missing_ok=True)
             write_bytes(self.log, bytes(kept))
 
@@ -126,7 +142,7 @@ class Record:
 def read(log: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield each whole line of a log from a byte offset on, with the offset after it.
 
-    A line that is not JSON (a damaged disk) is yielded as an empty one.
+    A line that is no JSON object (a damaged disk) is yielded as an empty one.
     """
     with log.open("rb") as file:
         file.seek(offset)
@@ -138,7 +154,13 @@ def read(log: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
                 line = json.loads(text)
             except ValueError:
                 line = {}
-            yield line, offset
+            yield line if isinstance(line, dict) else {}, offset
+
+
+def begins(log: Path) -> bool:
+    """Tell whether the first line of a log is a whole start."""
+    start = next((line for line, _ in read(log)), {}).get("start")
+    return isinstance(start, dict) and start.keys() >= STARTED
 
 
 def described(log: Path) -> dict[str, Any]:
@@ -150,11 +172,11 @@ def described(log: Path) -> dict[str, Any]:
     known: dict[str, Any] = {}
     for line, _ in read(log) if log.exists() else ():
         match line:
-            case {"start": {"time": began} as start}:
+            case {"start": {"time": began} as start} if start.keys() >= STARTED:
                 lasting = {key: start[key] or known.get(key) for key in ("uri", "run_id")}
                 begun = {"created": known.get("created", began), "status": "RUNNING"}
                 known = {**start, **lasting, **begun}
-            case {"end": {"status": status}}:
+            case {"end": {"status": status}} if known:
                 known["status"] = status
     return known
 

@@ -239,7 +239,7 @@ def start_run(
         folder: where ``log.jsonl`` and what waits for the store are kept.
         name: shown in MLflow, which by default makes one up.
         params: the configuration, nested or flat.
-        resume: the run and the step from which a resumed job goes on.
+        resume: the run and the step from which a resumed job goes on, and where it once began.
         track: send it to MLflow, with CPU, memory, disk, network and GPU every ten seconds unless
             MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is false. Otherwise only the log is written: no
             pictures, files, models.
@@ -266,11 +266,11 @@ def start_run(
         "params": digest(flat),
         "run_id": run_id,
         "name": name,
-        "tags": provenance.tags(),
+        "tags": {**provenance.tags(), **(resume.origin if resume else {})},
     }
     with ExitStack() as stack:
         stack.enter_context(exclusive(folder / STATE))
-        token, step = resume or (None, None)
+        token, step = (resume.token, resume.step) if resume else (None, None)
         record = take(folder, start, Resume(run_id or token, step))
         record.append({"params": flat})
         return Run(record, Uploader(record, uri) if track else None, held=stack.pop_all())

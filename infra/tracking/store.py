@@ -29,6 +29,7 @@ from infra.tracking.rules import (
 )
 
 TOKEN_TAG = "latent_pmrf.token"
+PARENT_TAG = "parent.run"  # the token of the run that this one was forked from
 
 
 class RunInStore:
@@ -53,9 +54,11 @@ class RunInStore:
         tags = {**start["tags"], TOKEN_TAG: start["token"]}
         self.run_id = start["run_id"] or self.run_id
         if self.run_id is None and experiment is not None:
-            ours = f"tags.`{TOKEN_TAG}` = '{start['token']}'"
-            found = self._client.search_runs([experiment.experiment_id], ours)
-            self.run_id = found[0].info.run_id if found else None
+            self.run_id = self._id_of(start["token"], [experiment.experiment_id])
+        if PARENT_TAG in tags:
+            everywhere = [one.experiment_id for one in self._client.search_experiments()]
+            if parent := self._id_of(tags[PARENT_TAG], everywhere):
+                tags["mlflow.parentRunId"] = parent
         if self.run_id is not None:
             run = self._client.get_run(self.run_id)
             self._client.update_run(self.run_id, status="RUNNING")
@@ -153,6 +156,12 @@ class RunInStore:
                 Path(self._uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
             self._opened = MlflowClient(tracking_uri=self._uri)
         return self._opened
+
+    def _id_of(self, token: str, experiments: Sequence[str]) -> str | None:
+        """Look a run up by our own name for it."""
+        ours = f"tags.`{TOKEN_TAG}` = '{token}'"
+        found = self._client.search_runs(experiments, ours)
+        return found[0].info.run_id if found else None
 
     def _new_experiment(self, start: Mapping[str, Any]) -> str:
         """Create the experiment; an sqlite store has its artifacts beside it, wherever we run."""

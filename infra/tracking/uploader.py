@@ -1,5 +1,6 @@
 """A log's way to MLflow: in the background, in order, each line once, however often it fails."""
 
+import contextlib
 import shlex
 import sys
 import threading
@@ -9,7 +10,7 @@ from typing import Any
 
 from infra.errors import UsageError
 from infra.storage import exclusive, remove_tree
-from infra.tracking.record import LOG, STATE, Record, described, read
+from infra.tracking.record import LOG, STARTED, STATE, Record, begins, described, read
 from infra.tracking.rules import MAX_POINTS, keep_quiet, tracking_uri, without_password
 from infra.tracking.store import RunInStore
 
@@ -26,7 +27,8 @@ REFUSALS: dict[str, frozenset[str]] = {
 
 def warn(message: str) -> None:
     """Tell the person at the terminal."""
-    sys.stderr.write(f"tracking: {without_password(message)}\n")
+    with contextlib.suppress(OSError):  # a terminal may end before the job does
+        sys.stderr.write(f"tracking: {without_password(message)}\n")
 
 
 class Uploader(threading.Thread):
@@ -82,7 +84,8 @@ class Uploader(threading.Thread):
 
     def _send_all(self) -> None:
         """Send all that is recorded; what arrived is remembered even if the rest fails."""
-        if self._offset and not self.store.experiment_id:  # the first success of this process
+        # At the first success of this process; a log whose first line is whole begins by itself.
+        if not self.store.experiment_id and (self._offset or not begins(self._record.log)):
             self.store.begin(described(self._record.log))
         points: list[Any] = []
         end = self._offset
@@ -104,10 +107,13 @@ class Uploader(threading.Thread):
         """Turn a line of numbers into points that the store lacks; None: it is another line."""
         match line:
             case {"time": time, "step": step, **values} | {"time": time, "second": step, **values}:
-                return self.store.points(values, time, step)
+                pass
             case {"time": time, **values}:
-                return self.store.points(values, time)
-        return None
+                step = None
+            case _:
+                return None
+        are_numbers = all(isinstance(value, int | float) for value in values.values())
+        return self.store.points(values, time, step) if are_numbers else None
 
     def _send(self, line: Mapping[str, Any], offset: int) -> None:
         """Send a line that is not of numbers."""
@@ -120,8 +126,10 @@ class Uploader(threading.Thread):
             "end": self.store.end,
         }
         kind = next(iter(line), "")
-        if kind in senders:
-            self._offer(offset, senders[kind], line[kind], REFUSALS.get(kind, INVALID))
+        content = line.get(kind)
+        is_whole = isinstance(content, dict) and (kind != "start" or content.keys() >= STARTED)
+        if kind in senders and is_whole:
+            self._offer(offset, senders[kind], content, REFUSALS.get(kind, INVALID))
         else:
             warn(f"{self._record.log} has a damaged line; all others are sent")
             self._arrived(offset)

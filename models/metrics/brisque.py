@@ -17,6 +17,7 @@ most 0.3 points, 0.005 in the median (83 of those crops). The package takes nine
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,13 @@ class Brisque:
     def score(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[float]:
         """Score RGB uint8 [H, W, 3] images with sides of 16 or more; NaN where undefined.
 
-        Undefined are images without variation in some statistic, such as one flat colour.
+        Undefined are images without variation in some statistic, such as one flat colour, and those
+        of one row or column, which have no half size.
         """
-        return [self._regress(self.features(image)) for image in images]
+        return [
+            self._regress(self.features(image)) if min(image.shape[:2]) > 1 else math.nan
+            for image in images
+        ]
 
     def _regress(self, features: Floats) -> float:
         """Evaluate the regression, in sums whose rounding no thread or batch size changes."""

@@ -11,9 +11,10 @@ with accelerate and bitsandbytes, which are not in the stack, and it changes the
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from models.qalign.network import QAlignNetwork, Shortcuts
 from models.qalign.prompts import LEVEL_VALUES, find_prompt
 
 Picture = Pixels | Image.Image
-Preparing = Callable[[Callable[[Picture], Pixels], Iterable[Picture]], Iterator[Pixels]]
+Preparing = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -122,7 +123,7 @@ class QAlign:
     ) -> Iterator[tuple[Score, ...]]:
         """Score images as they come, for several prompts from one vision pass.
 
-        One batch's scores are read while the next batch is on the device.
+        The last bits of a score may depend on the other images of its batch.
 
         Args:
             images: as for `score`.
@@ -133,8 +134,30 @@ class QAlign:
         Yields:
             Per image, in order, one score per prompt.
         """
+        return self.stream_groups((images,), prompts, preparing)
+
+    def stream_groups(
+        self,
+        groups: Iterable[Iterable[Picture]],
+        prompts: Sequence[str],
+        preparing: Preparing = map,
+    ) -> Iterator[tuple[Score, ...]]:
+        """Score groups of images, of which no batch holds images of two.
+
+        So the bits of a group's scores depend on the group and on ``batch_size``, and not on what
+        is scored before or after it. One batch's scores are read while the next batch is on the
+        device.
+
+        Args:
+            groups: images as for `score`.
+            prompts: names of questions.
+            preparing: as for `stream`.
+
+        Yields:
+            Per image, in order, one score per prompt.
+        """
         waiting: Tensor | None = None
-        for batch in self._batches(images, preparing):
+        for batch in self._batches(groups, preparing):
             logits = self.logits(batch, prompts)
             if waiting is not None:
                 yield from _scores(waiting)
@@ -146,15 +169,18 @@ class QAlign:
     def _weight(self) -> Tensor:
         return self.network.lm_head.weight
 
-    def _batches(self, images: Iterable[Picture], preparing: Preparing) -> Iterator[Tensor]:
+    def _batches(
+        self, groups: Iterable[Iterable[Picture]], preparing: Preparing
+    ) -> Iterator[Tensor]:
         """Yield uint8 [B, image, image, 3] on the device."""
         size = self.network.config.vision.image_size
-        prepared = preparing(partial(prepare, size=size), images)
-        while group := list(islice(prepared, self.batch_size)):
-            batch = torch.from_numpy(np.stack(group))
-            if self._weight.is_cuda:
-                batch = batch.pin_memory()  # or the copy waits for the device
-            yield batch.to(self._weight.device, non_blocking=True)
+        numbered = ((number, image) for number, group in enumerate(groups) for image in group)
+        for _, group in groupby(preparing(partial(_prepared, size=size), numbered), itemgetter(0)):
+            while pixels := [image for _, image in islice(group, self.batch_size)]:
+                batch = torch.from_numpy(np.stack(pixels))
+                if self._weight.is_cuda:
+                    batch = batch.pin_memory()  # or the copy waits for the device
+                yield batch.to(self._weight.device, non_blocking=True)
 
     @torch.inference_mode()
     def logits(self, batch: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -178,6 +204,11 @@ class QAlign:
         if name not in self._prefixes:
             self._prefixes[name] = self.network.prefix(prompt)
         return self.network.level_logits(image, prompt, self._prefixes[name], self.shortcuts)
+
+
+def _prepared(numbered: tuple[int, Picture], size: int) -> tuple[int, Pixels]:
+    number, image = numbered
+    return number, prepare(image, size)
 
 
 def _scores(logits: Tensor) -> Iterator[tuple[Score, ...]]:

@@ -4,8 +4,9 @@
     python -m pipelines.curate --preset lsdir --val-fraction 0.01 --input LSDIR/*.tar.gz \
         --output sets/lsdir
     python -m pipelines.curate --preset ffhq --val-fraction 0.01 --input FFHQ --output sets/ffhq
-    python -m pipelines.curate verify sets/lsdir
-    python -m pipelines.curate export-scores sets/lsdir HR_sub_c512_s384_quality_score.json
+    python -m pipelines.curate verify sets/lsdir [--repair]
+    python -m pipelines.curate export-scores sets/lsdir scores.json
+    python -m pipelines.curate export-scores sets/lsdir authors:quality_score.json
 
 The recipe of the paper (section 6.1): images -> patches of 512 pixels -> scores -> kept or dropped
 -> shards. To resume, run the same command again. To cut again at another threshold, run it with
@@ -14,11 +15,14 @@ another --threshold: no score is computed twice.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from infra import cli
+from infra.config import from_dict, read_object
 from infra.errors import UsageError
 from infra.storage import local_path
-from pipelines.curate.config import PRESETS, CurateConfig
+from pipelines.curate.config import PRESETS, CurateConfig, VerifyConfig
 from pipelines.jobs.verdict import verdict
 
 
@@ -43,23 +47,38 @@ def main(arguments: Sequence[str]) -> int:
 
 def verify(arguments: list[str]) -> int:
     """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is."""
-    if len(arguments) != 1:
-        raise UsageError("usage: python -m pipelines.curate verify PATH")
-    from datasets.verify import problems
-
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError("usage: python -m pipelines.curate verify PATH [--repair]")
     folder = local_path(arguments[0])
+    presets = {"default": VerifyConfig()}
+    config = cli.parse(VerifyConfig, presets, arguments[1:], "verify PATH", "Verify an image set.")
+    from pipelines.curate.verify import problems
+
+    if config.repair:
+        repair(folder)
     return verdict(folder, problems(folder))
 
 
+def repair(folder: Path) -> None:
+    """Make damaged files of a set again, as its own config.json says, and name them."""
+    from pipelines.curate.job import Curation
+
+    saved = folder / "config.json"
+    config = from_dict(CurateConfig, read_object(saved, str(saved)), str(saved))
+    for name in Curation(replace(config, output=str(folder))).repair():
+        sys.stdout.write(f"{name}: made again\n")
+
+
 def export_scores(arguments: list[str]) -> int:
-    """Write the authors' ``quality_score.json`` of a set: {key: score} of all candidates."""
+    """Write the scores of all candidates of a set to a file that `--scorer` reads."""
     if len(arguments) != 2:
-        raise UsageError("usage: python -m pipelines.curate export-scores PATH FILE.json")
+        raise UsageError(
+            "usage: python -m pipelines.curate export-scores PATH FILE.json, or authors:FILE.json"
+        )
     from pipelines.curate.scoring import export
 
-    folder, target = (local_path(argument) for argument in arguments)
-    count = export(folder, target)
-    sys.stdout.write(f"{target}: {count} scores\n")
+    count = export(local_path(arguments[0]), arguments[1])
+    sys.stdout.write(f"{arguments[1]}: {count} scores\n")
     return 0
 
 

@@ -1,12 +1,14 @@
 """What a curation job is told: how to cut patches, how to score them, how to cut shards."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from infra.config import STRICT, to_dict
+from pipelines.jobs.paths import absolute, absolute_if_there
+from pipelines.jobs.score_file import absolute_name
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
 
 DEMO = tuple(
@@ -58,6 +60,26 @@ class CutRule:
     """Share of source images, not of patches, that goes to the split `val`."""
     seed: int = 0
     """Seed of the split."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of source images that stay out of `train`; by default those of `val` alone."""
+    val_list: str = ""
+    """File with the keys of the source images of `val`, one a line, instead of --val-fraction."""
+    duplicates: Literal["keep", "first"] = "keep"
+    """Of copies of one photograph, keep all (in one split), or the first by key."""
+    exclude: tuple[str, ...] = ()
+    """Image sets, folders, archives: no image that is a copy of one of theirs is taken."""
+
+    def __post_init__(self) -> None:
+        if self.hold_out is not None and self.hold_out < self.val_fraction:
+            raise ValueError(
+                f"hold_out {self.hold_out:g}: at least val_fraction, {self.val_fraction:g}: "
+                "what is held out contains the validation split"
+            )
+        if self.val_list and (self.val_fraction or self.hold_out):
+            raise ValueError(
+                f"val_list {self.val_list}: the list is the whole validation split; give "
+                "--val-fraction 0 and no --hold-out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -65,7 +87,7 @@ class CurateConfig:
     """What to curate, how to cut it, where to put it."""
 
     input: tuple[str, ...] = ()
-    """Folders, .tar, .tar.gz, .zip or image files; NAME=PATH prefixes that input's keys."""
+    """Folders, .tar, .tar.gz, .tar.zst, .tar.xz, .zip, images; NAME=PATH prefixes the keys."""
     output: str = ""
     """Folder of the set; made if it is not there."""
     crop: CropRule = field(default_factory=CropRule)
@@ -91,7 +113,7 @@ class CurateConfig:
     track: bool = True
     """Log the run to MLflow (MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db)."""
     overwrite: bool = False
-    """Replace a set that another configuration made in the output folder."""
+    """Make the set in the output folder anew, whatever is there of it and of its scores."""
     dry_run: bool = False
     """Probe a few images, say what to expect, write nothing."""
 
@@ -101,12 +123,27 @@ class CurateConfig:
         return "cuda" if self.scorer.name == "qalign" and self.scorer_gpus != 0 else "cpu"
 
     def candidate_fields(self) -> dict[str, Any]:
-        """Return the fields that make the candidates; with the scorer's identity, the scores."""
-        return {
-            "input": list(self.input),
-            **to_dict(self.crop),
-            "max_pixels": self.max_pixels,
-        }
+        """Return the fields that make the candidates; with the scorer's identity, the scores.
+
+        What was read is no part of them: every image is known by its key, length and SHA-256.
+        """
+        return {**to_dict(self.crop), "max_pixels": self.max_pixels}
+
+    def absolute(self) -> "CurateConfig":
+        """Return the same job with every path absolute, for processes that work elsewhere."""
+        inputs = tuple(absolute_if_there(item) for item in self.input)
+        cut = replace(
+            self.cut,
+            val_list=absolute(self.cut.val_list),
+            exclude=tuple(absolute(item) for item in self.cut.exclude),
+        )
+        scorer = replace(
+            self.scorer,
+            name=absolute_name(self.scorer.name),
+            weights=absolute_if_there(self.scorer.weights),
+        )
+        output = absolute(self.output)
+        return replace(self, input=inputs, output=output, cut=cut, scorer=scorer)
 
     def cut_fields(self) -> dict[str, Any]:
         """Return the fields that may change from run to run in one folder: they only cut again."""
@@ -116,6 +153,14 @@ class CurateConfig:
             "limit": self.limit,
             **to_dict(self.cut),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class VerifyConfig:
+    """What to do besides verifying."""
+
+    repair: bool = False
+    """First make damaged files again from the inputs, byte for byte, and nothing else."""
 
 
 PRESETS = {

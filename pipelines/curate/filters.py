@@ -7,11 +7,6 @@ from typing import Any
 Row = Mapping[str, Any]
 Filter = Callable[[Row], str | None]
 
-BROKEN = frozenset(
-    {"unreadable", "empty_file", "not_an_image", "truncated", "too_many_pixels", "key_too_long"}
-)
-"""Reasons that count against ``--max-bad``: the file is at fault, not its content."""
-
 
 def already_dropped(row: Row) -> str | None:
     """Return the reason that an earlier stage gave, such as unreadable or too small."""
@@ -32,6 +27,14 @@ def quality_worse_than(threshold: float, *, higher_is_better: bool) -> Filter:
         return None if kept else "low_quality"
 
     return low_quality
+
+
+def score_filters(threshold: float | None, *, higher_is_better: bool) -> tuple[Filter, ...]:
+    """Return the filters of a set, in order; without a threshold everything usable is kept."""
+    if threshold is None:
+        return (already_dropped,)
+    worse = quality_worse_than(threshold, higher_is_better=higher_is_better)
+    return (already_dropped, unscorable, worse)
 
 
 def drop_reason(row: Row, filters: tuple[Filter, ...]) -> str | None:

@@ -1,49 +1,68 @@
-"""The curation job: list the images, score those without a score, select, pack, publish.
+"""The curation job: list the images, score those without a score, select, pack, publish, finish.
 
 The state of the job is in the output folder; a killed job loses at most the units under way.
 
     OUTPUT/                          the set: shards, manifest.json, index.parquet, scores.parquet
+    OUTPUT/ignored.parquet           what the inputs hold that is no image
     OUTPUT/config.json               the resolved configuration, for --config
     OUTPUT/report.html               the page to read
-    OUTPUT/.curate/                  the state of the job
+    OUTPUT/.curate/                  the state of the job, besides what `SetFolder` keeps
         candidates.json              the settings that the candidates depend on; others are refused
-        listing.json                 fingerprint of the inputs of the published set
+        sources/                     listings, seek indexes and copies of archives
+        held_out.json                images that a set here held out of training
+        listing.json                 digest of the published manifest; fingerprint of its inputs
         scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
                                      and the scorer's weights
+        kept-ID/                     PNGs for packing; until the set is published
+        attempts/                    notes on the units under way
         cut-ID/                      the shards that are being written; ID from their plan
+        mending/                     files that take the place of damaged ones
 """
 
 import hashlib
 import json
-import platform
 import sys
-from importlib import metadata
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from datasets import shards
-from datasets.sources import ImageRef, Listing, input_digest, list_images
+from datasets.archives.archive import forget_copies
+from datasets.archives.found import LOSSES
+from datasets.sample import SCORES
+from datasets.sources import ImageRef, Listing, ignored_table
+from datasets.verify import damaged
 from infra import storage
-from infra.config import canonical_json, digest, pretty_json, to_dict
+from infra.config import digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
+from pipelines.curate import exclusion, held_out, kept, scoring
 from pipelines.curate import report as curation_report
-from pipelines.curate import scoring
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.filters import BROKEN, Filter, already_dropped, quality_worse_than, unscorable
-from pipelines.curate.pack import LOCATED, PackShard
+from pipelines.curate.filters import Filter, score_filters
+from pipelines.curate.manifest import (
+    FORMAT,
+    IGNORED_FILE,
+    SCORES_FILE,
+    claims,
+    counted,
+    encoders,
+    scores_bytes,
+)
+from pipelines.curate.pack import PackShard, located
 from pipelines.curate.selection import count_reasons, select, shard_tables
-from pipelines.jobs.folder import SetFolder, plain
+from pipelines.jobs.folder import PAGE, SetFolder, plain
+from pipelines.jobs.inputs import listed
 from pipelines.jobs.plan import PLAN, units_left, write_plan
 from pipelines.jobs.scorers import describe
 from pipelines.jobs.stage import Engine, Resources, StageTime, a_gpu_each, started
 from pipelines.jobs.times import save_times
 
-FORMAT = "latent-pmrf/samples/1"
 DECODERS_PER_GPU = 6  # threads; 200 scores a second need about six cores of preparation
-ENCODERS = ("pillow", "opencv-python-headless", "numpy", "pyarrow")
 
 
 class Curation:
@@ -54,10 +73,12 @@ class Curation:
     """
 
     def __init__(self, config: CurateConfig) -> None:
+        config = config.absolute()
         self.config = config
         self.set = SetFolder(storage.local_path(config.output), ".curate", "a curated set")
         self.folder, self.state = self.set.path, self.set.state
         self.scorer = describe(config.scorer, config.scoring_device)
+        scoring.refuse_other_crop(self.scorer, config.crop)
         self.threshold = (
             self.scorer.default_threshold if config.threshold is None else config.threshold
         )
@@ -68,6 +89,12 @@ class Curation:
             )
         self.candidate_fields = {**config.candidate_fields(), "scorer": self.scorer.identity()}
         self.cut_fields = {**config.cut_fields(), "threshold": self.threshold}
+        self.notes = str(self.state / "attempts"), uuid.uuid4().hex
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Settings of the set: the manifest's ``config``."""
+        return plain({**self.candidate_fields, **self.cut_fields})
 
     def run(self, engine: Engine | None = None) -> None:
         """Do what is left to do.
@@ -81,88 +108,177 @@ class Curation:
             UserError: the set could not be finished for a reason that the user can mend.
         """
         with self.set.held():
-            self.set.claim(
-                "candidates.json", self.candidate_fields, overwrite=self.config.overwrite
-            )
-            listing = list_images(self.config.input, self.state / "sources")
-            listing = listing.first(self.config.first).first(self.config.limit)
-            if self._finished(listing):
-                sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
-            else:
+            overwrite = self.config.overwrite
+            self.set.claim("candidates.json", self.candidate_fields, overwrite=overwrite)
+            listing = self.listing()
+            if overwrite:
+                self.set.start_over(self.candidate_fields)
+            if not self._is_published(listing):
+                listing.prepare()
                 with started(engine, self.config.workers) as running:
-                    self._work(listing, running)
+                    self._work(lambda: self._make(listing, running), running.times)
+            elif not self.set.is_finished(track=self.config.track):
+                listing.prepare()
+                self._work(lambda: self.report(self._published_scores(), listing, []), [])
+            else:
+                sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
+            forget_copies(self.sources)
             self._check_budget()
 
-    def _work(self, listing: Listing, engine: Engine) -> None:
-        settings = {**self.candidate_fields, **self.cut_fields}
+    def repair(self, engine: Engine | None = None) -> list[str]:
+        """Make again, from the inputs, exactly the files of the published set that are damaged.
+
+        Args:
+            engine: what carries out the units; by default Ray.
+
+        Returns:
+            The names of the files.
+
+        Raises:
+            UserError: they would not come out as they were; nothing was changed.
+        """
+        with self.set.held():
+            restored = self.set.restore_manifest()
+            manifest, _ = shards.published(self.folder)
+            names = damaged(self.folder, manifest)
+            if names:
+                listing = self.listing()
+                listing.prepare()
+                scores = self._scores_of(manifest, names, listing)
+                if tables := _named(scores, names):
+                    with started(engine, self.config.workers) as running:
+                        self.mend_shards(tables, manifest, listing, running)
+                self.mend_tables(names, manifest, scores, listing)
+                forget_copies(self.sources)
+            return [*restored, *names]
+
+    def listing(self) -> Listing:
+        """List the images that the set is made of; reads what keeps training and testing apart.
+
+        Raises:
+            UsageError: inputs, a list for `val`, or excluded sets that cannot be used.
+        """
+        listing = listed(self.config.input, self.sources)
+        cut = self.config.cut
+        self.listed = held_out.read_val_list(cut.val_list, {ref.key for ref in listing.images})
+        self.excluded = exclusion.read_excluded(cut.exclude, self.sources)
+        self.cut_fields |= {
+            "val_list": held_out.list_digest(self.listed),
+            "exclude": digest(self.excluded.to_pylist()) if self.excluded.num_rows else None,
+        }
+        return listing.first(self.config.first).first(self.config.limit)
+
+    @property
+    def sources(self) -> Path:
+        """Folder of what is kept of archives."""
+        return self.state / "sources"
+
+    def select(self, candidates: pa.Table) -> pa.Table:
+        """Decide every candidate; returns rows of `SCORES`."""
+        matches = exclusion.matches(candidates, self.excluded)
+        return select(candidates, self.filters(), self.config.cut, self.listed, matches)
+
+    def _work(self, make: Callable[[], dict[str, Any]], times: list[StageTime]) -> None:
         where = self.set.tracked(
             "latent-pmrf/curate",
-            settings,
-            lambda: self._make(listing, engine),
-            lambda manifest: curation_report.metrics(manifest, engine.times),
+            {"input": list(self.config.input), **self.fields},
+            make,
+            lambda manifest: curation_report.metrics(manifest, times),
             track=self.config.track,
         )
         sys.stdout.write(where)
 
     def _make(self, listing: Listing, engine: Engine) -> dict[str, Any]:
-        storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
         storage.write_bytes(self.state / "candidates.json", pretty_json(self.candidate_fields))
-        candidates = self.score(listing, engine)
-        scores = select(candidates, self.filters(), self.config.cut)
-        if not pc.any(pc.is_valid(scores["shard"])).as_py():
-            raise UserError(
-                f"no candidate was kept: {count_reasons(scores)}; change --threshold (now "
-                f"{self.threshold}) or --size, or look at the inputs"
-            )
+        while True:
+            scores = self.select(self.score(listing, engine))
+            if not pc.any(pc.is_valid(scores["shard"])).as_py():
+                raise UserError(
+                    f"no candidate was kept: {count_reasons(scores)}; change --threshold (now "
+                    f"{self.threshold}) or --size, or look at the inputs"
+                )
+            held_out.HeldOut(self.held_out).check(scores, self.config.cut, self.folder)
+            storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
+            crashed = self.cut(scores, listing, engine)
+            if not crashed:
+                return self.report(scores, listing, engine.times)
+            scoring.give_up(self.scores_folder, crashed)
+
+    def cut(self, scores: pa.Table, listing: Listing, engine: Engine) -> list[ImageRef]:
+        """Make the published set that of these scores, by mending it or by packing another.
+
+        Returns:
+            The images that killed the workers that packed them; the set is then not made.
+        """
+        manifest = None if self.set.is_discarded() else shards.read_manifest(self.folder)
+        if manifest is not None and self._is_of(manifest, scores):
+            lost = self.set.lacks(manifest)
+            if tables := _named(scores, lost):
+                self.mend_shards(tables, manifest, listing, engine)
+            self.mend_tables(lost, manifest, scores, listing)
+            self._save_listing(listing, self.folder)
+            return []
         staging = self.staging(scores)
         if shards.read_manifest(staging) is None:  # else: killed while publishing
-            self.pack(staging, scores, listing, engine)
+            crashed = self.pack(staging, shard_tables(scores), listing, engine)
+            if crashed:
+                return crashed
             self.stage_manifest(staging, scores, listing)
-        shards.publish(staging, self.folder)
-        fingerprint = {"fingerprint": listing.fingerprint()}
-        storage.write_bytes(self.state / "listing.json", pretty_json(fingerprint))
-        return self.report(scores, listing, engine.times)
+        self._save_listing(listing, staging)
+        held_out.HeldOut(self.held_out).add(scores, self.config.cut)
+        self.set.publish(staging)
+        for folder in self.state.glob("kept-*"):
+            storage.remove_tree(folder)
+        return []
 
     def report(self, scores: pa.Table, listing: Listing, times: list[StageTime]) -> dict[str, Any]:
         """Write the page and print the summary; returns the set's manifest."""
-        manifest = shards.read_manifest(self.folder)
-        assert manifest is not None
+        manifest, _ = shards.published(self.folder)
         rule, limit = self.config.crop, self.config.max_pixels
         pictures = curation_report.Pictures(self.folder, listing, rule, limit)
         page = curation_report.build(manifest, scores, pictures, times)
-        storage.write_bytes(self.folder / "report.html", page.encode())
+        storage.write_bytes(self.folder / PAGE, page.encode())
         save_times(self.state / "times.json", times)
         sys.stdout.write(curation_report.summary(manifest, times, self.folder))
         return manifest
 
     def filters(self) -> tuple[Filter, ...]:
         """Return the predicates of this set, in order."""
-        if self.threshold is None:
-            return (already_dropped,)
-        higher = self.scorer.higher_is_better
-        return (
-            already_dropped,
-            unscorable,
-            quality_worse_than(self.threshold, higher_is_better=higher),
-        )
+        return score_filters(self.threshold, higher_is_better=self.scorer.higher_is_better)
 
     def score(self, listing: Listing, engine: Engine) -> pa.Table:
         """Score every image that has no score yet; returns all candidates of the listing."""
-        folder = self.state / f"scores-{digest(self.candidate_fields)[:16]}"
-        candidates = scoring.known(folder, listing)
-        done = set(candidates["source"].to_pylist())
-        units = scoring.units(listing.images, done, folder)
+        known = scoring.known(self.scores_folder, listing, transient=False)
+        units = scoring.units(listing.images, known, self.scores_folder)
         if not units:
-            return candidates
-        resources, decoders = self._scoring_resources(engine)
+            return known.rows
+        resources, decoders = self.scoring_resources(engine)
         scorer = (self.config.scorer, self.config.scoring_device)
-        arguments = (self.config.crop, *scorer, self.config.max_pixels, decoders)
+        # Beside a GPU all CPUs prepare patches, and the many that pack decode again.
+        memory = scoring.Memory(self.notes, None if decoders else self.keeping())
+        arguments = (self.config.crop, *scorer, self.config.max_pixels, decoders, memory)
         total = sum(len(unit["refs"]) for unit in units)
         for _ in engine.run("score", units, scoring.ScoreImages, arguments, total, resources):
             pass
-        return scoring.known(folder, listing)
+        return scoring.known(self.scores_folder, listing, transient=True).rows
 
-    def _scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
+    @property
+    def held_out(self) -> Path:
+        """The record of the images that were held out of training."""
+        return self.state / "held_out.json"
+
+    @property
+    def scores_folder(self) -> Path:
+        """Folder of the scores of these candidates."""
+        return self.state / f"scores-{digest([scoring.VERSION, self.candidate_fields])[:16]}"
+
+    def keeping(self) -> kept.Keeping:
+        """Return which PNGs scoring makes for packing, and where it puts them."""
+        identity = digest([scoring.VERSION, self.candidate_fields, encoders()])
+        folder = self.state / f"kept-{identity[:16]}"
+        return kept.Keeping(str(folder), self.threshold, self.scorer.higher_is_better)
+
+    def scoring_resources(self, engine: Engine) -> tuple[Resources, int]:
         """Return the resources of a scoring worker, a GPU or a CPU, and its decoding threads."""
         if self.config.scoring_device == "cpu":
             return Resources(), 0
@@ -172,107 +288,199 @@ class Curation:
 
     def staging(self, scores: pa.Table) -> Path:
         """Return the staging folder of this set; removes those of other selections."""
-        versions = {name: metadata.version(name) for name in ENCODERS}
         rows = hashlib.sha256(shards.parquet_bytes(scores)).hexdigest()
-        identity = digest([FORMAT, self.candidate_fields, self.cut_fields, versions, rows])
+        identity = digest([FORMAT, self.candidate_fields, self.cut_fields, encoders(), rows])
         staging = self.state / f"cut-{identity[:16]}"
         for other in self.state.glob("cut-*"):
             if other != staging:
                 storage.remove_tree(other)
         return staging
 
-    def pack(self, staging: Path, scores: pa.Table, listing: Listing, engine: Engine) -> None:
-        """Write every shard of the plan that is not written yet."""
-        tables = shard_tables(scores)
+    def pack(
+        self, staging: Path, tables: Mapping[str, pa.Table], listing: Listing, engine: Engine
+    ) -> list[ImageRef]:
+        """Write every shard that is not written yet; returns images that killed their workers.
+
+        Args:
+            staging: folder of the shards.
+            tables: the rows of every shard by its name.
+            listing: where the images are.
+            engine: carries out the units.
+        """
         refs = {ref.key: ref for ref in listing.images}
         plan = staging / PLAN
-        write_plan(plan, [_located(table, refs) for table in tables.values()])
+        folder = self.keeping().folder
+        write_plan(plan, [located(table, refs, Path(folder)) for table in tables.values()])
         units = units_left(staging, tables)
         total = sum(tables[str(unit["name"])].num_rows for unit in units)
-        arguments = (str(plan), self.config.crop, self.scorer.name, self.config.max_pixels)
-        for _ in engine.run("pack", units, PackShard, arguments, total):
-            pass
+        rule, limit = self.config.crop, self.config.max_pixels
+        arguments = (str(plan), rule, self.scorer.name, limit, self.notes, folder)
+        results = engine.run("pack", units, PackShard, arguments, total)
+        crashed = {str(result["crashed"]) for result in results if "crashed" in result}
+        return [refs[key] for key in sorted(crashed)]
 
     def stage_manifest(self, staging: Path, scores: pa.Table, listing: Listing) -> None:
         """Write the tables and, last, the manifest of a staged set."""
         written = [shards.load_record(path) for path in sorted(staging.glob("*.done.json"))]
         complete = [shard for shard in written if shard is not None]
+        manifest = claims(self.fields, self.scorer, self.threshold)
+        ignored = ignored_table(listing)
         files = {
             shards.INDEX: shards.parquet_bytes(shards.index_table(complete)),
-            "scores.parquet": shards.parquet_bytes(
-                scores.replace_schema_metadata({"scorer": canonical_json(self.scorer.identity())})
-            ),
+            SCORES_FILE: scores_bytes(scores, manifest),
+            IGNORED_FILE: shards.parquet_bytes(ignored),
         }
         for name, data in files.items():
             storage.write_bytes(staging / name, data)
         entries = [shard.entry() for shard in complete]
-        sources = scores.group_by("source").aggregate([("source_sha256", "min")])
-        pairs = zip(
-            sources["source"].to_pylist(), sources["source_sha256_min"].to_pylist(), strict=True
-        )
-        manifest = {
-            "format": FORMAT,
-            "config": {**self.candidate_fields, **self.cut_fields},
-            "scorer": {
-                **self.scorer.identity(),
-                "scale": list(self.scorer.scale),
-                "higher_is_better": self.scorer.higher_is_better,
-                "threshold": self.threshold,
-            },
-            "input": {
-                "images": len(listing.images),
-                "bytes": sum(ref.size for ref in listing.images),
-                "digest": input_digest((key, sha or "") for key, sha in pairs),
-                "broken": _count_broken(scores),
-            },
-            "totals": {
-                "candidates": scores.num_rows,
-                "samples": sum(entry["samples"] for entry in entries),
-                "shards": len(entries),
-                "bytes": sum(entry["bytes"] for entry in entries),
-            },
-            "dropped": count_reasons(scores),
+        manifest |= {
+            **counted(scores, ignored, entries),
             "shards": entries,
             "files": {name: shards.file_entry(staging / name) for name in files},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in ENCODERS},
-            },
         }
         storage.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
 
-    def _finished(self, listing: Listing) -> bool:
-        """Tell whether the published set is the one asked for, by lengths and times of files."""
+    def mend_shards(
+        self,
+        tables: Mapping[str, pa.Table],
+        manifest: Mapping[str, Any],
+        listing: Listing,
+        engine: Engine,
+    ) -> None:
+        """Replace shards of the published set by the same ones, made again.
+
+        Args:
+            tables: the rows of each of the shards by its name.
+            manifest: of the set.
+            listing: where the images are.
+            engine: carries out the units.
+
+        Raises:
+            UserError: one would not come out as it was; it was not replaced.
+        """
+        staging = self.state / "mending"
+        storage.remove_tree(staging)
+        if crashed := self.pack(staging, tables, listing, engine):
+            raise UserError(
+                f"{crashed[0].path}: image {crashed[0].key} kills its worker now, and did not when "
+                f"the set in {self.folder} was made; --overwrite makes the set anew without it"
+            )
+        for name in tables:
+            self._replace(staging, name, manifest)
+        storage.remove_tree(staging)
+
+    def mend_tables(
+        self,
+        names: Sequence[str],
+        manifest: Mapping[str, Any],
+        scores: pa.Table,
+        listing: Listing,
+    ) -> None:
+        """Replace tables of the published set, whose shards are whole, by the same ones.
+
+        Args:
+            names: of the damaged files; those that are no tables are passed over.
+            manifest: of the set.
+            scores: what `scores.parquet` holds.
+            listing: everything in the inputs.
+
+        Raises:
+            UserError: one would not come out as it was; it was not replaced.
+        """
+        staging = self.state / "mending"
+        if SCORES_FILE in names:
+            storage.write_bytes(staging / SCORES_FILE, scores_bytes(scores, manifest))
+            self._replace(staging, SCORES_FILE, manifest)
+        if IGNORED_FILE in names:
+            storage.write_bytes(
+                staging / IGNORED_FILE, shards.parquet_bytes(ignored_table(listing))
+            )
+            self._replace(staging, IGNORED_FILE, manifest)
+        if shards.INDEX in names:
+            whole = [shards.scan(self.folder / entry["name"]) for entry in manifest["shards"]]
+            table = shards.parquet_bytes(shards.index_table(whole))
+            storage.write_bytes(staging / shards.INDEX, table)
+            self._replace(staging, shards.INDEX, manifest)
+        storage.remove_tree(staging)
+
+    def _replace(self, staging: Path, name: str, manifest: Mapping[str, Any]) -> None:
+        entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
+        if storage.sha256(staging / name) != entries[name]["sha256"]:
+            made, here = manifest["versions"], claims({}, self.scorer, None)["versions"]
+            raise UserError(
+                f"{self.folder / name}: made again from the inputs it is another file than the "
+                f"manifest says (the set was made with {made}, here is {here}); install what made "
+                "it, or run the job with --overwrite to make the whole set anew"
+            )
+        storage.move(staging / name, self.folder / name)
+
+    def _scores_of(
+        self, manifest: Mapping[str, Any], names: Sequence[str], listing: Listing
+    ) -> pa.Table:
+        """Return the scores of the published set: its table, or what it was made of."""
+        if SCORES_FILE not in names:
+            return self._published_scores()
+        known = scoring.known(self.scores_folder, listing, transient=True)
+        scores = self.select(known.rows)
+        if not self._is_of(manifest, scores):
+            raise UserError(
+                f"{self.folder / SCORES_FILE} cannot be made again: the inputs, or the scores in "
+                f"{self.scores_folder}, are no longer those of the set; run the job again with "
+                f"python -m pipelines.curate --config '{self.folder / 'config.json'}' --overwrite"
+            )
+        return scores
+
+    def _published_scores(self) -> pa.Table:
+        table = pq.read_table(self.folder / SCORES_FILE)
+        return table.replace_schema_metadata(None).cast(SCORES)
+
+    def _is_of(self, manifest: Mapping[str, Any], scores: pa.Table) -> bool:
+        """Tell whether a published manifest is that of these scores and this configuration."""
+        if manifest["format"] != FORMAT or manifest["config"] != self.fields:
+            return False
+        wanted = hashlib.sha256(scores_bytes(scores, manifest)).hexdigest()
+        is_same: bool = manifest["files"][SCORES_FILE]["sha256"] == wanted
+        return is_same
+
+    def _save_listing(self, listing: Listing, folder: Path) -> None:
+        """Note the inputs of a set, whose manifest is in ``folder``."""
+        manifest = storage.sha256(folder / shards.MANIFEST)
+        record = {"manifest": manifest, "fingerprint": listing.fingerprint()}
+        storage.write_bytes(self.state / "listing.json", pretty_json(record))
+
+    def _is_published(self, listing: Listing) -> bool:
+        """Tell whether the published set is the one asked for, by lengths and times of files.
+
+        One with images that could not be read for a transient reason is not: they are tried again.
+        """
         manifest = shards.read_manifest(self.folder)
         record = self.state / "listing.json"
-        if manifest is None or not record.exists():
+        if manifest is None or manifest["format"] != FORMAT or not record.exists():
             return False
-        wanted = plain({**self.candidate_fields, **self.cut_fields})
-        if manifest["config"] != wanted:
+        if manifest["config"] != self.fields or manifest["input"]["transient"]:
             return False
-        if json.loads(record.read_bytes())["fingerprint"] != listing.fingerprint():
-            return False
-        return not self.set.lacks(manifest)
+        said = json.loads(record.read_bytes())
+        return (
+            said["manifest"] == storage.sha256(self.folder / shards.MANIFEST)
+            and said["fingerprint"] == listing.fingerprint()
+            and not self.set.lacks(manifest)
+        )
 
     def _check_budget(self) -> None:
         manifest = shards.read_manifest(self.folder)
-        counts = manifest["input"] if manifest else {"broken": 0, "images": 1}
-        if counts["broken"] > self.config.max_bad * counts["images"]:
+        if manifest is None:
+            return
+        counts = manifest["input"]
+        lost = sum(counts["ignored"].get(kind, 0) for kind in LOSSES)
+        if counts["broken"] + lost > self.config.max_bad * counts["images"]:
             raise BudgetExceeded(
-                f"{counts['broken']} of {counts['images']} images are broken, more than --max-bad "
+                f"{counts['broken']} of {counts['images']} images are broken, and {lost} places in "
+                "the inputs could not be read at all, more than --max-bad "
                 f"{self.config.max_bad:g} allows; the set is complete without them, and "
-                f"{self.folder / 'scores.parquet'} names them with their reasons"
+                f"{SCORES_FILE} and {IGNORED_FILE} in {self.folder} name them with their reasons"
             )
 
 
-def _count_broken(scores: pa.Table) -> int:
-    return sum(count for reason, count in count_reasons(scores).items() if reason in BROKEN)
-
-
-def _located(table: pa.Table, refs: dict[str, ImageRef]) -> pa.Table:
-    """Add to a shard's rows the columns of `LOCATED` that say where each image is read."""
-    located = [refs[source] for source in table["source"].to_pylist()]
-    for name in LOCATED.names[len(table.schema.names) :]:
-        values = pa.array([getattr(ref, name) for ref in located], LOCATED.field(name).type)
-        table = table.append_column(name, values)
-    return table
+def _named(scores: pa.Table, names: Sequence[str]) -> dict[str, pa.Table]:
+    """Return the rows of those shards that are named."""
+    return {name: rows for name, rows in shard_tables(scores).items() if name in names}

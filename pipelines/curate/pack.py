@@ -1,7 +1,9 @@
-"""Packing of kept candidates: their images are decoded, cut, encoded as PNG, written as shards."""
+"""Packing of kept candidates: their PNGs, which scoring made or which are made now, as shards."""
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,77 +13,144 @@ from datasets.decoding import Pixels, decode, encode_png, single_threaded
 from datasets.sample import SCORES, sample_json
 from datasets.shards import save_record, write_shard
 from datasets.sources import ImageRef, read
+from datasets.unusable import UnusableImage
 from infra.errors import UserError
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
+from pipelines.curate.kept import PLACE, read_png, with_places
+from pipelines.jobs.attempts import Attempt, attempt
 from pipelines.jobs.plan import planned, record_path
 from pipelines.jobs.stage import Stopwatch
 
 LOCATED = pa.schema(
     [
         *SCORES,
-        ("path", pa.string()),
+        ("path", pa.binary()),  # as the file system has it, which need not be UTF-8
         ("member", pa.string()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
         ("stamp", pa.int64()),
-        ("seek_index", pa.string()),
+        ("seek_index", pa.binary()),
+        *PLACE,
     ]
 )
-"""A kept candidate, its place in the set, and where its image is read: a row of the plan."""
+"""A kept candidate, its place in the set, and where its image or its PNG is read: a plan's row."""
 
 
 class PackShard:
     """The worker that writes one shard of the plan.
 
     A shard is done when its record exists and its tar has the recorded length; a repeated unit
-    writes the same bytes.
+    writes the same bytes. An image that has killed its worker twice ends the unit without a
+    shard, by a result that names it.
+
+    Args:
+        plan: path of the plan.
+        rule: how an image becomes patches.
+        scorer: name of the scorer that gave the scores.
+        max_pixels: the limit of the run.
+        notes: folder of the notes on units under way, and name of the job that runs
+            (`pipelines.jobs.attempts`).
+        kept: folder of the PNGs that scoring made.
     """
 
-    def __init__(self, plan: str, rule: CropRule, scorer: str, max_pixels: int) -> None:
+    def __init__(
+        self,
+        plan: str,
+        rule: CropRule,
+        scorer: str,
+        max_pixels: int,
+        notes: tuple[str, str],
+        kept: str,
+    ) -> None:
         single_threaded()
         self.plan = Path(plan)
         self.rule = rule
         self.scorer = scorer
         self.max_pixels = max_pixels
+        self.notes = notes
+        self.kept = Path(kept)
         self.watch = Stopwatch()
         self._image: tuple[str, Pixels] | None = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
         path, rows = planned(self.plan, unit)
-        samples = self.watch.between("write", self.samples(rows))
-        shard = write_shard(path, samples)
-        save_record(record_path(path), shard)
+        folder, session = self.notes
+        with attempt(Path(folder), f"{path.parent.name}-{path.name}", session) as under_way:
+            for source in dict.fromkeys(row["source"] for row in rows):
+                if under_way.has_killed(source):
+                    return {"done": 0, "seconds": self.watch.take(), "crashed": source}
+            samples = self.watch.between("write", self.samples(rows, under_way))
+            shard = write_shard(path, samples)
+            save_record(record_path(path), shard)
         return {"done": shard.samples, "seconds": self.watch.take()}
 
-    def samples(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """Yield the rows' samples; an image is decoded once for successive rows of its patches."""
+    def samples(
+        self, rows: list[dict[str, Any]], under_way: Attempt
+    ) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Yield the rows' samples; an image is decoded at most once for rows that follow."""
         for row in rows:
-            image = self._decoded(row)
-            with self.watch("encode"):
-                box = Box(row["x"], row["y"], row["w"], row["h"])
-                png = encode_png(cut(image, box, self.rule))
-                label = sample_json(
-                    row,
-                    size=self.rule.size,
-                    scorer=self.scorer,
-                    png_sha256=hashlib.sha256(png).hexdigest(),
-                )
-            yield row["key"], {"png": png, "json": label}
+            with under_way.doing(row["source"]):
+                members = self._members(row)
+            yield row["key"], members
+
+    def _members(self, row: dict[str, Any]) -> dict[str, bytes]:
+        with self.watch("read"):
+            png, digest = read_png(self.kept, row), row["png_sha256"]
+        if png is None:
+            png = self._made(row)
+            digest = hashlib.sha256(png).hexdigest()
+        label = sample_json(row, size=self.rule.size, scorer=self.scorer, png_sha256=digest)
+        return {"png": png, "json": label}
+
+    def _made(self, row: dict[str, Any]) -> bytes:
+        """Make a patch's PNG from its image."""
+        image = self._decoded(row)
+        with self.watch("encode"):
+            box = Box(row["x"], row["y"], row["w"], row["h"])
+            return encode_png(cut(image, box, self.rule))
 
     def _decoded(self, row: dict[str, Any]) -> Pixels:
         if self._image is None or self._image[0] != row["source"]:
-            fields = ("origin", "path", "member", "offset", "size", "stamp", "seek_index")
-            ref = ImageRef(key=row["source"], **{name: row[name] for name in fields})
-            with self.watch("read"):
-                data = read(ref)
-                changed = hashlib.sha256(data).hexdigest() != row["source_sha256"]
-            if changed:
+            ref = _place(row)
+            try:
+                self._image = (ref.key, self._read(ref, row["source_sha256"]))
+            except UnusableImage as error:
                 raise UserError(
-                    f"{ref.path}: image {ref.key} has changed since it was scored; run the same "
-                    "command again to score it anew"
-                )
-            with self.watch("decode"):
-                self._image = (ref.key, decode(data, self.max_pixels))
+                    f"{ref.path}: image {ref.key} cannot be read as it was scored ({error}); run "
+                    "the same command again"
+                ) from error
         return self._image[1]
+
+    def _read(self, ref: ImageRef, sha256: str) -> Pixels:
+        with self.watch("read"):
+            data = read(ref)
+            changed = hashlib.sha256(data).hexdigest() != sha256
+        if changed:
+            raise UserError(
+                f"{ref.path}: image {ref.key} has changed since it was scored; run the same "
+                "command again to score it anew"
+            )
+        with self.watch("decode"):
+            return decode(data, self.max_pixels)
+
+
+def located(table: pa.Table, refs: Mapping[str, ImageRef], kept: Path) -> pa.Table:
+    """Add to a shard's rows the columns of `LOCATED` that say where image and PNG are read."""
+    places = [dataclasses.asdict(refs[source]) for source in table["source"].to_pylist()]
+    for field in list(LOCATED)[len(table.schema.names) : -len(PLACE)]:
+        values = [place[field.name] for place in places]
+        if pa.types.is_binary(field.type):
+            values = [None if value is None else os.fsencode(value) for value in values]
+        table = table.append_column(field.name, pa.array(values, field.type))
+    return with_places(table, kept)
+
+
+def _place(row: Mapping[str, Any]) -> ImageRef:
+    """Return where the image of a row of `LOCATED` is read."""
+    names = (field.name for field in dataclasses.fields(ImageRef))
+    fields = {name: row[name] for name in names if name in row}
+    for name in ("path", "seek_index"):
+        fields[name] = row[name] and os.fsdecode(row[name])
+    return ImageRef(**(fields | {"key": row["source"]}))

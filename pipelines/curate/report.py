@@ -1,6 +1,6 @@
 """The report of a curation: the lines that it ends with, its numbers for MLflow, its page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datasets.archives.found import IGNORED
 from datasets.decoding import Pixels, decode
 from datasets.reading.image_set import ImageSet
 from datasets.sources import ImageRef, Listing, read
+from datasets.unusable import UnusableImage
 from infra.config import flat
+from infra.errors import UserError
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
 from pipelines.jobs import page as report
@@ -27,9 +30,29 @@ def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) 
     totals, given, scorer = manifest["totals"], manifest["input"], manifest["scorer"]
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
     return (
-        f"{given['images']:,} images, {totals['candidates']:,} candidates: "
+        f"{given['images']:,} images ({given['copies']:,} of them copies of others), "
+        f"{totals['candidates']:,} candidates: "
         f"kept {totals['samples']:,}; dropped {dropped or 'none'}\n"
+        f"{ignored_line(given['ignored'], given['renamed'])}{_transient_line(given)}"
         f"scorer {scorer['name']}, {_rule(scorer)}\n" + closing_lines(totals, times, folder)
+    )
+
+
+def ignored_line(kinds: Mapping[str, int], renamed: int) -> str:
+    """Say what is no image, by kind, and how many names were no keys; no line where nothing is."""
+    said = [f"{count:,} {kind}" for kind, count in kinds.items()]
+    lines = [f"ignored: {', '.join(said)}\n"] if said else []
+    if renamed:
+        lines.append(f"{renamed:,} names gave other keys, to be safe: see the column `file`\n")
+    return "".join(lines)
+
+
+def _transient_line(given: Mapping[str, Any]) -> str:
+    if not given["transient"]:
+        return ""
+    return (
+        f"{given['transient']:,} images could not be read for a reason that may pass; run the same "
+        "command again to try them again\n"
     )
 
 
@@ -44,6 +67,7 @@ def metrics(manifest: dict[str, Any], times: Sequence[StageTime]) -> dict[str, f
         "shards": totals["shards"],
         "bytes": totals["bytes"],
         **{f"dropped/{reason}": count for reason, count in manifest["dropped"].items()},
+        **{f"ignored/{kind}": count for kind, count in manifest["input"]["ignored"].items()},
         **stage_metrics(times),
     }
 
@@ -70,6 +94,7 @@ def build(
         sections.append(("Some of the samples", pictures.some_kept(scores)))
     sections += [
         ("Dropped, by reason", report.bars(manifest["dropped"])),
+        ("Ignored, by kind", _ignored_table(manifest["input"])),
         ("Yield by input", _yield_table(scores)),
         (
             "Shards",
@@ -93,6 +118,7 @@ def _headline(manifest: dict[str, Any]) -> dict[str, str]:
         "of the candidates": f"{share:.1%}",
         "shards": f"{totals['shards']:,}",
         "size": f"{totals['bytes'] / 1e6:,.1f} MB",
+        "copies of other images": f"{manifest['input']['copies']:,}",
     }
 
 
@@ -126,6 +152,13 @@ def _score_sections(
         for title, chosen in rows.items()
     ]
     return [("Scores", chart), *galleries]
+
+
+def _ignored_table(given: Mapping[str, Any]) -> str:
+    rows = [(kind, count, f"each {IGNORED[kind]}") for kind, count in given["ignored"].items()]
+    if not rows:
+        return report.note("Everything in the inputs is an image by its name.")
+    return report.table(["kind", "number", ""], rows) + report.note("Names: ignored.parquet")
 
 
 def _yield_table(scores: pa.Table) -> str:
@@ -169,8 +202,19 @@ class Pictures:
         self.rule = rule
         self._images = ImageSet(folder)
         refs: dict[str, ImageRef] = {ref.key: ref for ref in listing.images}
+
         # Neighbours in score are often of one photograph; a few decoded ones are kept at hand.
-        self._source = lru_cache(maxsize=4)(lambda key: decode(read(refs[key]), max_pixels))
+        @lru_cache(maxsize=4)
+        def source(key: str) -> Pixels:
+            try:
+                return decode(read(refs[key]), max_pixels)
+            except UnusableImage as error:
+                raise UserError(
+                    f"{refs[key].path}: image {key} cannot be read for the report ({error}); the "
+                    "set is complete, run the same command again for the report"
+                ) from error
+
+        self._source = source
 
     def some_kept(self, scores: pa.Table) -> str:
         """Show two rows of samples, evenly spaced in the order of the set."""

@@ -6,38 +6,60 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.decoding import Pixels, UndecodableImage, decode, single_threaded
+from datasets.decoding import Pixels, decode_picture, single_threaded
+from datasets.fingerprint import perceptual_hash
 from datasets.sample import CANDIDATE, empty_row
 from datasets.shards import fits_ustar, parquet_bytes, read_manifest
 from datasets.sources import ImageRef, Listing, read
+from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
-from infra.config import digest, pretty_json
+from infra.config import differences, digest, pretty_json, to_dict
 from infra.errors import UsageError
-from infra.storage import write_bytes
+from infra.storage import local_path, write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
+from pipelines.curate.kept import Keeping, KeptUnit
+from pipelines.jobs.attempts import Attempt, attempt
+from pipelines.jobs.score_file import AUTHORS, write_scores
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
-from pipelines.jobs.scorers import ImportedScores, Quality, load
+from pipelines.jobs.scorers import ImportedScores, Quality, ScorerInfo, load
 from pipelines.jobs.stage import Stopwatch
 
 PART = CANDIDATE.append(pa.field("stamp", pa.int64()))
 """A candidate, and the modification time of the file it was scored from."""
+Opened = tuple[list[dict[str, Any]], list[Pixels]]
+"""The rows of an image, and a patch for each of them; or rows without patches."""
+VERSION = 3  # of the rules by which pixels and candidates are made: other rules, other scores
 UNITS = 128  # the least number of units, if there are so many images: workers end together
 LARGEST_UNIT = 64  # images; as much is lost when a worker is killed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a job keeps what it knows of the units of scoring."""
+
+    notes: tuple[str, str]
+    """Folder of the notes on units under way, and name of the job that runs
+    (`pipelines.jobs.attempts`)."""
+    keeping: Keeping | None
+    """Which PNGs are made for packing, and where they are put; None makes none."""
 
 
 class ScoreImages:
     """The worker that scores the images of a unit and writes one table of candidates.
 
     A unit is done when its table exists; a repeated unit writes the same bytes under the same name.
+    An image that has killed its worker twice becomes a row with the reason `crashed`.
 
     Args:
         rule: how an image becomes patches.
@@ -45,6 +67,7 @@ class ScoreImages:
         device: that a learned scorer computes on.
         max_pixels: larger images are dropped without being decoded.
         decoders: threads that read and decode ahead while a device scores; 0 uses no threads.
+        memory: what the job keeps of units; not needed to score without units.
     """
 
     def __init__(
@@ -54,87 +77,126 @@ class ScoreImages:
         device: Device,
         max_pixels: int,
         decoders: int = 0,
+        memory: Memory | None = None,
     ) -> None:
         single_threaded()
         self.rule = rule
         self.scorer = load(choice, device)
         self.max_pixels = max_pixels
         self.decoders = decoders
+        self.memory = memory or Memory(("", ""), None)
+        self._kept: KeptUnit | None = None
         self.watch = Stopwatch()
+        self._before: dict[str, list[dict[str, Any]]] = {}
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Score the images of ``unit["refs"]`` into ``unit["path"]``; returns counts and times."""
+        """Score the images of ``unit["refs"]`` into ``unit["path"]``; returns counts and times.
+
+        ``unit["before"]`` has rows of images whose file has another time than when it was scored;
+        if its bytes are the same, they are taken over.
+        """
         refs = [ImageRef(**fields) for fields in unit["refs"]]
-        stamps = {ref.key: ref.stamp for ref in refs}
-        rows = [{**row, "stamp": stamps[row["source"]]} for row in self.candidates(refs)]
-        with self.watch("write"):
-            table = pa.Table.from_pylist(rows, schema=PART)
-            write_bytes(Path(unit["path"]), parquet_bytes(table))
+        path, (folder, session) = Path(unit["path"]), self.memory.notes
+        self._before = {}
+        for row in unit["before"]:
+            self._before.setdefault(row["source"], []).append(row)
+        with attempt(Path(folder), path.stem, session) as under_way:
+            stamps = {ref.key: ref.stamp for ref in refs}
+            keeping = self.memory.keeping
+            with KeptUnit(keeping, path.stem) if keeping else nullcontext() as self._kept:
+                found = self._one_by_one(refs, under_way) if under_way.is_careful else None
+                rows = self.candidates(refs) if found is None else found
+            with self.watch("write"):
+                stamped = [{**row, "stamp": stamps[row["source"]]} for row in rows]
+                write_bytes(path, parquet_bytes(pa.Table.from_pylist(stamped, schema=PART)))
         return {"done": len(refs), "seconds": self.watch.take()}
+
+    def _one_by_one(self, refs: Sequence[ImageRef], under_way: Attempt) -> list[dict[str, Any]]:
+        """Return the rows of images of which one may kill this process."""
+        rows: list[dict[str, Any]] = []
+        for ref in refs:
+            if under_way.has_killed(ref.key):
+                rows.append(image_row(ref) | {"drop_reason": "crashed"})
+            else:
+                with under_way.doing(ref.key):
+                    rows += self.candidates([ref])
+        return rows
 
     def candidates(self, refs: Sequence[ImageRef]) -> list[dict[str, Any]]:
         """Return the candidate rows of images, in order; an image without a patch has one row."""
         rows: list[dict[str, Any]] = []
 
-        def candidates() -> Iterator[tuple[dict[str, Any], Pixels]]:
+        def opened() -> Iterator[Opened]:
             for image_rows, patches in map_ahead(self.open, refs, threads=self.decoders):
                 rows.extend(image_rows)
-                yield from zip(image_rows, patches, strict=False)
+                yield image_rows, patches
 
         start, before = time.perf_counter(), self.watch.total()
-        self.scored(candidates())
+        self.scored(opened())
         opening = self.watch.total() - before
         self.watch.add("score", max(0.0, time.perf_counter() - start - opening))
         return rows
 
-    def scored(self, candidates: Iterable[tuple[dict[str, Any], Pixels]]) -> list[dict[str, Any]]:
-        """Score (row, patch) pairs as they come; returns the rows with their quality filled in."""
-        waiting: deque[dict[str, Any]] = deque()
+    def scored(self, images: Iterable[Opened]) -> list[dict[str, Any]]:
+        """Score images as they come; returns the rows of patches with their quality filled in."""
+        waiting: deque[tuple[dict[str, Any], Pixels]] = deque()
         done = []
 
-        def patches() -> Iterator[Pixels]:
-            for row, patch in candidates:
-                waiting.append(row)
-                yield patch
+        def by_image() -> Iterator[list[Pixels]]:
+            for rows, patches in images:
+                waiting.extend(zip(rows, patches, strict=False))
+                yield patches
 
-        for quality in self._scores(waiting, patches()):
-            row = waiting.popleft()
+        for quality in self._scores(waiting, by_image()):
+            row, patch = waiting.popleft()
             row["quality"] = None if math.isnan(quality.value) else quality.value
             row["detail"] = json.dumps(quality.detail) if quality.detail else None
+            if row["quality"] is None and isinstance(self.scorer, ImportedScores):
+                row["drop_reason"] = "not_in_scores"
+            if self._kept is not None:
+                with self.watch("encode"):
+                    self._kept.add(row, patch)
             done.append(row)
         return done
 
     def _scores(
-        self, waiting: deque[dict[str, Any]], patches: Iterable[Pixels]
+        self, waiting: deque[tuple[dict[str, Any], Pixels]], images: Iterable[list[Pixels]]
     ) -> Iterator[Quality]:
         if isinstance(self.scorer, ImportedScores):
-            return (Quality(self.scorer.scores.get(waiting[0]["key"], math.nan)) for _ in patches)
-        return self.scorer.score(patches)
+            scores, patches = self.scorer.scores, chain.from_iterable(images)
+            return (Quality(scores.get(waiting[0][0]["key"], math.nan)) for _ in patches)
+        return self.scorer.score(images)
 
-    def open(self, ref: ImageRef) -> tuple[list[dict[str, Any]], list[Pixels]]:
+    def open(self, ref: ImageRef) -> Opened:
         """Read, decode and cut one image.
 
         Returns:
             Its rows without scores, and a patch for each of them; one dropped row and no patch
-            where the image cannot be used.
+            where the image cannot be used; its rows with scores and no patch if the same bytes
+            were scored before.
         """
-        row = empty_row(
-            key=ref.key, source=ref.key, origin=ref.origin, index=0, source_bytes=ref.size
-        )
+        row = image_row(ref)
         if not fits_ustar(ref.key):
             return [row | {"drop_reason": "key_too_long"}], []
         try:
             with self.watch("read"):
                 data = read(ref)
                 row["source_sha256"] = hashlib.sha256(data).hexdigest()
+            before = self._before.get(ref.key, ())
+            if same := [r for r in before if r["source_sha256"] == row["source_sha256"]]:
+                return same, []
             with self.watch("decode"):
-                image = decode(data, self.max_pixels)
-        except UndecodableImage as error:
+                picture = decode_picture(data, self.max_pixels)
+            image = picture.pixels
+            patches = list(cut_all(image, self.rule))
+        except UnusableImage as error:
             return [row | {"drop_reason": error.reason}], []
-        except OSError:
-            return [row | {"drop_reason": "unreadable"}], []
+        except MemoryError:
+            return [row | {"drop_reason": "out_of_memory"}], []
         row |= {"image_width": image.shape[1], "image_height": image.shape[0]}
-        patches = list(cut_all(image, self.rule))
+        with self.watch("hash"):
+            row["source_phash"] = perceptual_hash(image)
+        row["icc"] = picture.profile
         if not patches:
             return [row | {"drop_reason": "too_small"}], []
         rows = [
@@ -146,19 +208,34 @@ class ScoreImages:
         return rows, [patch for _, _, patch in patches]
 
 
-def units(images: Sequence[ImageRef], done: Collection[str], folder: Path) -> list[dict[str, Any]]:
-    """Group the images to score into units.
+def image_row(ref: ImageRef) -> dict[str, Any]:
+    """Return the row of an image without a patch."""
+    place = {"origin": ref.origin, "file": ref.file}
+    return empty_row(key=ref.key, source=ref.key, **place, index=0, source_bytes=ref.size)
 
-    The last bits of a learned score may depend on the other images of a batch, so which images
-    share a unit depends on the input alone, not on the workers or on when an earlier run was
-    killed.
+
+class Known(NamedTuple):
+    """The scores that there are of a listing's images."""
+
+    rows: pa.Table
+    """Rows of `PART` of the images whose files have the length and time that they had."""
+    stale: pa.Table
+    """Rows of images whose file has the same length and another time: perhaps the same bytes."""
+
+
+def units(images: Sequence[ImageRef], known: Known, folder: Path) -> list[dict[str, Any]]:
+    """Group the images to score into units.
 
     Args:
         images: all images, sorted.
-        done: keys of images that have scores.
+        known: the scores that there are.
         folder: where the units' tables are written.
     """
     size = max(1, min(LARGEST_UNIT, len(images) // UNITS))
+    done = set(known.rows["source"].to_pylist())
+    stale: dict[str, list[dict[str, Any]]] = {}
+    for row in known.stale.select(CANDIDATE.names).to_pylist():
+        stale.setdefault(row["source"], []).append(row)
     groups = [
         [ref for ref in images[start : start + size] if ref.key not in done]
         for start in range(0, len(images), size)
@@ -168,37 +245,114 @@ def units(images: Sequence[ImageRef], done: Collection[str], folder: Path) -> li
     return [
         {
             "refs": [dataclasses.asdict(ref) for ref in group],
+            "before": [row for ref in group for row in stale.get(ref.key, ())],
             "path": str(folder / f"part-{name}.parquet"),
         }
         for name, group in zip(names, groups, strict=True)
     ]
 
 
-def known(folder: Path, listing: Listing) -> pa.Table:
-    """Read the scores of images that have not changed since; each image's from one table only."""
+def known(folder: Path, listing: Listing, *, transient: bool) -> Known:
+    """Read the scores of a listing's images; each image's from one table only.
+
+    What a row says of the place of its image is the listing's: the scores do not depend on it.
+
+    Args:
+        folder: of the units' tables.
+        listing: the images.
+        transient: whether to take, for an image without another row, the one that says that it
+            could not be read. A run tries such images again, so it does not take them for done.
+    """
     current = {(ref.key, ref.size, ref.stamp) for ref in listing.images}
-    tables = [PART.empty_table()]
-    for path in sorted(folder.glob("part-*.parquet")):
-        table = pq.read_table(path)
+    tables, others = [PART.empty_table()], [PART.empty_table()]
+    for table in _parts(folder, transient=transient):
         rows = table.select(["source", "source_bytes", "stamp"]).to_pylist()
         scored = [(row["source"], row["source_bytes"], row["stamp"]) for row in rows]
-        tables.append(table.filter(pa.array([image in current for image in scored])))
+        tables.append(table.filter(pa.array([image in current for image in scored], pa.bool_())))
+        others.append(table)
         current -= set(scored)
-    return pa.concat_tables(tables)
+    wanted = {(key, size) for key, size, _ in current}
+    rest = pa.concat_tables(others)
+    pairs = zip(rest["source"].to_pylist(), rest["source_bytes"].to_pylist(), strict=True)
+    stale = rest.filter(pa.array([pair in wanted for pair in pairs], pa.bool_()))
+    return Known(_placed(pa.concat_tables(tables), listing), _placed(stale, listing))
 
 
-def export(folder: Path, target: Path) -> int:
-    """Write ``{key: score}`` of every scored candidate of a set, as the authors' datasets read it.
+def _parts(folder: Path, *, transient: bool) -> Iterator[pa.Table]:
+    """Yield the tables by name, without what may pass; and then, if wanted, what may pass."""
+    parts = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+    passing = [pc.is_in(part["drop_reason"], pa.array(sorted(TRANSIENT))) for part in parts]
+    yield from (part.filter(pc.invert(mask)) for part, mask in zip(parts, passing, strict=True))
+    if transient:
+        yield from (part.filter(mask) for part, mask in zip(parts, passing, strict=True))
+
+
+def _placed(table: pa.Table, listing: Listing) -> pa.Table:
+    """Set the columns ``origin`` and ``file`` to what the listing says."""
+    refs = {ref.key: ref for ref in listing.images}
+    found = [refs[source] for source in table["source"].to_pylist()]
+    for name, values in (("origin", [r.origin for r in found]), ("file", [r.file for r in found])):
+        place = table.schema.get_field_index(name)
+        column = pa.array(values, pa.string())
+        table = table.set_column(place, table.schema.field(place), column)
+    return table
+
+
+def give_up(folder: Path, refs: Sequence[ImageRef]) -> None:
+    """Let images that were scored and then killed their worker in packing be `crashed`."""
+    rows = [image_row(ref) | {"drop_reason": "crashed", "stamp": ref.stamp} for ref in refs]
+    table = parquet_bytes(pa.Table.from_pylist(rows, schema=PART))
+    # `known` takes an image's rows from the first table by name, and "part-" comes later.
+    write_bytes(folder / f"crashed-{hashlib.sha256(table).hexdigest()[:16]}.parquet", table)
+
+
+def export(folder: Path, name: str) -> int:
+    """Write the scores of all scored candidates of a set.
+
+    Args:
+        folder: of the set.
+        name: ``FILE.json``, or ``authors:FILE.json`` for the authors' {key: score}, which their
+            data sets read; ``--scorer`` reads both by these names.
 
     Returns:
         The number of scores.
 
     Raises:
-        UsageError: no complete set in ``folder``.
+        UsageError: no complete set in ``folder``, or one that has no such scores.
     """
-    if read_manifest(folder) is None:
+    manifest = read_manifest(folder)
+    if manifest is None:
         raise UsageError(f"{folder}: no complete set here (no manifest.json); curate it first")
+    target, authors = local_path(name.removeprefix(AUTHORS)), name.startswith(AUTHORS)
+    config, scorer = manifest["config"], dict(manifest["scorer"])
+    if scorer["name"] == "none":
+        raise UsageError(f"{folder}: nothing was scored (--scorer none), so there are no scores")
+    if authors and scorer["name"] != "qalign":
+        raise UsageError(
+            f"{folder}: scored by {scorer['name']}, but the authors' format means scores of "
+            f"Q-Align; leave {AUTHORS} out"
+        )
     table = pq.read_table(folder / "scores.parquet", columns=["key", "quality"])
     rows = table.filter(pc.is_valid(table["quality"])).to_pylist()
-    write_bytes(target, pretty_json({row["key"]: row["quality"] for row in rows}))
+    scores = {row["key"]: row["quality"] for row in rows}
+    if authors:
+        write_bytes(target, pretty_json(scores))
+    else:
+        del scorer["threshold"]
+        crop = {name: config[name] for name in to_dict(CropRule())}
+        write_scores(target, scores, scorer, crop)
     return len(rows)
+
+
+def refuse_other_crop(info: ScorerInfo, rule: CropRule) -> None:
+    """Refuse imported scores of candidates that were cut in another way.
+
+    Raises:
+        UsageError: names the fields that differ.
+    """
+    changed = differences(to_dict(rule), info.crop) if info.crop else []
+    if changed:
+        raise UsageError(
+            f"--scorer: the file's scores are of other candidates ({'; '.join(changed)}); give "
+            "the options with which they were scored, or score anew"
+        )

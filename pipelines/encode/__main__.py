@@ -6,6 +6,7 @@
     python -m pipelines.encode ... --draws 16                    # later: adds 8, keeps the first 8
     python -m pipelines.encode ... --reuse latents/ffhq --output latents/ffhq-more  # copy the same
     python -m pipelines.encode verify latents/ffhq               # recompute every claim
+    python -m pipelines.encode verify latents/ffhq --repair      # first mend what is damaged
     python -m pipelines.encode verify latents/ffhq --recompute 8 # and eight latents from pixels
 
 Of every image: x_1 = E(HQ), as it is and flipped; and of each of K seeded degradations, LQ ->
@@ -15,9 +16,11 @@ again.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from infra import cli
-from infra.config import to_dict
+from infra.config import read_object, to_dict
 from infra.errors import UsageError
 from infra.storage import local_path
 from pipelines.encode.config import PRESETS, EncodeConfig, VerifyConfig
@@ -49,14 +52,28 @@ def main(arguments: Sequence[str]) -> int:
 def verify(arguments: list[str]) -> int:
     """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is."""
     if not arguments or arguments[0].startswith("-"):
-        raise UsageError("usage: python -m pipelines.encode verify PATH [--recompute N ...]")
+        raise UsageError(
+            "usage: python -m pipelines.encode verify PATH [--repair] [--recompute N ...]"
+        )
     folder = local_path(arguments[0])
     presets = {"default": VerifyConfig()}
     description = "Verify a latent set."
     config = cli.parse(VerifyConfig, presets, arguments[1:], "verify PATH", description)
     from pipelines.encode.verify import all_problems
 
+    if config.repair:
+        _repair(folder, config)
     return verdict(folder, all_problems(folder, config))
+
+
+def _repair(folder: Path, options: VerifyConfig) -> None:
+    from pipelines.encode.job import Encoding
+    from pipelines.encode.repair import repair
+
+    saved = folder / "config.json"
+    config = options.over(read_object(saved, str(saved)))
+    for name in repair(Encoding(replace(config, output=str(folder)))):
+        sys.stdout.write(f"{name}: made again\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """What latents are made by; light, so that a command line can be checked without PyTorch."""
 
-from dataclasses import field
-from typing import Any, Literal
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from datasets.degradation.parameters import PRESETS as DEGRADATIONS
 from datasets.degradation.parameters import degradation_preset
 from datasets.latent_format import LatentType
+from infra.cli import choices
 from infra.config import STRICT, from_dict, merged
+from pipelines.jobs.paths import absolute, absolute_if_there
 
 Device = Literal["cuda", "cpu"]
 
@@ -28,8 +31,8 @@ class EncodeRule:
     the regressor g; lq: x_0 = E(LQ), without a predictor."""
     posterior: Literal["mode", "sample"] = "mode"
     """mode or sample of the encoder's Gaussian; a sample is drawn once and stored."""
-    degradation: str = "pmrf"
-    """Preset of datasets.degradation.parameters."""
+    degradation: Annotated[str, choices(*DEGRADATIONS)] = "pmrf"
+    """What makes LQ of HQ."""
     seed: int = 0
     """Of the draws, and of the posterior's noise."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
@@ -88,6 +91,22 @@ class EncodeConfig:
         if self.gpus is not None and self.rule.device == "cpu":
             raise ValueError(f"gpus {self.gpus} with device cpu: on CPUs give workers")
 
+    def absolute(self) -> "EncodeConfig":
+        """Return the same job with every path absolute, for processes that work elsewhere."""
+        rule = replace(
+            self.rule,
+            vae=absolute_if_there(self.rule.vae),
+            predictor=absolute_if_there(self.rule.predictor),
+            regressor=absolute_if_there(self.rule.regressor),
+        )
+        return replace(
+            self,
+            input=absolute(self.input),
+            output=absolute(self.output),
+            reuse=absolute(self.reuse),
+            rule=rule,
+        )
+
 
 PRESETS = {
     "paper": EncodeConfig(),  # the authors sample the posterior; see pipelines/README.md
@@ -104,6 +123,8 @@ PRESETS = {
 class VerifyConfig:
     """What to verify, and how deeply."""
 
+    repair: bool = False
+    """First make damaged files again from the image set, byte for byte, and nothing else."""
     recompute: NonNegativeInt = 0
     """Samples whose latents are computed again from their pixels and stored draws."""
     input: str = ""

@@ -57,6 +57,7 @@ class Encoding:
     """
 
     def __init__(self, config: EncodeConfig) -> None:
+        config = config.absolute()
         self.config = config
         self.rule = config.rule
         self.set = SetFolder(storage.local_path(config.output), ".encode", "a latent set")
@@ -100,10 +101,12 @@ class Encoding:
         """
         with self.set.held():
             self.set.claim("identity.json", self.identity, overwrite=self.config.overwrite)
+            self.earlier()  # refuses a set that cannot be used before Ray starts
+            if self.config.overwrite:
+                self.set.start_over(self.identity)
             if self._finished():
                 sys.stdout.write(f"{self.folder}: complete already; nothing to do\n")
                 return
-            self.earlier()  # refuses a set that cannot be used before Ray starts
             with started(engine, self.config.workers) as running:
                 self._work(running)
 
@@ -132,9 +135,14 @@ class Encoding:
         manifest = shards.read_manifest(self.folder)
         if manifest is None or manifest.get("identity") != self.identity:
             return None
+        if self.set.is_discarded():
+            return None
         lost = self.set.lacks(manifest)
         if lost:
-            wrong = f"lacks {lost[0]}, or has another length of it: bring it back"
+            wrong = (
+                f"lacks {lost[0]}, or has another length of it: make it again with "
+                f"python -m pipelines.encode verify '{self.folder}' --repair"
+            )
         elif manifest["draws"] > self.config.draws:
             wrong = (
                 f"holds {manifest['draws']} draws, --draws is {self.config.draws}: ask for at "
@@ -142,16 +150,15 @@ class Encoding:
             )
         else:
             return manifest
-        if self.config.overwrite:
-            return None
         raise UsageError(f"--output {self.folder} {wrong}, or --overwrite to encode anew")
 
     def _finished(self) -> bool:
         manifest = self.published()
-        return manifest is not None and manifest["draws"] == self.config.draws
+        is_whole = manifest is not None and manifest["draws"] == self.config.draws
+        return is_whole and self.set.is_finished(track=self.config.track)
 
     def _work(self, engine: Engine) -> None:
-        resources = self._resources(engine)
+        resources = self.resources(engine)
         where = self.set.tracked(
             "latent-pmrf/encode",
             {**self.identity, "draws": self.config.draws},
@@ -161,7 +168,7 @@ class Encoding:
         )
         sys.stdout.write(where)
 
-    def _resources(self, engine: Engine) -> Resources:
+    def resources(self, engine: Engine) -> Resources:
         """Return what a worker holds: a GPU with --device cuda, else a CPU."""
         if self.rule.device == "cpu":
             return Resources()
@@ -174,7 +181,7 @@ class Encoding:
         probe = self._probe(engine, resources)
         for staging in self.state.glob("draws-*"):  # killed while publishing
             if shards.read_manifest(staging) is not None:
-                shards.publish(staging, self.folder)
+                self.set.publish(staging)
         manifest = self.published()
         while manifest is None or manifest["draws"] < self.config.draws:
             self._generation(manifest, probe, engine, resources)
@@ -235,7 +242,7 @@ class Encoding:
         new = Generation(staging, tuple(tables), spec, latent)
         entries = {"identity": self.identity, "distortion": bound(probe)}
         stage_manifest(self.folder, manifest, new, entries)
-        shards.publish(staging, self.folder)
+        self.set.publish(staging)
 
     def _staging(self, first: int) -> Path:
         """Return the folder of the next generation; removes those that no longer fit."""

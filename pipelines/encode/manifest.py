@@ -20,7 +20,7 @@ from datasets.latent_format import LatentFormat
 from datasets.latent_pairs import PAIRS, pair_table
 from datasets.shards import Member, Shard
 from infra import storage
-from infra.config import pretty_json, to_dict
+from infra.config import canonical_json, pretty_json, to_dict
 from pipelines.encode.members import GenerationSpec, statistics_path, table_path
 from pipelines.encode.sums import STATISTICS, ChannelSums, read_tables, write_tables
 from pipelines.jobs.plan import record_path
@@ -28,6 +28,8 @@ from pipelines.jobs.plan import record_path
 FORMAT = "latent-pmrf/latents/1"
 LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 SIDES = ("target", "source")
+REPEATED = ("format", "identity", "distortion", "latent", "draws", "generations")
+"""Entries of the manifest that the metadata of `pairs.parquet` repeat, for `verify` to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +104,24 @@ def stage_manifest(
     written = [*(_published(folder, before) if before else ()), *new.shards()]
     with _side_by_side(folder, new.staging, written) as together:
         pairs = pair_table(together, written)
-    storage.write_bytes(new.staging / PAIRS, shards.parquet_bytes(pairs))
     index = shards.parquet_bytes(shards.index_table(written))
     storage.write_bytes(new.staging / shards.INDEX, index)
     old = read_tables(folder / STATISTICS) if before and STATISTICS in before["files"] else ()
     write_tables(new.staging / STATISTICS, chain(old, new.tables()))
     generations = [*(before["generations"] if before else []), new.entry()]
-    statistics = {
-        side: ChannelSums.joined(
-            [generation["sums"][side] for generation in generations], new.latent.channels
-        ).summary()
-        for side in SIDES
-    }
+    statistics = joined_statistics(generations, new.latent.channels)
     target = statistics["target"]
     latent = replace(new.latent, mean=tuple(target["mean"]), std=tuple(target["std"]))
-    manifest = {
+    claims = {
         "format": FORMAT,
         **entries,
         "latent": to_dict(latent),
         "draws": new.spec.last,
+        "generations": generations,
+    }
+    storage.write_bytes(new.staging / PAIRS, pairs_bytes(pairs, claims))
+    manifest = {
+        **{name: value for name, value in claims.items() if name != "generations"},
         "statistics": statistics,
         "totals": {
             "samples": pc.count_distinct(pairs["key"]).as_py(),
@@ -137,6 +138,32 @@ def stage_manifest(
         "generations": generations,
     }
     storage.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
+
+
+def pairs_bytes(pairs: pa.Table, manifest: Mapping[str, Any]) -> bytes:
+    """Return `pairs.parquet` as it lies beside a manifest, or beside its `REPEATED` entries."""
+    metadata = {"manifest": canonical_json(repeated(manifest))}
+    return shards.parquet_bytes(pairs.replace_schema_metadata(metadata))
+
+
+def repeated(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest's `REPEATED` entries, without what was copied: tables do not tell that."""
+    entries = {name: manifest[name] for name in REPEATED}
+    entries["generations"] = [
+        {name: value for name, value in generation.items() if name != "reused"}
+        for generation in manifest["generations"]
+    ]
+    return entries
+
+
+def joined_statistics(
+    generations: Sequence[Mapping[str, Any]], channels: int
+) -> dict[str, dict[str, list[float]]]:
+    """Return a set's statistics of both sides from the sums of its generations."""
+    return {
+        side: ChannelSums.joined([part["sums"][side] for part in generations], channels).summary()
+        for side in SIDES
+    }
 
 
 def _published(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Shard]:

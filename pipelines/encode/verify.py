@@ -20,16 +20,17 @@ from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
 from datasets.reading.image_set import ImageSample
 from datasets.reading.ranges import LocalFiles, read_member
-from datasets.shards import INDEX, read_manifest
-from datasets.verify import Inspected, set_problems
+from datasets.shards import INDEX, MANIFEST, read_manifest
+from datasets.verify import Inspected, guarded, readable_manifest, set_problems
 from infra.config import differences, flat, from_dict, to_dict
-from infra.errors import UsageError
+from infra.errors import UsageError, UserError
 from infra.storage import local_path
+from pipelines.encode import claims
 from pipelines.encode import sums as latent_table
 from pipelines.encode.config import VerifyConfig
 from pipelines.encode.images import open_images
 from pipelines.encode.networks import Encoder
-from pipelines.encode.sums import latent_values
+from pipelines.encode.sums import STATISTICS, latent_values
 from pipelines.jobs.folder import plain
 
 EXACT = 1e-3  # of a standard deviation: sums are rounded differently in other batches or versions
@@ -54,19 +55,32 @@ def problems(folder: Path) -> Iterator[str]:
     finite; every draw's parameters are those of (configuration, seed, key, number); the pair table
     is right and has every draw of every sample.
     """
-    manifest = read_manifest(folder)
-    if manifest is None or "identity" not in manifest:
-        yield f"{folder}: not a complete latent set; run python -m pipelines.encode again"
+    manifest = yield from readable_manifest(folder)
+    if manifest is None:
         return
-    inspector = _Inspector(manifest)
-    yield from set_problems(folder, inspector.sample, Inspected())
-    if (folder / PAIRS).exists():
-        yield from latent_pairs.problems(folder)
-        table = pq.read_table(folder / PAIRS, columns=["key", "draw"])
-        pairs = set(zip(table["key"].to_pylist(), table["draw"].to_pylist(), strict=True))
-        for key, number in sorted(inspector.draws ^ pairs):
-            yield f"{key}: draw {number} is in only one of the shards and {PAIRS}"
-    yield from latent_table.problems(folder, manifest)
+    try:
+        inspector = _Inspector(manifest)
+    except (UserError, KeyError, TypeError) as error:
+        yield f"{folder / MANIFEST}: not of a latent set ({error!r})"
+        return
+    inspected = Inspected()
+    yield from set_problems(folder, inspector.sample, inspected)
+    if inspected.is_whole:
+        yield from guarded(PAIRS, _pairs(folder, inspector))
+        yield from guarded(STATISTICS, latent_table.problems(folder, manifest))
+        yield from guarded(MANIFEST, claims.problems(folder, manifest))
+        yield from guarded(MANIFEST, _draws(manifest, inspector))
+
+
+def _pairs(folder: Path, inspector: "_Inspector") -> Iterator[str]:
+    yield from latent_pairs.problems(folder)
+    table = pq.read_table(folder / PAIRS, columns=["key", "draw"])
+    pairs = set(zip(table["key"].to_pylist(), table["draw"].to_pylist(), strict=True))
+    for key, number in sorted(inspector.draws ^ pairs):
+        yield f"{key}: draw {number} is in only one of the shards and {PAIRS}"
+
+
+def _draws(manifest: Mapping[str, Any], inspector: "_Inspector") -> Iterator[str]:
     expected = range(manifest["draws"])
     for key in sorted({key for key, _ in inspector.draws}):
         if missing := [n for n in expected if (key, n) not in inspector.draws]:

@@ -1,4 +1,12 @@
-"""The output folder of a job: held by one process, refused if it is another set's, tracked."""
+"""The output folder of a job: held by one process, refused if it is another set's, tracked.
+
+Beside what a job keeps for itself, its hidden folder has
+
+    published.json      a copy of the manifest, written just before the set is published
+    finished.json       written last of all: the digest of the manifest whose page and run are done
+    overwriting.json    there from the moment that --overwrite discards a set until another finishes
+    tracking/           what the job's runs record
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -6,13 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from datasets import shards
 from datasets.shards import MANIFEST, lacking, shard_sizes
 from infra import storage
-from infra.config import differences, flat
+from infra.config import differences, digest, flat, pretty_json
 from infra.errors import UsageError
+from infra.tracking.record import LOG, Resume, described, read
+from infra.tracking.rules import flatten
 from infra.tracking.run import start_run
 
-TRACKING = "tracking"  # in a job's memory: what its runs record
+TRACKING = "tracking"
+PUBLISHED, FINISHED, OVERWRITING = "published.json", "finished.json", "overwriting.json"
+PAGE = "report.html"
+KEPT = ("lock", TRACKING, "sources")
+"""What is not discarded: the lock, what MLflow has not got yet, indexes of archives."""
 
 
 class SetFolder:
@@ -46,32 +61,75 @@ class SetFolder:
             yield
 
     def claim(self, record: str, identity: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Refuse the set of another configuration, or empty the hidden folder to overwrite the set.
-
-        The published files stay until the new set takes their place.
+        """Refuse the set of another configuration, unless it is to be overwritten.
 
         Args:
             record: name of the JSON file in the hidden folder that holds the set's identity.
             identity: the settings that the set depends on.
-            overwrite: whether a set of another identity may be replaced.
+            overwrite: whether to make the set anew, be it of this configuration or of another.
 
         Raises:
             UsageError: names the fields that differ.
         """
         path = self.state / record
-        if not path.exists():
+        if overwrite or not path.exists():
             return
         changed = differences(flat(plain(identity)), flat(json.loads(path.read_bytes())))
-        if not changed:
-            return
-        if not overwrite:
+        if changed:
             raise UsageError(
                 f"--output {self.path} holds a set of another configuration ("
                 f"{'; '.join(changed)}); give another folder, or --overwrite to replace it"
             )
+
+    def start_over(self, identity: Mapping[str, Any]) -> None:
+        """Discard what the job has kept; the published files stay until the new set replaces them.
+
+        The same command, run again after a kill, goes on with the new set and does not start over.
+
+        Args:
+            identity: the settings that the set depends on.
+        """
+        begun = self.state / OVERWRITING
+        if begun.exists() and json.loads(begun.read_bytes()) == plain(identity):
+            return
         for entry in self.state.iterdir():
-            if entry.name not in ("lock", TRACKING):  # what MLflow has not got yet stays
+            if entry.name not in KEPT:
                 storage.remove_tree(entry) if entry.is_dir() else entry.unlink()
+        storage.write_bytes(begun, pretty_json(identity))
+
+    def is_discarded(self) -> bool:
+        """Tell whether the published set is one that --overwrite is about to replace."""
+        return (self.state / OVERWRITING).exists() and not (self.state / PUBLISHED).exists()
+
+    def publish(self, staging: Path) -> None:
+        """Publish a staged set; killed at any point, the same call finishes the work."""
+        storage.write_bytes(self.state / PUBLISHED, (staging / MANIFEST).read_bytes())
+        shards.publish(staging, self.path)
+
+    def restore_manifest(self) -> list[str]:
+        """Put back the manifest of the published set if it has changed; returns its name then."""
+        copy, manifest = self.state / PUBLISHED, self.path / MANIFEST
+        is_publishing = any(self.state.glob(f"*/{MANIFEST}"))
+        if not copy.exists() or is_publishing:
+            return []
+        content = copy.read_bytes()
+        if manifest.exists() and manifest.read_bytes() == content:
+            return []
+        storage.write_bytes(manifest, content)
+        return [MANIFEST]
+
+    def is_finished(self, *, track: bool) -> bool:
+        """Tell whether the published set has all that was promised: its page, and its run.
+
+        Args:
+            track: whether a run was promised.
+        """
+        mark, manifest = self.state / FINISHED, self.path / MANIFEST
+        if not (mark.exists() and manifest.exists() and (self.path / PAGE).exists()):
+            return False
+        said = json.loads(mark.read_bytes())
+        is_tracked: bool = said["tracked"]
+        return said["manifest"] == storage.sha256(manifest) and (is_tracked or not track)
 
     def lacks(self, manifest: Mapping[str, Any]) -> list[str]:
         """List the files of a manifest that are absent or have another length."""
@@ -87,28 +145,50 @@ class SetFolder:
         *,
         track: bool,
     ) -> str:
-        """Make the set inside an MLflow run; returns a line that says where to see the run.
+        """Make and finish the set inside an MLflow run; returns a line that says where to see it.
+
+        A set is finished when its page is written and its run is recorded, and the last thing
+        written is a mark that says so. Each of these steps may be repeated, so that a job that was
+        killed between them is finished by the next one, whose run is the same.
 
         Args:
             experiment: such as ``latent-pmrf/curate``.
             settings: the run's parameters.
-            make: makes the set and returns its manifest.
+            make: makes the set with its page and returns its manifest.
             metrics: returns the run's numbers for a manifest.
             track: whether there is a run; without one the line is empty.
         """
         if not track:
             make()
+            self._mark_finished(tracked=False)
             return ""
-        name = self.path.name
-        with start_run(experiment, folder=self.state / TRACKING, name=name, params=settings) as run:
+        name, folder = self.path.name, self.state / TRACKING
+        resume = self._recorded(settings)
+        with start_run(experiment, folder=folder, name=name, params=settings, resume=resume) as run:
             manifest = make()
             context = experiment.rpartition("/")[2]
             run.log_dataset(name, storage.sha256(self.path / MANIFEST), str(self.path), context)
             run.log_metrics(metrics(manifest))
-            run.log_artifact(self.path / "report.html")
+            run.log_artifact(self.path / PAGE)
             run.log_artifact(self.path / MANIFEST)
             run.close()
+            self._mark_finished(tracked=True)
             return f"MLflow: {run.where()}\n"
+
+    def _mark_finished(self, *, tracked: bool) -> None:
+        mark = {"manifest": storage.sha256(self.path / MANIFEST), "tracked": tracked}
+        storage.write_bytes(self.state / FINISHED, pretty_json(mark))
+        (self.state / OVERWRITING).unlink(missing_ok=True)
+
+    def _recorded(self, settings: Mapping[str, Any]) -> Resume | None:
+        """Return the run that has recorded the published set already, if its job then died."""
+        log, manifest = self.state / TRACKING / LOG, self.path / MANIFEST
+        start = described(log)
+        if not manifest.exists() or start.get("params") != digest(flatten(settings)):
+            return None
+        found = storage.sha256(manifest)
+        is_same = any(line.get("dataset", {}).get("digest") == found for line, _ in read(log))
+        return Resume(start["token"]) if is_same and not self.is_finished(track=True) else None
 
 
 def plain(fields: Mapping[str, Any]) -> dict[str, Any]:

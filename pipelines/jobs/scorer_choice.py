@@ -16,7 +16,7 @@ class ScorerChoice:
     """Which scorer, and what a learned one needs."""
 
     name: Annotated[str, arg(name="scorer")] = "qalign"
-    """brisque or qalign; pipelines.curate also takes none, or a quality_score.json to import."""
+    """brisque or qalign; pipelines.curate also takes none, FILE.json or authors:FILE.json."""
     weights: Annotated[str, arg(name="scorer-weights")] = "q-future/one-align"
     """Q-Align: a folder with the published files, or a hub id."""
     prompt: Annotated[str, arg(name="scorer-prompt")] = "quality"
@@ -26,4 +26,4 @@ class ScorerChoice:
     )
     """Q-Align: by default float16 on CUDA, float32 on a CPU."""
     batch: Annotated[PositiveInt, arg(name="scorer-batch")] = 8
-    """Q-Align: images per forward pass."""
+    """Q-Align: patches of an image per forward pass; the last bits of a score depend on it."""

@@ -1,23 +1,23 @@
-"""The quality scorers behind one small contract: patches in, scores out, in order.
+"""The quality scorers behind one small contract: patches by image in, scores out, in order.
 
 A scorer is described without loading it (the driver needs its identity and threshold, not its
 weights) and loaded once per worker. None ever takes another's place.
 """
 
-import hashlib
-import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from datasets.decoding import Pixels
 from infra.ahead import map_ahead
 from infra.errors import UsageError, UserError
-from infra.storage import explained, local_path
+from infra.storage import local_path
 from models.metrics.catalog import METRICS
+from pipelines.jobs.score_file import AUTHORS, is_score_file, read_scores
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
 
 
@@ -36,7 +36,9 @@ class ScorerInfo:
     default_threshold: float | None
     """What is kept when the user names no threshold; None keeps everything."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Whatever else a score depends on: model, prompt, dtype."""
+    """Whatever else a score depends on: model, prompt, dtype; the digest of an imported file."""
+    crop: Mapping[str, Any] = field(default_factory=dict)
+    """How the candidates of an imported file were cut, where it says so."""
 
     def identity(self) -> dict[str, str]:
         """Return what two scores must share to be comparable."""
@@ -53,8 +55,12 @@ class Quality(NamedTuple):
 class QualityScorer(Protocol):
     """A loaded scorer, one per worker."""
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
-        """Score RGB uint8 [H, W, 3] patches as they come; results in the same order."""
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
+        """Score the RGB uint8 [H, W, 3] patches of images as they come; results in the same order.
+
+        Scores are functions of the image and of the scorer's identity, to the last bit on one kind
+        of machine: what is scored before or after an image does not matter.
+        """
         ...
 
 
@@ -64,16 +70,16 @@ class _Brisque:
 
         self._model = Brisque()
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
-        for patch in patches:
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
+        for patch in chain.from_iterable(images):
             yield Quality(self._model.score([patch])[0])
 
 
 class _Unscored:
     """Everything decodable is kept, as the paper does with FFHQ; the score is undefined."""
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
-        for _ in patches:
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
+        for _ in chain.from_iterable(images):
             yield Quality(math.nan)
 
 
@@ -83,33 +89,20 @@ class _QAlign:
 
         self._model = QAlign.load(choice.weights, device, choice.dtype, choice.prompt, choice.batch)
 
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
         threads = min(16, os.cpu_count() or 1)
         preparing = partial(map_ahead, threads=threads, ahead=2 * self._model.batch_size)
-        for (score,) in self._model.stream(patches, (self._model.prompt,), preparing):
+        for (score,) in self._model.stream_groups(images, (self._model.prompt,), preparing):
             yield Quality(score.value, {"logits": list(score.logits)})
 
 
 class ImportedScores:
-    """Scores of the authors' ``<dir>_quality_score.json``: {path without extension: score}.
+    """Scores of a file, which belong to the keys of candidates."""
 
-    They are Q-Align's (1 to 5, 3.5 keeps): that is what the file holds.
-    """
+    def __init__(self, name: str) -> None:
+        self.scores = read_scores(name)[0].scores
 
-    def __init__(self, path: str) -> None:
-        try:
-            data = local_path(path).read_bytes()
-            self.scores = {str(key): float(value) for key, value in json.loads(data).items()}
-        except OSError as error:
-            raise UsageError(str(explained(error, path))) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"--scorer {path}: not a quality_score.json ({error}); expected one JSON object "
-                "{relative path without extension: score}"
-            ) from error
-        self.digest = hashlib.sha256(data).hexdigest()
-
-    def score(self, patches: Iterable[Pixels]) -> Iterator[Quality]:
+    def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
         """Refuse: imported scores belong to keys, not to pixels."""
         raise TypeError("imported scores are looked up by key")
 
@@ -126,16 +119,23 @@ def describe(choice: ScorerChoice, device: Device) -> ScorerInfo:
         return _info("brisque", Brisque().digest)
     if choice.name == "qalign":
         return _describe_qalign(choice, device)
-    if choice.name == "none" or choice.name.endswith(".json"):
-        imported = choice.name != "none"
+    if choice.name == "none":
         return ScorerInfo(
-            name="imported" if imported else "none",
-            digest=ImportedScores(choice.name).digest if imported else "none",
-            scale=(1.0, 5.0) if imported else (0.0, 0.0),
+            name="none",
+            digest="none",
+            scale=(0.0, 0.0),
             higher_is_better=True,
-            default_threshold=3.5 if imported else None,
+            default_threshold=None,
         )
-    raise UsageError(f"--scorer {choice.name}: choose brisque, qalign, none or FILE.json")
+    if is_score_file(choice.name):
+        file, digest = read_scores(choice.name)
+        settings = {k: v for k, v in file.scorer.items() if k not in ("name", "digest")}
+        info = _info(file.scorer["name"], file.scorer["digest"], settings | {"file": digest})
+        return replace(info, crop=file.crop)
+    raise UsageError(
+        f"--scorer {choice.name}: choose brisque, qalign, none, FILE.json as export-scores writes "
+        f"it, or {AUTHORS}FILE.json"
+    )
 
 
 def _describe_qalign(choice: ScorerChoice, device: Device) -> ScorerInfo:
@@ -148,7 +148,13 @@ def _describe_qalign(choice: ScorerChoice, device: Device) -> ScorerInfo:
         digest = Checkpoint.open(choice.weights).digest
     except (ValueError, OSError) as error:
         raise UsageError(f"--scorer qalign: {error}") from error
-    settings = {"model": choice.weights, "prompt": choice.prompt, "dtype": dtype}
+    folder = local_path(choice.weights)
+    settings = {
+        "model": folder.resolve().name if folder.is_dir() else choice.weights,
+        "prompt": choice.prompt,
+        "dtype": dtype,
+        "batch": str(choice.batch),
+    }
     return _info("qalign", digest, settings)
 
 

@@ -5,10 +5,14 @@ same. Ray schedules and retries units, but whether a unit is done is decided by 
 Workers return an error that the user can mend as a value, so that the user sees one sentence.
 """
 
+import hashlib
 import json
 import os
+import pickle
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,8 +21,11 @@ from typing import Any, Protocol, Self, TypeVar
 
 from infra.errors import UsageError, UserError
 from infra.storage import explained
+from pipelines.jobs.attempts import attempt
 
 ROOT = Path(__file__).resolve().parents[2]
+CODE = ("datasets", "infra", "models", "pipelines")
+"""Folders of the clone that the workers of a cluster get; whatever else lies in it stays here."""
 OBJECT_STORE_BYTES = 256 << 20  # units and results are kilobytes; pixels never enter the store
 
 T = TypeVar("T")
@@ -69,7 +76,7 @@ class StageTime:
     name: str
     wall: float = 0.0
     startup: float = 0.0
-    """Seconds until the first worker began: to start processes and load modules and weights."""
+    """Seconds until the first unit began: to start processes and load modules."""
     done: int = 0
     steps: dict[str, float] = field(default_factory=dict)
 
@@ -115,6 +122,10 @@ class Engine(Protocol):
         """Return how many GPUs there are to compute on."""
         ...
 
+    def workers(self, resources: Resources) -> int:
+        """Return how many workers a stage has."""
+        ...
+
 
 def started(engine: Engine | None, workers: int | None) -> AbstractContextManager[Engine]:
     """Return the engine that is given, or else Ray with so many workers, for a `with` block."""
@@ -153,7 +164,7 @@ class RayEngine:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers
+        self._workers = workers
         self.times: list[StageTime] = []
 
     def __enter__(self) -> Self:
@@ -196,15 +207,24 @@ class RayEngine:
         self.times.append(stage)
         start, began = time.perf_counter(), time.time()
         rows = [{"unit": json.dumps(unit)} for unit in units]
-        cpus = int(ray.cluster_resources()["CPU"])
-        size = min(len(units), resources.workers or self.workers or cpus)
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Actor,
-            fn_constructor_args=(worker, tuple(arguments)),
-            compute=ray.data.ActorPoolStrategy(size=size),
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-        )
+        size = min(len(units), self.workers(resources))
+        made = pickle.dumps((worker, tuple(arguments), uuid.uuid4().hex))
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        if resources.gpus:  # an actor keeps its GPU; a task's process gives it back when it ends
+            results = dataset.map(
+                _Actor,
+                fn_constructor_args=(made,),
+                compute=ray.data.ActorPoolStrategy(size=size),
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
+            )
+        else:  # the processes that Ray has started anyway serve every stage
+            results = dataset.map(
+                do_unit,
+                fn_args=(made,),
+                compute=ray.data.TaskPoolStrategy(size=size),
+                num_cpus=resources.cpus,
+            )
         with progress(name, total) as advance:
             for row in results.iter_rows():
                 result: dict[str, Any] = json.loads(row["result"])
@@ -221,12 +241,20 @@ class RayEngine:
 
         return int(ray.cluster_resources().get("GPU", 0))
 
+    def workers(self, resources: Resources) -> int:
+        """Return the workers of a stage: as many as it wants, or as was said, or as CPUs."""
+        import ray
+
+        cpus = int(ray.cluster_resources()["CPU"])
+        return resources.workers or self._workers or cpus
+
     def _start(self) -> None:
         import logging
 
         start = time.perf_counter()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
         import ray
@@ -235,21 +263,33 @@ class RayEngine:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
         if os.environ.get("RAY_ADDRESS"):
-            options = {"log_to_driver": False, "runtime_env": {"working_dir": str(ROOT)}}
+            code = {"py_modules": [str(ROOT / name) for name in CODE], "excludes": ["__pycache__"]}
+            options = {"log_to_driver": False, "runtime_env": code}
         else:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            options["num_cpus"] = self.workers
+            options["num_cpus"] = self._workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
         local = "num_cpus" in options
         try:
             with _quiet() if local else nullcontext():
                 ray.init(logging_level="ERROR", **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = os.environ.get("RAY_ADDRESS", "on this machine")
-            raise UserError(f"cannot start or reach Ray {where}: {error}") from error
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise _unreachable(error) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
+
+
+def _unreachable(error: Exception) -> UserError:
+    """Say what to do where Ray does not start, or a cluster does not answer or lets nobody in."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return UserError(f"cannot start Ray on this machine: {error}")
+    return UserError(
+        f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error}; check that it is up. If "
+        "its head was started where ~/.ray/auth_token exists, it asks for that token: set "
+        "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a copy of the file or RAY_AUTH_TOKEN to "
+        "what it holds"
+    )
 
 
 @contextmanager
@@ -266,16 +306,51 @@ def _quiet() -> Iterator[None]:
 
 
 class _Actor:
-    """The callable that Ray Data runs in a process: it holds one worker and does units with it."""
+    """A process of Ray's that does units with one worker and keeps a GPU."""
 
-    def __init__(self, worker: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
-        self._work = worker(*arguments)
+    def __init__(self, made: bytes) -> None:
+        self._made = made
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": json.dumps(attempt(self._work, json.loads(row["unit"])))}
+        return do_unit(row, self._made)
 
 
-def attempt(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
+def do_unit(row: dict[str, Any], made: bytes) -> dict[str, Any]:
+    """Do the unit of a row in one of Ray's processes.
+
+    Args:
+        row: the unit, as JSON.
+        made: the pickled class of the worker, its arguments, and the name of the stage's run.
+    """
+
+    def work(unit: dict[str, Any]) -> dict[str, Any]:
+        return _worker(made, row["unit"])(unit)
+
+    return {"result": json.dumps(carried_out(work, json.loads(row["unit"])))}
+
+
+_held: dict[bytes, Worker] = {}
+"""The worker of this process, which it keeps until it is given another kind of unit."""
+
+
+def _worker(made: bytes, unit: str) -> Worker:
+    """Make the worker, unless this process has it.
+
+    Ray does a unit again as often as its process dies; of a process that dies while the worker is
+    made, a note is left, so that this ends.
+    """
+    if made not in _held:
+        worker, arguments, session = pickle.loads(made)
+        name = hashlib.sha256(made + unit.encode()).hexdigest()[:16]
+        notes = Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}")
+        with attempt(notes, name, session, "the start, which loads modules and weights"):
+            held = worker(*arguments)
+        _held.clear()
+        _held[made] = held
+    return _held[made]
+
+
+def carried_out(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
     """Do one unit; returns ``{"failure": sentence}`` for an error that the user can mend."""
     began = time.time()
     try:

@@ -1,32 +1,32 @@
 """Score images by quality, without curating anything: `python -m pipelines.score`.
 
     python -m pipelines.score --images photo.jpg FOLDER ARCHIVE.zip
-    python -m pipelines.score --images FOLDER --scorer-weights one-align/ --output scores.json
-    python -m pipelines.score --preset brisque --images FOLDER --output scores.csv
+    python -m pipelines.score --images FOLDER --scorer-weights one-align/ --output scores.csv
+    python -m pipelines.score --preset brisque --images FOLDER --output scores.json
 
 Whole images are scored, as Q-Align's own tools do; crops are `pipelines.curate`'s work. Scores go
-to the terminal, one image a line, and to --output: .json as the authors' quality_score.json, else
-CSV with everything a score depends on.
+to the terminal, one image a line, and to --output: a table (.csv) that grows with every batch, with
+everything a score depends on. With a name in .json the table is beside it, and the file that other
+programs read is written at the end. To resume, run the same command again.
 """
 
-import csv
-import io
-import json
-import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from datasets.decoding import MAX_PIXELS, Pixels, UndecodableImage, decode, single_threaded
-from datasets.sources import ImageRef, list_images, read
+from datasets.decoding import single_threaded
 from infra import cli
-from infra.config import pretty_json
 from infra.errors import BudgetExceeded, UsageError
-from infra.storage import local_path, write_bytes
-from pipelines.jobs.scorers import Quality, ScorerInfo, describe, load
+from infra.storage import local_path
+from pipelines.jobs.inputs import listed
+from pipelines.jobs.score_file import WHOLE_IMAGES, write_scores
+from pipelines.jobs.scorers import describe, load
 from pipelines.jobs.stage import progress
 from pipelines.score.config import PRESETS, ScoreConfig
+from pipelines.score.judge import Judge
+from pipelines.score.table import Row, ScoreTable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,66 +35,47 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: nothing to score, or a scorer that cannot run here.
         BudgetExceeded: more images were broken than ``max_bad``.
+        UserError: the scorer fails on every image.
     """
     config = cli.parse(ScoreConfig, PRESETS, arguments, "pipelines.score", __doc__ or "")
     if not config.images:
         raise UsageError("nothing to score; give --images with folders, archives or image files")
     single_threaded()
     info = describe(config.scorer, config.device)
-    with tempfile.TemporaryDirectory() as cache:
-        refs = list_images(config.images, Path(cache)).images
-        scorer = load(config.scorer, config.device)
-        broken: dict[str, str] = {}
-        scores: dict[str, Quality] = {}
-        opened: list[str] = []
-        with progress("score", len(refs)) as advance:
-            for quality in scorer.score(_pixels(refs, opened, broken)):
-                key = opened[len(scores)]
-                scores[key] = quality
-                sys.stdout.write(f"{quality.value:.4f}\t{key}\n")
-                advance(1)
-    for key, reason in broken.items():
-        sys.stderr.write(f"{reason}\t{key}\n")
-    if config.output:
-        encoded = _json(scores) if config.output.endswith(".json") else _csv(scores, broken, info)
-        write_bytes(local_path(config.output), encoded)
-    if len(broken) > config.max_bad * len(refs):
-        raise BudgetExceeded(f"{len(broken)} of {len(refs)} images are broken")
+    output = local_path(config.output).with_suffix(".csv") if config.output else None
+    table = ScoreTable(output, info.identity()) if output else None
+    with tempfile.TemporaryDirectory() as cache, table or nullcontext():
+        listing = listed(config.images, Path(cache))
+        listing.prepare()
+        refs = listing.images
+        left = table.left(refs) if table else refs
+        rows = dict(table.rows) if table else {}
+        judge = Judge(load(config.scorer, config.device), config.scorer.batch)
+        with progress("score", len(left)) as advance:
+            for made in judge.judged(left):
+                if table:
+                    table.append(made)
+                _say(made)
+                rows |= {row.key: row for row in made}
+                advance(len(made))
+    of_images = [rows[ref.key] for ref in refs]
+    if config.output.endswith(".json"):
+        scores = {row.key: float(row.score) for row in of_images if row.score}
+        about = {"scale": info.scale, "higher_is_better": info.higher_is_better}
+        write_scores(local_path(config.output), scores, info.identity() | about, WHOLE_IMAGES)
+    broken = sum(row.drop_reason not in ("", "unscorable") for row in of_images)
+    if broken > config.max_bad * len(refs):
+        raise BudgetExceeded(f"{broken} of {len(refs)} images are broken")
     return 0
 
 
-def _pixels(
-    refs: Sequence[ImageRef], opened: list[str], broken: dict[str, str]
-) -> Iterator[Pixels]:
-    """Decode what can be decoded, noting the key of each and the reason of the others."""
-    for ref in refs:
-        try:
-            pixels = decode(read(ref), MAX_PIXELS)
-        except UndecodableImage as error:
-            broken[ref.key] = error.reason
-        except OSError:
-            broken[ref.key] = "unreadable"
+def _say(rows: Sequence[Row]) -> None:
+    """Print scores to the terminal, and what has none to the error output."""
+    for row in rows:
+        if row.drop_reason:
+            sys.stderr.write(f"{row.drop_reason}\t{row.key}\t{row.detail}\n")
         else:
-            opened.append(ref.key)
-            yield pixels
-
-
-def _json(scores: dict[str, Quality]) -> bytes:
-    defined = {key: quality.value for key, quality in scores.items()}
-    return pretty_json({key: value for key, value in defined.items() if not math.isnan(value)})
-
-
-def _csv(scores: dict[str, Quality], broken: dict[str, str], info: ScorerInfo) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["key", "score", "drop_reason", "detail", *info.identity()])
-    identity = list(info.identity().values())
-    for key, quality in scores.items():
-        detail = json.dumps(quality.detail) if quality.detail else ""
-        writer.writerow([key, quality.value, "", detail, *identity])
-    for key, reason in broken.items():
-        writer.writerow([key, "", reason, "", *identity])
-    return text.getvalue().encode()
+            sys.stdout.write(f"{float(row.score):.4f}\t{row.key}\n")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ class ScoreConfig:
     """What to score and with what."""
 
     images: tuple[str, ...] = ()
-    """Folders, images, .tar, .tar.gz or .zip; NAME=PATH prefixes that input's keys."""
+    """Folders, images, .tar, .tar.gz, .tar.zst, .tar.xz, .zip; NAME=PATH prefixes the keys."""
     output: str = ""
-    """File for the scores: .json ({key: score}) or .csv; by default only the terminal."""
+    """Table of scores (.csv), or .json for --scorer, with its table beside; default: none."""
     scorer: ScorerChoice = field(default_factory=ScorerChoice)
     """The scorer."""
     device: Device = "cuda"

@@ -7,6 +7,7 @@ brisque`. Ray's start-up is told apart: it does not grow with the input.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import shutil
@@ -15,8 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.benchmarks.harness import RUNS, save
 
@@ -53,26 +57,50 @@ def bare(arguments: tuple[str, int, int, int, bool, str]) -> int:
     return count
 
 
-def run_bare(folder: str, size: int, stride: int, *, scored: bool) -> tuple[float, int]:
-    """Time the bare loop, its processes' start included; returns (seconds, patches)."""
+def run_bare(folder: str, size: int, stride: int, *, scored: bool) -> tuple[float, float, int]:
+    """Time the bare loop with its processes' start; returns (seconds, CPU seconds, patches)."""
     with tempfile.TemporaryDirectory() as output:
         units = [(folder, half, size, stride, scored, output) for half in range(WORKERS)]
         start = time.perf_counter()
         with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-            patches = sum(pool.map(bare, units))
-        return time.perf_counter() - start, patches
+            found = pool.map_async(bare, units)
+            cpu = _cpu_seconds(psutil.Process(), found.ready, count_it=False)
+            patches = sum(found.get())
+        return time.perf_counter() - start, cpu, patches
 
 
-def run_job(folder: str, output: Path, scorer: str, *extra: str) -> tuple[float, float]:
-    """Time the job as a user starts it; returns (seconds, of them starting Ray and workers)."""
+def _cpu_seconds(process: psutil.Process, ended: Callable[[], bool], *, count_it: bool) -> float:
+    """Return the CPU seconds of a process's tree, which other work on the machine disturbs little.
+
+    Args:
+        process: the root of the tree.
+        ended: tells when to stop.
+        count_it: whether the root counts, and not only the processes below it.
+    """
+    seen: dict[int, float] = {}
+    while not ended():
+        for one in (*([process] if count_it else []), *_children(process)):
+            with contextlib.suppress(psutil.Error):
+                times = one.cpu_times()
+                seen[one.pid] = times.user + times.system
+        time.sleep(0.1)
+    return sum(seen.values())
+
+
+def run_job(folder: str, output: Path, scorer: str, *extra: str) -> tuple[float, float, float]:
+    """Time the job as a user starts it; returns (seconds, of them to start Ray, CPU seconds)."""
     command = [sys.executable, "-m", "pipelines.curate", "--preset", "lsdir", "--input", folder]
     command += ["--output", str(output), "--scorer", scorer, "--workers", str(WORKERS)]
     command += ["--no-track", "--samples-per-shard", "32", "--max-bad", "1", *extra]
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    job = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    cpu = _cpu_seconds(job, lambda: job.poll() is not None, count_it=True)
     seconds = time.perf_counter() - start
+    if job.returncode:
+        raise RuntimeError(f"the job failed with exit code {job.returncode}")
     times = json.loads((output / ".curate" / "times.json").read_text())
-    return seconds, sum(stage["startup"] if stage["steps"] else stage["wall"] for stage in times)
+    ray = sum(stage["startup"] if stage["steps"] else stage["wall"] for stage in times)
+    return seconds, ray, cpu
 
 
 def compare(folder: str, size: int, stride: int, *, scored: bool) -> dict[str, Any]:
@@ -83,12 +111,12 @@ def compare(folder: str, size: int, stride: int, *, scored: bool) -> dict[str, A
     rows = []
     for _ in range(RUNS):
         output = Path(tempfile.mkdtemp(), "set")
-        job, ray_start = run_job(folder, output, scorer, *extra)
-        seconds, patches = run_bare(folder, size, stride, scored=scored)
+        job, ray_start, job_cpu = run_job(folder, output, scorer, *extra)
+        seconds, bare_cpu, patches = run_bare(folder, size, stride, scored=scored)
         again = time.perf_counter()
         run_job(folder, output, scorer, *extra, "--val-fraction", "0.1")
         again = time.perf_counter() - again
-        rows.append((job, ray_start, seconds, again, patches))
+        rows.append((job, ray_start, seconds, again, patches, job_cpu, bare_cpu))
         shutil.rmtree(output.parent)
     median = [statistics.median(column) for column in zip(*rows, strict=True)]
     return {
@@ -97,11 +125,12 @@ def compare(folder: str, size: int, stride: int, *, scored: bool) -> dict[str, A
         "of_it_starting_ray_and_workers_s": median[1],
         "bare_s": median[2],
         "cut_again_s": median[3],
-        "ratio": statistics.median(bare_s / job for job, _, bare_s, _, _ in rows),
-        "ratio_without_that_start": statistics.median(
-            bare_s / (job - start) for job, start, bare_s, _, _ in rows
-        ),
-        "cut_again_over_first": statistics.median(again / job for job, _, _, again, _ in rows),
+        "job_cpu_s": median[5],
+        "bare_cpu_s": median[6],
+        "ratio": statistics.median(row[2] / row[0] for row in rows),
+        "ratio_of_cpu_seconds": statistics.median(row[6] / row[5] for row in rows),
+        "ratio_without_that_start": statistics.median(row[2] / (row[0] - row[1]) for row in rows),
+        "cut_again_over_first": statistics.median(row[3] / row[0] for row in rows),
         "runs": RUNS,
     }
 
@@ -141,8 +170,6 @@ def peak_memory(count: int) -> dict[str, float]:
     Counted is USS, what each process has for itself, sampled five times a second, with what the
     job's processes share counted once by Ray's object store limit. Empty Ray is told apart.
     """
-    import psutil
-
     from tests.conftest import picture
 
     with tempfile.TemporaryDirectory() as folder:
@@ -174,8 +201,6 @@ def peak_memory(count: int) -> dict[str, float]:
 
 
 def _children(job: Any) -> list[Any]:
-    import psutil
-
     try:
         children: list[Any] = job.children(recursive=True)
     except psutil.Error:
@@ -185,8 +210,6 @@ def _children(job: Any) -> list[Any]:
 
 def _own_memory(process: Any) -> float:
     """Return a process's own memory in MiB; 0 for one that has just ended."""
-    import psutil
-
     try:
         return float(process.memory_full_info().uss) / 2**20
     except psutil.Error:

@@ -1,5 +1,6 @@
 """Curation without Ray: the same workers in this process, and small jobs for them."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,12 +11,15 @@ from infra.errors import UserError
 from pipelines.curate.config import CropRule, CurateConfig, CutRule
 from pipelines.curate.job import Curation
 from pipelines.jobs.scorer_choice import ScorerChoice
-from pipelines.jobs.stage import Resources, StageTime, Worker, attempt
+from pipelines.jobs.stage import Resources, StageTime, Worker, carried_out
 
 OPTIONS = {
     "crop": {name: name for name in ("mode", "size", "stride")},
-    "cut": {name: name for name in ("samples_per_shard", "val_fraction", "seed")},
-    "scorer": {"scorer": "name", "scorer_weights": "weights", "scorer_prompt": "prompt"},
+    "cut": {field.name: field.name for field in dataclasses.fields(CutRule)},
+    "scorer": {
+        **{"scorer": "name", "scorer_weights": "weights", "scorer_prompt": "prompt"},
+        "scorer_batch": "batch",
+    },
 }
 """Where the value of an option lies in a configuration: part -> option -> field."""
 
@@ -26,6 +30,7 @@ class InProcess:
     def __init__(self) -> None:
         self.times: list[StageTime] = []
         self.units: list[tuple[str, dict[str, Any]]] = []
+        self._steps: dict[str, set[str]] = {}
 
     def run(
         self,
@@ -42,14 +47,23 @@ class InProcess:
         for unit in reversed(units):
             assert work is not None
             self.units.append((name, unit))
-            result = attempt(work, json.loads(json.dumps(unit)))
+            result = carried_out(work, json.loads(json.dumps(unit)))
             if "failure" in result:
                 raise UserError(result["failure"])
+            self._steps.setdefault(name, set()).update(result["seconds"])
             yield result
 
     def gpus(self) -> int:
         """Return none."""
         return 0
+
+    def workers(self, resources: Resources) -> int:
+        """Return one: this process."""
+        return 1
+
+    def steps(self, name: str) -> set[str]:
+        """Return the steps that the workers of a stage took."""
+        return self._steps[name]
 
     def count(self, name: str) -> int:
         """Return how many units of a stage were done."""

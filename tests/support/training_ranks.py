@@ -4,6 +4,7 @@ python -m tests.support.training_ranks JOBS.json FOLDER       (started by a laun
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,18 @@ def run(job: dict[str, Any], out: Path) -> dict[str, list[float]]:
         engine.load(Path(job["load"]))
     result: dict[str, list[float]] = {"losses": [], "norms": []}
     for step in range(job.get("start", 0), job["stop"]):
+        if step == job.get("without"):
+            continue
         x, y = data(step)
         size, total = plan.micro_batch_size, 0.0
         for micro in range(plan.accumulation_steps):
             begin = (micro * plan.ranks + rank()) * size
             loss = (engine(x[begin : begin + size]) - y[begin : begin + size]).square().mean()
+            if step == job.get("poisoned") and rank() == world_size() - 1:
+                loss = loss + math.inf  # whose gradients are finite
             engine.backward(loss)
             total += loss.item() / plan.accumulation_steps
-        result["norms"].append(engine.step(1e-2))
+        result["norms"].append(engine.step(1e-2, job.get("clipping", {}).get(str(step))))
         result["losses"].append(sums([total])[0] / plan.ranks)
         if step + 1 == job.get("save_at"):
             engine.save(out / job["name"])

@@ -17,9 +17,9 @@ from datasets.decoding import encode_png
 from datasets.degradation.parameters import degradation_preset
 from datasets.latent_format import LatentDraw, LatentFormat, LatentSample
 from datasets.latent_pairs import PAIRS, pair_table
-from infra.config import pretty_json, to_dict
-from infra.storage import write_bytes
-from models.checkpoint import save_checkpoint
+from infra.config import canonical_json, pretty_json, to_dict
+from infra.storage import sha256, write_bytes
+from models.checkpoint import load_checkpoint, save_checkpoint
 from models.frozen import load_posterior_mean, load_vae
 from models.metrics.lpips import LPIPS, VARIANTS, Net
 from models.predictor import swinir
@@ -35,14 +35,28 @@ SMOKE = ("--preset", "tiny", "--model", "tiny", "--global-batch-size", "4")  # t
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_losses.json"
 
 
-def write_image_set(folder: Path, *, size: int, train: int = 7, held_out: int = 3) -> Path:
-    """Write an image set of two splits; returns its folder."""
+def write_image_set(
+    folder: Path, *, size: int, train: int = 7, held_out: int = 3, sources: Sequence[str] = ()
+) -> Path:
+    """Write an image set of two splits; returns its folder.
+
+    Args:
+        folder: where.
+        size: side of the images.
+        train: number of images of that split.
+        held_out: number of images of the other.
+        sources: the photograph of each image, for its JSON; without, images have none.
+    """
     written = []
     for split, first, count in (("train", 0, train), ("val", train, held_out)):
         if not count:
             continue
         images = (
-            (f"p{number:02d}", {"png": encode_png(np.asarray(picture(number, size, size)))})
+            (
+                f"p{number:02d}",
+                {"png": encode_png(np.asarray(picture(number, size, size)))}
+                | ({"json": canonical_json({"source": sources[number]})} if sources else {}),
+            )
             for number in range(first, first + count)
         )
         written.append(shards.write_shard(folder / shards.shard_name(split, 0), images))
@@ -196,3 +210,23 @@ def same_curve(mine: list[dict[str, Any]], expected: list[dict[str, Any]], rel: 
     assert len(mine) == len(expected)
     for one, other in zip(mine, expected, strict=True):
         assert one == pytest.approx(other, rel=rel, abs=1e-5)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Hash every file of a folder."""
+    return {
+        str(path.relative_to(folder)): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def saved_weights(output: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
+    """Read weights of a checkpoint."""
+    return load_checkpoint(output / "checkpoints" / f"step-{step:08d}" / name)[1]
+
+
+def assert_equal(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Assert equality to the bit."""
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)

@@ -1,5 +1,6 @@
 """What every trainer is configured by, besides what it trains."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -8,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from infra.config import STRICT
 from infra.distributed import local_rank
 from infra.errors import UsageError
+from infra.notices import OnUsr1
 
 if TYPE_CHECKING:
     from models.ema import EMAConfig
@@ -28,16 +30,27 @@ class LoopConfig:
     """Updates."""
     log_every: PositiveInt = 50
     """Steps from one line of the log to the next."""
-    validate_every: PositiveInt = 5_000
-    """Steps from one validation to the next; there is one at the start and at the end."""
+    validate_every: NonNegativeInt = 5_000
+    """Steps from one validation to the next; there is one at the start and at the end. 0: none."""
+    validate_limit: PositiveInt | None = 500
+    """Held-out samples of each set that a validation takes, spread over the set; None: all."""
     save_every: PositiveInt = 5_000
-    """Steps from one checkpoint to the next; there is one at the end and at SIGTERM."""
+    """Steps from one checkpoint to the next; there is one at the end, and when told to end."""
     keep_last: PositiveInt = 2
     """Newest checkpoints that stay."""
     keep_best: NonNegativeInt = 1
     """Best checkpoints that stay besides; a checkpoint is rated if its step was validated."""
+    best: str | None = None
+    """Metric of the validation that says which are best, such as lpips or psnr; None: the trainer's
+    choice, which it prints."""
+    on_usr1: OnUsr1 = "save"
+    """What SIGUSR1 asks for: ``save`` and go on, or ``end`` with a checkpoint, as SIGTERM does."""
     resume: str = "auto"
-    """"auto": from the newest complete checkpoint of the output folder; "never"; or a folder."""
+    """"auto": from the newest whole checkpoint of the output folder; "never"; or the folder of a
+    checkpoint, or of a run: of another run it is forked."""
+    init_from: str = ""
+    """Weights to begin with at step 0, for fine-tuning: a run (its averaged weights), a checkpoint,
+    a folder or file of weights, or a repository of the Hugging Face hub."""
     seed: NonNegativeInt = 0
     """Of the initial weights, the order of samples, crops, times and noise."""
     workers: NonNegativeInt = 2
@@ -49,14 +62,22 @@ class LoopConfig:
     skip_budget: NonNegativeInt = 0
     """Unreadable samples that each rank may skip, from its start, before it stops; each is named,
     and MLflow counts them as data/skipped."""
+    dry_run: bool = False
+    """Only say what the run would cost: operations, memory, hours, files; nothing is written."""
     track: bool = True
     """Log the run to MLflow (MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db)."""
     timeout_minutes: PositiveFloat = 30.0
-    """A rank whose step, validation or save takes longer prints where it hangs and ends the job."""
+    """A rank whose step, save, or batch of a validation takes longer prints where it hangs and ends
+    the job."""
     local_rank: int = -1
     """Passed by the deepspeed launcher; LOCAL_RANK is what is read."""
 
     def __post_init__(self) -> None:
+        if self.best and not self.validate_every:
+            raise ValueError(
+                f"best={self.best!r} with validate_every=0: without a validation no checkpoint has "
+                "a metric; leave --best out, or validate"
+            )
         if self.local_rank not in (-1, local_rank()):
             raise UsageError(
                 f"--local_rank={self.local_rank}, but LOCAL_RANK={local_rank()}: start with "
@@ -98,6 +119,27 @@ class EngineConfig:
     """A JSON file of DeepSpeed's; what follows from this configuration is filled in."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class ChangesConfig:
+    """What is otherwise from some step on; what lies before a checkpoint's step stays as it was."""
+
+    peak_from: tuple[tuple[NonNegativeInt, PositiveFloat], ...] = ()
+    """STEP PEAK, and more such pairs: from this step on the schedule has this peak."""
+    clipping_from: tuple[tuple[NonNegativeInt, NonNegativeFloat], ...] = ()
+    """STEP NORM, and more such pairs: from this step on gradients are clipped to this norm."""
+    skip_steps: tuple[NonNegativeInt, ...] = ()
+    """Steps whose batch is read and left out."""
+    skip_non_finite: NonNegativeInt = 0
+    """Steps that may be left out because their loss or gradient is not finite; each is named, and
+    the log counts them as train/skipped_steps."""
+
+    def __post_init__(self) -> None:
+        for name in ("peak_from", "clipping_from"):
+            steps = [step for step, _ in getattr(self, name)]
+            if any(one >= other for one, other in pairwise(steps)):
+                raise ValueError(f"{name}={getattr(self, name)}: give each step once, in order")
+
+
 class TrainerConfig(Protocol):
     """A trainer's configuration, as far as the loop reads it."""
 
@@ -121,10 +163,16 @@ class TrainerConfig(Protocol):
     def ema(self) -> "EMAConfig":
         """Averages of the weights."""
 
+    @property
+    def changes(self) -> ChangesConfig:
+        """What is otherwise from some step on."""
+
     def may_change(self, name: str) -> bool:
         """Tell whether a run may be resumed with another value of this dotted field."""
 
 
 def may_change(name: str) -> bool:
     """Tell whether a field of the loop or the engine may differ when a run is resumed."""
+    if name == "changes.skip_non_finite":
+        return True
     return name.startswith(("loop.", "engine.")) and name not in FIXED

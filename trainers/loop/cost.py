@@ -58,8 +58,8 @@ def encoder_flops(vae: Any, shape: tuple[int, ...]) -> int:
     return forward_flops(lambda: encoder, shape)
 
 
-def gigabytes(parameters: int, ranks: int, zero_stage: int, averages: int) -> float:
-    """Return what a rank holds without activations, all float32.
+def memory_gb(parameters: int, ranks: int, zero_stage: int, averages: int) -> dict[str, float]:
+    """Return what a rank holds without activations, all float32, in 1e9 bytes.
 
     Args:
         parameters: trained.
@@ -67,10 +67,13 @@ def gigabytes(parameters: int, ranks: int, zero_stage: int, averages: int) -> fl
         zero_stage: 0 to 3.
         averages: of the weights; one more copy is validated.
     """
-    # Weights, gradients and both moments; sharded from these stages on.
-    shares = [ranks if zero_stage >= least else 1 for least in (3, 2, 1, 1)]
-    copies = sum(1 / share for share in shares) + averages + 1
-    return 4 * copies * parameters / 1e9
+    gb = 4 * parameters / 1e9
+    shares = {"weights": (1, 3), "gradients": (1, 2), "moments": (2, 1)}  # copies, sharded from
+    sharded = {
+        name: copies * gb / (ranks if zero_stage >= least else 1)
+        for name, (copies, least) in shares.items()
+    }
+    return {**sharded, "averages": (averages + 1) * gb}
 
 
 def peak_tflops(device: torch.device, precision: Precision) -> float | None:

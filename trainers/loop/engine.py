@@ -15,6 +15,7 @@ own `bf16` would keep the weights in bf16, and at stage 0 it takes one step too 
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -49,6 +50,9 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
         import deepspeed.ops
 
     deepspeed.utils.logger.setLevel("ERROR")  # or every rank logs its start
+    # DeepSpeed 0.19.8 calls what PyTorch 2.13 has renamed: every rank would say so, to no purpose.
+    old = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+    warnings.filterwarnings("ignore", old, FutureWarning)
     # DeepSpeed would compile an all-reduce through shared memory at its first start; gloo has one.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = torch.device("cuda", local_rank()) if has_cuda else torch.device("cpu")
@@ -138,29 +142,43 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradients; after the last one they are averaged over the ranks."""
+        """Add a micro-batch's gradients; after the last one they are averaged over the ranks.
+
+        A loss that is not finite may have finite gradients. They are made NaN, so that `step` finds
+        them on every rank and drops them; of a finite loss they stay as they are, times one.
+        """
         is_last = self._engine.is_gradient_accumulation_boundary()
-        self._engine.backward(loss)
+        self._engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, math.nan))
         if not is_last:
             self._engine.step()  # counts the micro-batch without an update
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, clipping: float | None = None) -> float:
         """Update the weights after the last micro-batch.
 
+        Args:
+            learning_rate: of this update.
+            clipping: largest global norm of this and later updates; None leaves it as it is.
+
         Returns:
-            The gradients' global norm before clipping. If it is not finite, the weights are left as
-            they were.
+            The gradients' global norm before clipping. If it is not finite, weights and moments are
+            left as they were.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        if clipping is not None:
+            self._engine._config.gradient_clipping = self._optimizer.clip_grad = clipping
         if self.config.zero_stage:
             self._engine.step()
             return float(self._engine.get_global_grad_norm())
         gradients = [value.grad for value in self._parameters.values() if value.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
+        settings = self._engine._config
+        limit = settings.gradient_clipping
         if not math.isfinite(norm):
             self._engine.zero_grad()
+            settings.gradient_clipping = 0.0  # DeepSpeed fails to clip no gradients
         self._engine.step()
+        settings.gradient_clipping = limit
         return norm
 
     @contextmanager
@@ -184,6 +202,8 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Load what `save` wrote with the same layout, exactly; all ranks call it."""
         self._engine.load_checkpoint(str(folder), tag=TAG)
+        if all(self._base.state[flat] for flat in self._flat_parameters()):
+            self._link_moments()
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Return Adam's state by parameter on the CPU, from which any layout can continue.
@@ -207,8 +227,7 @@ class Engine:
         for flat in self._flat_parameters():
             moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
             self._base.state[flat] = {"step": state["step"].clone(), **moments}
-        if self.config.zero_stage in (1, 2):  # DeepSpeed links parameters to moments at a step
-            self._optimizer._lazy_init_hp_params_optimizer_state()
+        self._link_moments()
         for name, parameter in self._parameters.items():
             for moment in MOMENTS:
                 self._set_moment(parameter, moment, state[f"{moment}/{name}"].to(self.device))
@@ -220,6 +239,11 @@ class Engine:
             self._optimizer.optimizer if self.config.zero_stage else self._optimizer
         )
         return base
+
+    def _link_moments(self) -> None:
+        """Let parameters find their moments, as DeepSpeed itself does at its first step."""
+        if self.config.zero_stage in (1, 2):
+            self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _flat_parameters(self) -> list[Tensor]:
         """Return what the torch optimiser updates: the parameters, or this rank's part of all."""

@@ -1,13 +1,14 @@
-"""The loop of every trainer: validate, save, one step, log; the recipe comes as a `Task`.
+"""The loop of every trainer: save, validate, one step, log; the recipe comes as a `Task`.
 
 The loop goes round once more than there are steps, so that the last validation and checkpoint need
 no code of their own. Each step is a function of its number, so a run that was killed and resumed
-equals one that was not.
+equals one that was not. A checkpoint does not wait for the validation of its step, which can be
+left, and is then made up for by the next start.
 """
 
 import copy
-import faulthandler
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,21 +23,26 @@ from datasets.reading.order import Layout
 from infra.config import digest, pretty_json, to_dict
 from infra.distributed import barrier, gathered, rank, sums, world_size
 from infra.errors import UsageError, UserError
+from infra.notices import Notices
 from infra.storage import exclusive, local_path, write_bytes
-from infra.termination import TERMINATED, Termination
 from infra.tracking.record import Resume
 from infra.tracking.run import Run, start_run
 from models.ema import EMA
-from models.schedules import learning_rate
 from trainers.loop.agreement import refuse_other_run, refuse_unequal_ranks
 from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
-from trainers.loop.checkpoints import Checkpoints
+from trainers.loop.changes import check_changes, clipping_at, rate_at
+from trainers.loop.checkpoints import CHECKPOINTS, Checkpoints
 from trainers.loop.config import TrainerConfig
-from trainers.loop.cost import gigabytes, job_peak_tflops, peak_memory_gb
+from trainers.loop.cost import job_peak_tflops, memory_gb, peak_memory_gb
+from trainers.loop.dry_run import dry_run
 from trainers.loop.engine import Engine, join, leave, leave_refused
 from trainers.loop.log import StepAverages, clock
 from trainers.loop.noise import Noise
-from trainers.loop.task import Task
+from trainers.loop.not_finite import Micro, examined, remedy, said
+from trainers.loop.start import begun, tags
+from trainers.loop.task import Interrupted, Task
+from trainers.loop.validation import Bar, readable, validated_already
+from trainers.loop.watchdog import Watchdog
 
 # Seconds to wait at most for MLflow at the end: a model takes long; SIGKILL soon follows SIGTERM.
 PATIENCE = {"FINISHED": 300.0, "KILLED": 10.0}
@@ -53,39 +59,49 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
     if not loop.output:
         raise UsageError("no --output; give the folder of the run")
     folder = local_path(loop.output)
+    check_changes(config)
     say(f"{plan}\n")
     with ExitStack() as stack:
-        stop = stack.enter_context(Termination(unwind=False))
+        notices = stack.enter_context(Notices(loop.on_usr1))
+        watchdog = stack.enter_context(Watchdog(loop.timeout_minutes))
         device = join(loop.timeout_minutes)
         stack.push(leave_refused)
-        if rank() == 0:
+        if rank() == 0 and not loop.dry_run:
             stack.enter_context(exclusive(folder / ".state"))
+            write_bytes(folder / ".state" / "pid", f"{os.getpid()}\n".encode())
         task = build(device)
         config = task.config
-        training = Training(task, config, plan)
+        if loop.dry_run:
+            say(dry_run(task, config, device))
+            leave()
+            return 0
+        training = Training(task, config, plan, notices, watchdog)
         with start_run(
             task.experiment,
             folder=folder,
             name=folder.name,
             params=to_dict(config),
-            resume=Resume(training.token, training.first or -1),
+            resume=Resume(training.token, training.first or -1, tags(training.origin)),
             track=loop.track,
         ) as tracked:
-            finished = training.train(tracked, stop)
+            finished = training.train(tracked)
             status = "FINISHED" if finished else "KILLED"
             tracked.close(status, PATIENCE[status])
             if loop.track:
                 say(f"MLflow: {tracked.where()}\n")
         barrier()  # the launcher ends all ranks when one has ended
         leave()
-    return 0 if finished else TERMINATED
+    return 0 if finished else notices.code
 
 
 def say(text: str) -> None:
     """Write to the terminal, on rank 0 only."""
     if rank() == 0:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError:  # the terminal or pipe ended first; what matters is in the log
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Training:
@@ -95,20 +111,37 @@ class Training:
         task: what is trained.
         config: how it is trained.
         plan: the division of the global batch.
+        notices: what this rank is told from outside.
+        watchdog: what ends it when it hangs.
 
     Attributes:
-        step: number of updates done.
+        step: number of updates done, or left out.
+        skipped: the steps that were left out.
+        saved: the last step that has a checkpoint, or where the run began.
+        validated: the last step whose validation is done; None before the first.
+        stopped: whether some rank was told to end.
         flops: FLOPs of a step, all ranks together.
         peak: TFLOP/s of all ranks' devices together; None where some device is unknown.
         token: token of the tracked run to continue; None begins a new one.
+        origin: where the run began, see `trainers.loop.start`.
+        metrics: what the last validation found.
     """
 
-    def __init__(self, task: Task, config: TrainerConfig, plan: BatchPlan) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: TrainerConfig,
+        plan: BatchPlan,
+        notices: Notices,
+        watchdog: Watchdog,
+    ) -> None:
         loop = config.loop
         self.task, self.config, self.plan = task, config, plan
+        self.notices, self.watchdog = notices, watchdog
+        self.stopped = self.save_asked = False
         self.folder = local_path(loop.output)
         self.checkpoints = Checkpoints(
-            self.folder / "checkpoints",
+            self.folder / CHECKPOINTS,
             keep_last=loop.keep_last,
             keep_best=loop.keep_best,
             best=task.best,
@@ -120,8 +153,10 @@ class Training:
             "deepspeed": digest(deepspeed_json(config.engine, plan)),
         }
         self.averaged = copy.deepcopy(task.network).requires_grad_(False).eval()
-        self.ema = EMA(task.network, config.ema)
         before = self.checkpoints.find(loop.resume)
+        is_own = before is None or self.checkpoints.is_own(before)
+        self.origin = begun(task, config, before, is_own=is_own)
+        self.ema = EMA(task.network, config.ema)
         if before is not None:
             refuse_other_run(config, before)
             before.load_weights(task.network, self.ema)
@@ -129,8 +164,11 @@ class Training:
         optimizer = torch.optim.AdamW(trained, **asdict(config.optimizer))
         self.engine = Engine(task.trained, optimizer, config.engine, plan)
         how = "" if before is None else before.load_engine(self.engine, self.layout)
-        self.first = self.step = 0 if before is None else before.step
-        self.token = None if before is None else before.record["token"]
+        self.first = self.step = self.saved = 0 if before is None else before.step
+        self.validated = validated_already(self.checkpoints, before, self.folder)
+        self.skipped = [] if before is None else list(before.record["skipped_steps"])
+        self.token = before.record["token"] if before and is_own else None
+        self.metrics = before.metrics if before else {}
         layout = Layout(ranks=plan.ranks, rank=rank(), micro_batch=plan.micro_batch_size)
         self.flops = task.flops_per_sample() * plan.global_batch_size
         self.peak = job_peak_tflops(self.engine.device, config.engine.precision)
@@ -138,12 +176,15 @@ class Training:
         refuse_unequal_ranks(config, self.loader.order.digest)
         self.position = self.loader.state
         if before is not None:
-            say(f"resumed from {before.folder} {how}\n")
+            verb = "resumed" if is_own else "a run of its own, forked"
+            say(f"{verb} from {before.folder} {how}\n")
+            if self.step >= loop.max_steps:
+                say(f"complete already: {self.step} of {loop.max_steps} steps\n")
         if rank() == 0:
             write_bytes(self.folder / "config.json", pretty_json(to_dict(config)))
 
-    def train(self, tracked: Run, stop: Termination) -> bool:
-        """Train to the last step; returns False if a signal ended it before.
+    def train(self, tracked: Run) -> bool:
+        """Train to the last step; returns False if the run was told to end before.
 
         Raises:
             UserError: a loss or gradient that is not finite, before it reaches any weight.
@@ -152,35 +193,80 @@ class Training:
         for name, sha, source, context in self.task.data():
             tracked.log_dataset(name, sha, source, context)
         say(self._describe())
-        batches, averages, stopped = iter(self.loader), StepAverages(self.step), False
+        batches, averages = iter(self.loader), StepAverages(self.step)
         while True:
-            # DeepSpeed's own process groups do not have the time-out of `join`, so this ends a job
-            # that hangs.
-            faulthandler.dump_traceback_later(60 * loop.timeout_minutes, exit=True)
-            done = self.step == loop.max_steps
-            is_new = self.step > self.first or self.step == 0
-            metrics: dict[str, float] = {}
-            if is_new and not stopped and (done or self.step % loop.validate_every == 0):
-                metrics = self.validate(tracked)
+            done = self.step >= loop.max_steps
+            if self._is_save_due(done):
+                self.save(tracked)
                 averages = StepAverages(self.step)
-            if self.step > self.first and (done or stopped or self.step % loop.save_every == 0):
-                self.save(metrics, tracked)
+            if self._is_validation_due():
+                self.validate(tracked)
                 averages = StepAverages(self.step)
-            if done or stopped:
+            if self._is_save_due(done):  # it was told to, during the validation
+                self.save(tracked)
+            if done or self.stopped:
                 break
-            stopped = self.update(batches, averages, stop)
-            if self.step % loop.log_every == 0 or self.step == loop.max_steps:
+            self.watchdog.arm(f"step {self.step}")
+            self.update(batches, averages)
+            if self.step % loop.log_every == 0 or self.step >= loop.max_steps:
                 self.log(averages, tracked)
                 averages = StepAverages(self.step)
-        faulthandler.cancel_dump_traceback_later()
-        if done and rank() == 0:
+        self.watchdog.disarm()
+        finished = done and not self.stopped
+        if finished and rank() == 0:
             self.finish(tracked)
-        return done
+        return finished
 
-    def update(self, batches: Iterator[Any], averages: StepAverages, stop: Termination) -> bool:
-        """Take one step; returns whether some rank was told to stop after it."""
+    def _is_save_due(self, done: bool) -> bool:
+        is_time = done or self.stopped or self.save_asked
+        return self.saved != self.step and (is_time or self.step % self.config.loop.save_every == 0)
+
+    def _is_validation_due(self) -> bool:
+        every, last = self.config.loop.validate_every, self.config.loop.max_steps
+        is_time = every > 0 and (self.step == last or (self.step < last and self.step % every == 0))
+        return is_time and not self.stopped and self.validated != self.step
+
+    def update(self, batches: Iterator[Any], averages: StepAverages) -> None:
+        """Take one step, and hear what any rank was told meanwhile."""
+        if self.step in self.config.changes.skip_steps:
+            for _ in range(self.plan.accumulation_steps):
+                _, self.position = next(batches)
+            self._heed(*sums(self.notices.take(), str(self.engine.device)))
+            self._leave_out(f"step {self.step} is left out, by --skip-steps")
+        else:
+            self._learn(batches, averages)
+        self.step += 1
+
+    def _learn(self, batches: Iterator[Any], averages: StepAverages) -> None:
+        """Update the weights."""
+        losses, micros = self._gradients(batches, averages)
+        mine = (torch.stack(list(losses.values())) / self.plan.accumulation_steps).tolist()
+        is_bad = not all(map(math.isfinite, mine))
+        told = self.notices.take()
+        bad, end, save, *totals = sums([is_bad, *told, *mine], str(self.engine.device))
+        self._heed(end, save)
+        rate = rate_at(self.step, self.config)
+        norm = self.engine.step(rate, clipping_at(self.step, self.config))
+        if bad or not math.isfinite(norm):
+            self._not_finite("the loss" if bad else "a gradient", micros)
+            return
+        with self.engine.gathered():
+            self.ema.update(self.task.network)
+        values = dict(zip(losses, (total / self.plan.ranks for total in totals), strict=True))
+        averages.add({**values, "grad_norm": norm}, rate)
+
+    def _heed(self, end: float, save: float) -> None:
+        """Do as some ranks were told; the numbers are theirs, the same on all ranks."""
+        if end and not self.stopped:
+            say(f"told to end by {self.notices.reason or 'another rank'}\n")
+        self.stopped, self.save_asked = self.stopped or end > 0, self.save_asked or save > 0
+
+    def _gradients(
+        self, batches: Iterator[Any], averages: StepAverages
+    ) -> tuple[dict[str, Tensor], list[Micro]]:
+        """Add up the gradients of a step; returns the sums of its losses, and what it was of."""
         losses: dict[str, Tensor] = {}
-        keys: list[str] = []
+        micros: list[Micro] = []
         for micro in range(self.plan.accumulation_steps):
             began = time.perf_counter()
             batch, self.position = next(batches)
@@ -197,58 +283,82 @@ class Training:
             self.engine.backward(found["loss"])
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach().double()
-            keys += batch.keys
-        mine = (torch.stack(list(losses.values())) / self.plan.accumulation_steps).tolist()
-        is_bad = not all(map(math.isfinite, mine))
-        bad, told, *totals = sums([is_bad, stop.noticed, *mine], str(self.engine.device))
-        if bad:
-            self._fail("the loss", keys if is_bad else [])
-        rate = learning_rate(self.step, self.config.schedule)
-        norm = self.engine.step(rate)
-        if not math.isfinite(norm):
-            self._fail("a gradient", keys)
-        with self.engine.gathered():
-            self.ema.update(self.task.network)
-        self.step += 1
-        values = dict(zip(losses, (total / self.plan.ranks for total in totals), strict=True))
-        averages.add({**values, "grad_norm": norm}, rate)
-        return bool(told)
+            micros.append((batch, noise))
+        return losses, micros
 
-    def _fail(self, what: str, keys: list[str]) -> None:
-        named = {number: found for number, found in enumerate(gathered(keys)) if found}
-        raise UserError(
-            f"{what} of step {self.step} is not finite; nothing was updated. The batch, by rank: "
-            f"{named}. Look at these samples, or lower --peak or --gradient-clipping"
-        )
+    def _not_finite(self, what: str, micros: list[Micro]) -> None:
+        """Leave a step out whose update the engine has dropped, if the user allows it.
 
-    def validate(self, tracked: Run) -> dict[str, float]:
-        """Validate the averaged weights, and record what was found."""
+        Raises:
+            UserError: it is not allowed, or not any more; names the sample and the remedy.
+        """
+        suspects = examined(self.task, self.engine, micros)
+        why = said(what, self.step, suspects)
+        allowed = self.config.changes.skip_non_finite
+        found = set(self.skipped) - set(self.config.changes.skip_steps)
+        if len(found) < allowed:
+            self._leave_out(f"{why}. It is left out, {len(found) + 1} of {allowed} such steps")
+            return
+        advice = remedy(self.step, self.checkpoints.complete(), suspects, self.config)
+        left = f" --skip-non-finite {allowed} is used up by {sorted(found)}." if allowed else ""
+        raise UserError(f"{why}. Nothing was updated.{left} {advice}")
+
+    def _leave_out(self, why: str) -> None:
+        self.skipped.append(self.step)
+        if rank() == 0:
+            sys.stderr.write(f"WARNING: {why}\n")
+
+    def validate(self, tracked: Run) -> None:
+        """Validate the averaged weights and record what was found, unless told to end meanwhile."""
         self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
-        result = self.task.validate(self.averaged)
-        metrics = {f"val/{name}": value for name, value in result.metrics.items()}
-        tracked.log_metrics(metrics, self.step)
+        with Bar(f"step {self.step}") as bar:
+
+            def between(what: str, number: int, count: int) -> None:
+                self.watchdog.arm(
+                    f"batch {number + 1} of the validation of step {self.step}, {what},"
+                )
+                end, save = sums(self.notices.take(), str(self.engine.device))
+                self._heed(end, save)
+                if self._is_save_due(done=False):
+                    self.save(tracked)
+                if self.stopped:
+                    raise Interrupted
+                bar.show(what, number, count)
+
+            try:
+                result = self.task.validate(self.averaged, between)
+            except Interrupted:
+                say(f"step {self.step}: the validation waits for the next start\n")
+                return
+        self.metrics = result.metrics
         if result.grid is not None:
             tracked.log_image("val/pictures", result.grid, self.step)
             path = self.folder / "samples" / f"step-{self.step:08d}.png"
             if rank() == 0:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 result.grid.save(path)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        say(f"step {self.step}: {shown}\n")
-        return result.metrics
+        # In this order: a start after a kill in between finds the numbers in the log.
+        tracked.log_metrics({f"val/{name}": n for name, n in result.metrics.items()}, self.step)
+        if self.saved == self.step:
+            self.checkpoints.rate(self.step, result.metrics)
+        self.validated, block = self.step, readable(result.metrics, self.task.best)
+        say(f"step {self.step}: validation; * keeps the best checkpoints\n{block}")
 
-    def save(self, metrics: dict[str, float], tracked: Run) -> None:
+    def save(self, tracked: Run) -> None:
         """Save a checkpoint; all ranks together."""
+        self.watchdog.arm(f"the save of step {self.step}")
         record = {
             "step": self.step,
             "config": to_dict(self.config),
             "layout": self.layout,
             "data": self.position,
-            "metrics": metrics,
             "ema_updates": self.ema.updates,
+            "skipped_steps": self.skipped,
+            "origin": self.origin,
             "token": tracked.token or None,
         }
         saved = self.checkpoints.save(record, self.engine, self.task.network, self.ema)
+        self.saved, self.save_asked = self.step, False
         say(f"step {self.step}: saved {saved.folder}\n")
 
     def finish(self, tracked: Run) -> None:
@@ -258,12 +368,17 @@ class Training:
         sets = self.task.data()
         names = [name for name, *_ in sets]  # names of folders, which two sets may share
         data = {n if names.count(n) == 1 else source: sha256 for n, sha256, source, _ in sets}
-        facts = {"step": self.step, "data": data, **model.facts}
+        origin = {name: fact for name, fact in self.origin.items() if fact}
+        facts = {"step": self.step, "data": data, **origin, "val": self.metrics, **model.facts}
         tracked.log_model(replace(model, facts=facts))
 
     def log(self, averages: StepAverages, tracked: Run) -> None:
         """Record the averages of the steps since the last time."""
-        metrics = averages.metrics(self.plan.global_batch_size, self.flops, self.peak)
+        left_out = {"train/skipped_steps": len(self.skipped)} if self.skipped else {}
+        if not averages.steps:
+            tracked.log_metrics(left_out, self.step)
+            return
+        metrics = averages.metrics(self.plan.global_batch_size, self.flops, self.peak) | left_out
         metrics["speed/peak_memory_gb"] = max(gathered(peak_memory_gb(self.engine.device)))
         if self.config.loop.skip_budget:
             (metrics["data/skipped"],) = sums([self.loader.skipped], str(self.engine.device))
@@ -280,7 +395,7 @@ class Training:
         """Return a line with the cost of a step and the memory that a rank needs."""
         count = sum(value.numel() for value in self.task.network.parameters())
         stage, averages = self.config.engine.zero_stage, len(self.ema.config.decays)
-        held = gigabytes(count, self.plan.ranks, stage, averages)
+        held = sum(memory_gb(count, self.plan.ranks, stage, averages).values())
         return (
             f"{count:,} parameters; {self.flops / 1e12:.4g} TFLOP per step; {held:.3g} GB on each "
             "rank for weights, gradients, moments, averages and validation, without activations; "

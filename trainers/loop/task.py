@@ -1,7 +1,9 @@
 """The interface of a recipe for the loop: a network, its data, its losses, its validation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -10,11 +12,26 @@ from datasets.reading.loader import Loader
 from datasets.reading.order import Layout
 from infra.tracking.models import FinishedModel
 from trainers.loop.config import TrainerConfig
-from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+class Interrupted(Exception):  # noqa: N818  (an outcome, not a fault)
+    """A validation was left, on all ranks at the same batch."""
+
+
+Between = Callable[[str, int, int], None]
+"""What all ranks call together before each batch of a validation.
+
+It is told what is done with the batches, the number of this one, from 0, and how many there are. It
+may raise `Interrupted`, which ends the validation.
+"""
+
+
+def unwatched(what: str, number: int, count: int) -> None:
+    """Let a validation go on: nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +41,16 @@ class Validation:
     metrics: dict[str, float]
     grid: "Image | None" = None
     """Pictures to look at; on rank 0 only."""
+
+
+class Runner(Protocol):
+    """What runs the trained module: an engine, or the module by itself."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the forward pass."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context of the forward pass's precision, for networks beside it."""
 
 
 class Task(Protocol):
@@ -46,13 +73,20 @@ class Task(Protocol):
     def trained(self) -> nn.Module:
         """The module that the engine runs: the network, or one around it; on its device."""
 
+    def published(self, path: Path) -> nn.Module:
+        """Load a network, with its configuration, that is no checkpoint of ours, to begin with.
+
+        Raises:
+            CheckpointError: no such network.
+        """
+
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training data where ``state`` says."""
 
-    def losses(self, engine: Engine, batch: Any, noise: Noise) -> dict[str, Tensor]:
+    def losses(self, engine: Runner, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute a micro-batch's losses: scalars, of which "loss" is minimised."""
 
-    def validate(self, network: nn.Module) -> Validation:
+    def validate(self, network: nn.Module, between: Between = unwatched) -> Validation:
         """Validate a network on the held-out split; all ranks call it and share the work."""
 
     def flops_per_sample(self) -> int:

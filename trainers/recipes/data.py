@@ -1,11 +1,13 @@
 """Opening and reading of data for training and validation, the same in every recipe."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from datasets.reading import order
 from datasets.reading.image_set import ImageSet
+from datasets.reading.images import Mixture
 from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
@@ -15,6 +17,7 @@ from infra.errors import UserError
 from infra.storage import local_path
 from trainers.loop.config import LoopConfig
 from trainers.loop.noise import Noise
+from trainers.loop.task import Between, unwatched
 
 
 def open_images(path: str, loop: LoopConfig, split: str = "train") -> ImageSet:
@@ -33,7 +36,11 @@ def named(path: str, samples: ImageSet | LatentPairs) -> tuple[str, str, str, st
 
 
 def _cache(loop: LoopConfig) -> Cache | None:
-    return Cache(local_path(loop.cache), int(1e9 * loop.cache_gb)) if loop.cache else None
+    return (
+        Cache(local_path(loop.cache), int(1e9 * loop.cache_gb))
+        if loop.cache and not loop.dry_run
+        else None
+    )
 
 
 def training_loader(
@@ -83,24 +90,88 @@ def held_out(path: str, loop: LoopConfig) -> ImageSet:
         ) from error
 
 
-def sweep(samples: Any, workers: int, device: torch.device) -> Iterator[tuple[Any, int, Noise]]:
+def sweep(
+    samples: Any,
+    loop: LoopConfig,
+    device: torch.device,
+    between: Between = unwatched,
+    what: str = "samples",
+) -> Iterator[tuple[Any, int, Noise]]:
     """Yield this rank's batches, the number of samples that count, and their fixed noise.
 
     Args:
         samples: one data set.
-        workers: threads that read ahead.
+        loop: threads that read ahead, and how many samples to take at most.
         device: where the noise is drawn.
+        between: is called before each batch.
+        what: are swept, for the person who watches.
 
     Raises:
         UserError: there are fewer samples than ranks.
     """
-    size, ranks = samples.weighted_sets[0].size, world_size()
-    if size < ranks:
-        raise UserError(f"{size} held-out samples for {ranks} ranks: hold more out")
-    layout = Layout(ranks=ranks, rank=rank(), micro_batch=min(BATCH, size // ranks))
-    loader = Loader(samples, layout, LoaderConfig(seed=SEED, workers=workers))
-    for number, (batch, count) in enumerate(loader.sweep()):
+    count, layout = _shares(samples, loop)
+    loader = Loader(samples, layout, LoaderConfig(seed=SEED, workers=loop.workers))
+    batches = -(-count // layout.stride)
+    for number, (batch, some) in enumerate(loader.sweep(loop.validate_limit)):
+        between(what, number, batches)
         positions = layout.share(number * layout.stride).tolist()
-        if count:
-            noise = Noise(seed=SEED, step=0, positions=positions, total=size, device=device)
-            yield batch, count, noise
+        if some:
+            noise = Noise(seed=SEED, step=0, positions=positions, total=count, device=device)
+            yield batch, some, noise
+
+
+def swept(samples: Any, loop: LoopConfig) -> list[int]:
+    """List the numbers of the samples that count in this rank's batches, in their order."""
+    _, layout = _shares(samples, loop)
+    shares = order.sweep(samples.weighted_sets[0].size, layout, SEED, loop.validate_limit)
+    return [number for picks, some in shares for number in picks.index[:some].tolist()]
+
+
+def _shares(samples: Any, loop: LoopConfig) -> tuple[int, Layout]:
+    """Return how many samples a sweep takes, and how ranks share them."""
+    size, ranks = samples.weighted_sets[0].size, world_size()
+    count = size if loop.validate_limit is None else min(size, loop.validate_limit)
+    if count < ranks:
+        raise UserError(
+            f"{count} held-out samples for {ranks} ranks: hold more out, by --val-fraction of "
+            "pipelines.curate, or raise --validate-limit"
+        )
+    return count, Layout(ranks=ranks, rank=rank(), micro_batch=min(BATCH, count // ranks))
+
+
+def keys_of_sources(samples: Mixture, numbers: Sequence[int], count: int) -> list[str]:
+    """Choose samples to look at: far from each other, and of as many photographs as there are.
+
+    Args:
+        samples: of one image set.
+        numbers: of the samples to choose from.
+        count: how many to choose at most.
+
+    Returns:
+        Their keys, in the order of ``numbers``.
+
+    Raises:
+        UserError: a sample's JSON cannot be read.
+    """
+    (images,) = samples.sets
+    spaced = [numbers[place * len(numbers) // count] for place in range(min(count, len(numbers)))]
+    chosen: dict[Any, int] = {}  # by source; further ones of a source by themselves
+    for number in [*spaced, *numbers]:
+        if len(chosen) < count:
+            chosen.setdefault(_source(images, number), number)
+    for number in [*spaced, *numbers]:
+        if len(chosen) < count and number not in chosen.values():
+            chosen[number] = number
+    return [images.key(number) for number in numbers if number in chosen.values()]
+
+
+def shorter_side(images: ImageSet) -> int:
+    """Return the pixels of the shorter side of a set's first image."""
+    return int(min(images.pixels(0).shape[:2]))
+
+
+def _source(images: ImageSet, number: int) -> str:
+    """Name the photograph of a sample; a set of images alone, without JSON, has one for each."""
+    row = images.row(number)
+    label = {} if row["json_offset"] is None else images.label(row)
+    return str(label.get("source", row["key"]))

@@ -17,17 +17,16 @@ from datasets.reading.order import Layout
 from infra.errors import UserError
 from infra.storage import local_path
 from infra.tracking.models import FinishedModel
-from models.checkpoint import CheckpointError, save_checkpoint
+from models.checkpoint import CONFIG, WEIGHTS, CheckpointError, save_checkpoint
 from models.frozen import check_takes
-from models.metrics.catalog import best_by
 from models.predictor.swinir import SwinIR
 from models.rectified_flow import flow_matching_loss, interpolate, regress
 from models.restorer import Restorer
 from models.velocity import hdit, looformer
 from trainers.loop.cost import encoder_flops, forward_flops
-from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
-from trainers.loop.task import Validation
+from trainers.loop.run import say
+from trainers.loop.task import Between, Runner, Validation, unwatched
 from trainers.recipes.data import held_out, named, open_images, open_latents, sweep, training_loader
 from trainers.recipes.flow_config import FlowConfig
 from trainers.recipes.flow_latents import (
@@ -39,7 +38,7 @@ from trainers.recipes.flow_latents import (
 from trainers.recipes.flow_networks import belonging, load_networks
 from trainers.recipes.flow_pairs import FlowBatch, from_images, from_latents
 from trainers.recipes.flow_pictures import Restorations
-from trainers.recipes.judging import Averages
+from trainers.recipes.judging import Averages, choose_best
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 EXPORT = "network"
@@ -59,14 +58,15 @@ class FlowTask:
     def __init__(self, config: FlowConfig, device: torch.device) -> None:
         self.device = device
         self.experiment = f"latent-pmrf/{config.stage}"
-        self.best = best_by("psnr") if config.restores else "-loss"
         networks = load_networks(config, device)
         self.digests = networks.digests
         self.identity: Mapping[str, Any] = {}
         self.samples: LatentPairs | OnlinePairs
-        self.held_out: LatentPairs | OnlinePairs
+        self.held_out: LatentPairs | OnlinePairs | None = None
+        is_validated = config.loop.validate_every > 0
         if config.draws == "cached":
-            self.samples, self.held_out = _latents(config, "train"), _latents(config, "val")
+            self.samples = _latents(config, "train")
+            self.held_out = _latents(config, "val") if is_validated else None
             self.identity = self.samples.manifest.get("identity", {})
             refuse_other_networks(config, self.digests, self.identity)
         self.config = config = resolved(config, self.identity)
@@ -79,11 +79,12 @@ class FlowTask:
         if config.draws == "online":
             sets = [open_images(path, config.loop) for path in config.images]
             self.samples = OnlinePairs(sets, degradation(config, self.identity))
-            self.held_out = self._pictures()
+            self.held_out = self._pictures() if is_validated else None
         self.shape = self._shape()
         self.restorations: Restorations | None = None
-        if config.restores:
+        if config.restores and is_validated:
             self.restorations = Restorations(config, self.restorer, self._pictures(), device)
+        self.best = self._best()
         self._config = self._network_config()
         self._check_shape()
         with torch.random.fork_rng():
@@ -92,6 +93,13 @@ class FlowTask:
         self.network.activation_checkpointing = config.engine.activation_checkpointing
         self.trained = self.network
 
+    def published(self, path: Path) -> nn.Module:
+        """Refuse: no flow of another form is known."""
+        raise CheckpointError(
+            f"{path}: expected {WEIGHTS} and {CONFIG}, as this program writes them in OUTPUT/"
+            f"{EXPORT} and in its checkpoints"
+        )
+
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training pairs where ``state`` says."""
         is_online = self.config.draws == "online"
@@ -99,7 +107,7 @@ class FlowTask:
             self.samples, layout, state, self.config.loop, self.device, processes=is_online
         )
 
-    def losses(self, engine: Engine, batch: Any, noise: Noise) -> dict[str, Tensor]:
+    def losses(self, engine: Runner, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Eq. 5, or the regressor's squared error."""
         pairs = self._pairs(batch, noise)
         if self.config.stage == "regressor":
@@ -110,10 +118,11 @@ class FlowTask:
         return {"loss": flow_matching_loss(velocity, x_0, pairs.target)}
 
     @torch.no_grad()
-    def validate(self, network: nn.Module) -> Validation:
+    def validate(self, network: nn.Module, between: Between = unwatched) -> Validation:
         """Compute the loss by t on held-out pairs; restore held-out pictures, if there are any."""
         averages, is_flow = Averages(), self.config.stage == "flow"
-        for batch, count, noise in sweep(self.held_out, self.config.loop.workers, self.device):
+        batches = sweep(self.held_out, self.config.loop, self.device, between, "pairs")
+        for batch, count, noise in batches:
             pairs = self._pairs(batch, noise)
             losses = (
                 self._losses_by_time(network, pairs, noise)
@@ -129,8 +138,19 @@ class FlowTask:
             metrics = {"loss": sum(metrics.values()) / len(TIMES), **metrics}
         if self.restorations is None:
             return Validation(metrics)
-        found, gallery = self.restorations.judge(network)
+        found, gallery = self.restorations.judge(network, between)
         return Validation({**metrics, **found}, gallery.grid())
+
+    def _best(self) -> str:
+        """Choose the metric of the best checkpoints: LPIPS, if validation has it."""
+        judged = () if self.restorations is None else self.restorations.metrics()
+        computed = [name for name in ("lpips", "psnr", "ms_ssim", "brisque") if name in judged]
+        if self.config.loop.best is None and computed[:1] == ["psnr"]:
+            say(
+                "the best checkpoints are those of the highest PSNR, which falls as a flow learns "
+                "texture: give --lpips FOLDER, or --best\n"
+            )
+        return choose_best(self.config.loop.best, [*computed, "loss"])
 
     def _losses_by_time(
         self, network: nn.Module, pairs: FlowBatch, noise: Noise

@@ -1,19 +1,23 @@
 """What `trainers/flow.py` is told, and its presets."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from datasets.degradation.parameters import PRESETS as DEGRADATIONS
 from datasets.degradation.parameters import degradation_preset
+from infra.cli import choices
 from infra.config import STRICT
 from models.ema import EMAConfig
 from models.rectified_flow import TimeDistribution
 from models.schedules import PRESETS as SCHEDULES
 from models.schedules import Schedule
+from models.velocity.hdit import PRESETS as PIXEL_MODELS
+from models.velocity.looformer import PRESETS as LATENT_MODELS
 from trainers.loop import config as loop_config
-from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
+from trainers.loop.config import ChangesConfig, EngineConfig, LoopConfig, OptimizerConfig
 
 Space = Literal["latent", "pixel"]
 Source = Literal["posterior_mean", "regressed", "lq", "noise"]
@@ -37,12 +41,10 @@ class FlowConfig:
     regressor: str = ""
     """Folder `network` of a run of --stage regressor; for --source regressed, unless the latents
     are regressed already and no images are encoded here."""
-    degradation: str | None = None
-    """Preset of datasets.degradation.parameters, for what is degraded here; None: as the latents
-    were made, and with --draws online pmrf."""
-    model: str = "latent-c32"
-    """Velocity network: in models.velocity.looformer.PRESETS for latents, in
-    models.velocity.hdit.PRESETS for pixels."""
+    degradation: Annotated[str | None, choices("None", *DEGRADATIONS)] = None
+    """Of what is degraded here; None: as the latents were made, and with --draws online pmrf."""
+    model: Annotated[str, choices(*{**LATENT_MODELS, **PIXEL_MODELS})] = "latent-c32"
+    """Velocity network; those whose names begin with pmrf are for pixels."""
     stage: Stage = "flow"
     """``regressor`` trains what predicts the posterior mean of latents instead."""
     space: Space = "latent"
@@ -77,6 +79,8 @@ class FlowConfig:
     """Learning rate by step."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     """Averages of the weights."""
+    changes: ChangesConfig = field(default_factory=ChangesConfig)
+    """What is otherwise from some step on."""
 
     def __post_init__(self) -> None:
         if self.degradation is not None:

@@ -1,5 +1,6 @@
 """A flow's pictures in validation: restored, next to what it starts from and to its bounds."""
 
+import functools
 from collections.abc import Mapping
 
 import cv2
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from datasets.reading.images import DegradedBatch, OnlinePairs
 from models.ranges import model_to_unit, unit_to_uint8
 from models.restorer import Restorer
-from trainers.recipes.data import sweep
+from trainers.loop.task import Between
+from trainers.recipes.data import keys_of_sources, shorter_side, sweep, swept
 from trainers.recipes.flow_config import FlowConfig
 from trainers.recipes.flow_pairs import from_images, lq_levels
 from trainers.recipes.judging import FIDELITY, Averages, Judges
@@ -40,18 +42,29 @@ class Restorations:
         self.references: dict[str, float] | None = None
         cv2.setNumThreads(1)  # BRISQUE's: every rank has a thread of its own
 
+    def metrics(self) -> list[str]:
+        """List the metrics of restored pictures of this size."""
+        return self.judges.names(shorter_side(self.samples.sets[0]))
+
+    @functools.cached_property
+    def _shown(self) -> list[str]:
+        """Keys of the samples to look at, among those of this rank."""
+        numbers = swept(self.samples, self.config.loop)
+        return keys_of_sources(self.samples, numbers, self.config.grid_images)
+
     @torch.no_grad()
-    def judge(self, network: nn.Module) -> tuple[dict[str, float], Gallery]:
-        """Restore the pictures; returns the metrics of all ranks, and the first pictures."""
+    def judge(self, network: nn.Module, between: Between) -> tuple[dict[str, float], Gallery]:
+        """Restore the pictures; returns the metrics of all ranks, and pictures to look at."""
         restored, references = Averages(), Averages()
-        gallery = Gallery(self.config.grid_images, COLUMNS)
-        for batch, count, noise in sweep(self.samples, self.config.loop.workers, self.device):
+        gallery = Gallery(self._shown, COLUMNS)
+        batches = sweep(self.samples, self.config.loop, self.device, between, "restorations")
+        for batch, count, noise in batches:
             pairs = from_images(self.restorer, batch, noise)
             x_0, steps = self.restorer.x_0(pairs.source, noise), self.config.sampling_steps
             x_1 = self.restorer.solve(network, x_0, pairs.condition, steps)
             hq = model_to_unit(batch.hq.to(self.device))
             images = {"restored": self.restorer.image(x_1), "hq": hq}
-            if self.references is None or not gallery.is_full:
+            if self.references is None or gallery.wants(batch.keys[:count]):
                 images |= self._references(batch, pairs.target)
             pictures = {title: unit_to_uint8(some[:count]) for title, some in images.items()}
             restored.add(self._metrics("restored", pictures))

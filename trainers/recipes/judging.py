@@ -9,7 +9,7 @@ from infra.distributed import gathered, sums
 from infra.errors import UserError
 from infra.storage import local_path
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
-from models.metrics.catalog import METRICS, Judge
+from models.metrics.catalog import METRICS, Judge, best_by
 from trainers.loop.run import say
 
 FIDELITY = ("psnr", "ms_ssim", "lpips")
@@ -48,6 +48,10 @@ class Judges:
             self._judges.pop(name, None)
             say(f"validation is without {name.upper()}: {message}; or give --{name} FOLDER\n")
 
+    def names(self, side: int) -> list[str]:
+        """List the metrics of pictures whose shorter side has so many pixels."""
+        return [name for name in self._judges if side >= METRICS[name].min_side]
+
     @torch.no_grad()
     def __call__(self, pictures: Tensor, hq: Tensor | None = None) -> dict[str, Tensor]:
         """Judge uint8 pictures [B, 3, H, W]; by themselves only, if there is no ``hq``.
@@ -64,6 +68,29 @@ class Judges:
             values = judge.compute(pictures, *([hq] if metric.needs_reference else []))
             found[name] = values[~values.isnan()]
         return found
+
+
+def choose_best(asked: str | None, computed: Sequence[str]) -> str:
+    """Choose the metric of the best checkpoints: what was asked for, else the first computed.
+
+    Args:
+        asked: the option --best.
+        computed: metrics of the catalogue, or "loss", that validation has of the network.
+
+    Returns:
+        Its name; prefixed by "-" if less is better.
+
+    Raises:
+        UserError: it is not computed.
+    """
+    if asked is not None and asked not in computed:
+        needs = "; lpips needs --lpips FOLDER" if asked == "lpips" else ""
+        raise UserError(
+            f"--best {asked}: validation has no such metric here; choose one of "
+            f"{', '.join(computed)}{needs}"
+        )
+    name = asked or computed[0]
+    return "-loss" if name == "loss" else best_by(name)
 
 
 class Averages:

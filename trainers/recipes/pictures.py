@@ -1,7 +1,7 @@
 """Grids of pictures to look at: a block per image, a named picture per kind, a number on each."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,36 +19,35 @@ MARGIN = 8
 
 
 class Gallery:
-    """The first pictures that rank 0 meets, for people to look at; the others keep none.
+    """Some of the pictures that rank 0 meets, for people to look at; the others keep none.
 
     Args:
-        size: pictures of each kind to keep.
+        keys: of the samples whose pictures to keep.
         columns: titles, from left to right, of those kinds that come; "hq" is what the others are
             compared with.
     """
 
-    def __init__(self, size: int, columns: Sequence[str]) -> None:
-        self.size = 0 if rank() else size
+    def __init__(self, keys: Collection[str], columns: Sequence[str]) -> None:
+        self._wanted = frozenset() if rank() else frozenset(keys)
         self._columns: dict[str, list[Tensor]] = {title: [] for title in columns}
         self._keys: list[str] = []
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more is kept."""
-        return sum(map(len, self._columns["hq"])) >= self.size
+    def wants(self, keys: Sequence[str]) -> bool:
+        """Tell whether the picture of any of these samples is kept."""
+        return not self._wanted.isdisjoint(keys)
 
     def add(self, pictures: Mapping[str, Tensor], keys: Sequence[str]) -> None:
-        """Keep uint8 pictures [B, 3, H, W] by title, of samples by key, if there is room."""
-        if not self.is_full:
-            self._keys += keys
+        """Keep those of the samples wanted, of uint8 pictures [B, 3, H, W] by title."""
+        rows = [row for row, key in enumerate(keys) if key in self._wanted]
+        if rows:
+            self._keys += [keys[row] for row in rows]
             for title, some in pictures.items():
-                self._columns[title].append(some.cpu())
+                self._columns[title].append(some[rows].cpu())
 
     def grid(self) -> "Image | None":
         """Lay them out, if there are any."""
         kept = {title: torch.cat(some) for title, some in self._columns.items() if some}
-        shown = {title: some[: self.size] for title, some in kept.items()}
-        return grid(shown, "hq", self._keys) if shown else None
+        return grid(kept, "hq", self._keys) if kept else None
 
 
 def grid(columns: Mapping[str, Tensor], reference: str, keys: Sequence[str]) -> "Image":

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +16,22 @@ from datasets.reading.order import Layout
 from infra.storage import local_path
 from infra.tracking.models import FinishedModel
 from models.checkpoint import save_checkpoint
-from models.metrics.catalog import best_by
-from models.predictor.swinir import SwinIR, preset
+from models.predictor.swinir import SwinIR, load_predictor, preset
 from models.ranges import model_to_unit, to_uint8, unit_to_model
 from trainers.loop.cost import forward_flops
-from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
-from trainers.loop.task import Validation
-from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
-from trainers.recipes.judging import FIDELITY, Averages, Judges
+from trainers.loop.task import Between, Runner, Validation, unwatched
+from trainers.recipes.data import (
+    held_out,
+    keys_of_sources,
+    named,
+    open_images,
+    shorter_side,
+    sweep,
+    swept,
+    training_loader,
+)
+from trainers.recipes.judging import FIDELITY, Averages, Judges, choose_best
 from trainers.recipes.pictures import Gallery
 from trainers.recipes.predictor_config import PredictorConfig
 
@@ -34,7 +42,6 @@ class PredictorTask:
     """See `trainers.loop.task.Task`."""
 
     experiment = "latent-pmrf/predictor"
-    best = best_by("psnr")
 
     def __init__(self, config: PredictorConfig, device: torch.device) -> None:
         self.config = config
@@ -42,13 +49,20 @@ class PredictorTask:
         self.sets = [open_images(path, config.loop) for path in config.images]
         degradation = degradation_preset(config.degradation)
         self.samples = OnlinePairs(self.sets, degradation, config.images_weights or None)
-        self.held_out = OnlinePairs([held_out(config.images[0], config.loop)], degradation)
+        self.held_out: OnlinePairs | None = None
+        if config.loop.validate_every:
+            self.held_out = OnlinePairs([held_out(config.images[0], config.loop)], degradation)
         self.judges = Judges(FIDELITY, {"lpips": config.lpips}, device)
+        self.best = choose_best(config.loop.best, self.judges.names(shorter_side(self.sets[0])))
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
             self.network = SwinIR(preset(config.model)).to(device)
         self.network.activation_checkpointing = config.engine.activation_checkpointing
         self.trained = self.network
+
+    def published(self, path: Path) -> SwinIR:
+        """Load a file as DifFace published it."""
+        return load_predictor(path, self.network.config)
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[DegradedBatch]:
         """Open the training pairs where ``state`` says."""
@@ -56,19 +70,22 @@ class PredictorTask:
             self.samples, layout, state, self.config.loop, self.device, processes=True
         )
 
-    def losses(self, engine: Engine, batch: DegradedBatch, noise: Noise) -> dict[str, Tensor]:
+    def losses(self, engine: Runner, batch: DegradedBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the error of the prediction, both images in [0, 1], not clamped."""
         lq, hq = (model_to_unit(side.to(self.device)) for side in (batch.lq, batch.hq))
         error = {"mse": F.mse_loss, "l1": F.l1_loss}[self.config.error]
         return {"loss": error(engine(lq).float(), hq)}
 
     @torch.no_grad()
-    def validate(self, network: nn.Module) -> Validation:
+    def validate(self, network: nn.Module, between: Between = unwatched) -> Validation:
         """Predict the held-out images under their fixed degradations; LQ is the reference."""
         assert isinstance(network, SwinIR)
+        assert self.held_out is not None
         averages = Averages()
-        gallery = Gallery(self.config.grid_images, ("lq", "posterior_mean", "hq"))
-        for batch, count, _ in sweep(self.held_out, self.config.loop.workers, self.device):
+        loop = self.config.loop
+        shown = keys_of_sources(self.held_out, swept(self.held_out, loop), self.config.grid_images)
+        gallery = Gallery(shown, ("lq", "posterior_mean", "hq"))
+        for batch, count, _ in sweep(self.held_out, loop, self.device, between):
             lq = model_to_unit(batch.lq.to(self.device)).clamp(0, 1)
             mean = unit_to_model(network.posterior_mean(lq))
             images = {"lq": batch.lq, "posterior_mean": mean, "hq": batch.hq}

@@ -1,19 +1,22 @@
 """What `trainers/predictor.py` is told, and its presets."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
+from datasets.degradation.parameters import PRESETS as DEGRADATIONS
 from datasets.degradation.parameters import degradation_preset
+from infra.cli import choices
 from infra.config import STRICT
 from models.ema import EMAConfig
+from models.predictor.swinir import PRESETS as MODELS
 from models.predictor.swinir import preset
 from models.schedules import PRESETS as SCHEDULES
 from models.schedules import Schedule
 from trainers.loop import config as loop_config
-from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
+from trainers.loop.config import ChangesConfig, EngineConfig, LoopConfig, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -24,10 +27,10 @@ class PredictorConfig:
     """Folders of image sets, as pipelines.curate makes them; each visit degrades an image anew."""
     images_weights: tuple[float, ...] = ()
     """How often an epoch holds each image of each set; by default once."""
-    degradation: str = "pmrf"
-    """Preset of datasets.degradation.parameters."""
-    model: str = "swinir_L"
-    """Name in models.predictor.swinir.PRESETS."""
+    degradation: Annotated[str, choices(*DEGRADATIONS)] = "pmrf"
+    """What makes LQ of HQ."""
+    model: Annotated[str, choices(*MODELS)] = "swinir_L"
+    """SwinIR's size; swinir_L is that of the published weights."""
     error: Literal["mse", "l1"] = "mse"
     """What is minimised: ``mse`` gives the posterior mean, ``l1`` what DifFace's weights are."""
     lpips: str | None = None
@@ -49,6 +52,8 @@ class PredictorConfig:
     """Learning rate by step."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     """Averages of the weights."""
+    changes: ChangesConfig = field(default_factory=ChangesConfig)
+    """What is otherwise from some step on."""
 
     def __post_init__(self) -> None:
         preset(self.model)

@@ -1,6 +1,7 @@
 """Sim-VAE as a task of the loop: its data, its loss, its validation."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +17,24 @@ from infra.tracking.models import FinishedModel
 from models.checkpoint import CheckpointError, weights_digest
 from models.losses import PerceptualLoss, SimVAELoss
 from models.metrics.backbones import VGG19, load_vgg19
-from models.metrics.catalog import best_by
 from models.noise import Purpose
 from models.ranges import to_uint8
-from models.vae.folder import save_sim_vae
+from models.vae.folder import load_sim_vae, save_sim_vae
 from models.vae.sim_vae import SimVAE, preset
 from trainers.loop.cost import forward_flops
-from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
-from trainers.loop.task import Validation
-from trainers.recipes.data import held_out, named, open_images, sweep, training_loader
-from trainers.recipes.judging import FIDELITY, Averages, Judges
+from trainers.loop.task import Between, Runner, Validation, unwatched
+from trainers.recipes.data import (
+    held_out,
+    keys_of_sources,
+    named,
+    open_images,
+    shorter_side,
+    sweep,
+    swept,
+    training_loader,
+)
+from trainers.recipes.judging import FIDELITY, Averages, Judges, choose_best
 from trainers.recipes.pictures import Gallery
 from trainers.recipes.vae_config import VAEConfig
 
@@ -58,12 +66,12 @@ class VAETask:
     """See `trainers.loop.task.Task`."""
 
     experiment = "latent-pmrf/vae"
-    best = best_by("psnr")
 
     def __init__(self, config: VAEConfig, device: torch.device) -> None:
         self.config = config
         self.sets = [open_images(path, config.loop) for path in config.data]
-        self.held_out = [held_out(path, config.loop) for path in config.data]
+        validated = config.data if config.loop.validate_every else ()
+        self.held_out = [held_out(path, config.loop) for path in validated]
         perceptual = None
         if config.loss.perceptual:
             try:
@@ -72,6 +80,8 @@ class VAETask:
                 raise UserError(f"--vgg: {error}; or train with --perceptual 0") from error
         self.loss = SimVAELoss(config.loss, perceptual)
         self.judges = Judges(FIDELITY, {"lpips": config.lpips}, device)
+        side = max(map(shorter_side, self.held_out or self.sets))
+        self.best = choose_best(config.loop.best, self.judges.names(side))
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
             self.network = SimVAE(
@@ -81,13 +91,17 @@ class VAETask:
         self.trained = Reconstruction(self.network)
         self.device = device
 
+    def published(self, path: Path) -> SimVAE:
+        """Load a folder in diffusers' layout, such as the released Sim-VAE."""
+        return load_sim_vae(path)
+
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[ImageBatch]:
         """Open the training crops where ``state`` says."""
         config = self.config
         crops = Crops(self.sets, config.data_weights or None, crop=config.crop, flip=config.flip)
         return training_loader(crops, layout, state, config.loop, self.device, processes=True)
 
-    def losses(self, engine: Engine, batch: ImageBatch, noise: Noise) -> dict[str, Tensor]:
+    def losses(self, engine: Runner, batch: ImageBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Sec. 4.2 and its terms, without their weights."""
         images = batch.images.to(self.device, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -100,15 +114,17 @@ class VAETask:
         return terms | ({"perceptual": found.perceptual} if self.loss.perceptual else {})
 
     @torch.no_grad()
-    def validate(self, network: nn.Module) -> Validation:
+    def validate(self, network: nn.Module, between: Between = unwatched) -> Validation:
         """Reconstruct the held-out images, whole, from the mode of their posterior."""
         assert isinstance(network, SimVAE)
-        averages, gallery = Averages(), Gallery(self.config.grid_images, ("hq", "reconstruction"))
-        count = 0
+        loop, count = self.config.loop, 0
+        wholes = [Crops([images], crop=None, flip=False) for images in self.held_out]
+        shown = keys_of_sources(wholes[0], swept(wholes[0], loop), self.config.grid_images)
+        averages, gallery = Averages(), Gallery(shown, ("hq", "reconstruction"))
         channels = torch.zeros(3, network.latent_channels, dtype=torch.float64, device=self.device)
-        for number, images in enumerate(self.held_out):
-            whole = Crops([images], crop=None, flip=False)
-            for batch, some, _ in sweep(whole, self.config.loop.workers, self.device):
+        for number, whole in enumerate(wholes):
+            what = f"set {number + 1} of {len(wholes)}"
+            for batch, some, _ in sweep(whole, loop, self.device, between, what):
                 hq = batch.images[:some].to(self.device)
                 reconstruction, posterior = network(hq)
                 pictures = {"hq": to_uint8(hq), "reconstruction": to_uint8(reconstruction)}

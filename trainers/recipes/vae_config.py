@@ -1,18 +1,21 @@
 """What `trainers/vae.py` is told, and its presets."""
 
 from dataclasses import field
+from typing import Annotated
 
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
+from infra.cli import choices
 from infra.config import STRICT
 from models.ema import EMAConfig
 from models.losses import SimVAELossConfig
 from models.schedules import PRESETS as SCHEDULES
 from models.schedules import Schedule
+from models.vae.sim_vae import PRESETS as MODELS
 from models.vae.sim_vae import preset
 from trainers.loop import config as loop_config
-from trainers.loop.config import EngineConfig, LoopConfig, OptimizerConfig
+from trainers.loop.config import ChangesConfig, EngineConfig, LoopConfig, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -23,8 +26,8 @@ class VAEConfig:
     """Folders of image sets, as pipelines.curate makes them."""
     data_weights: tuple[float, ...] = ()
     """How often an epoch holds each sample of each set; by default once."""
-    model: str = "sim-vae-f8c32"
-    """Name in models.vae.sim_vae.PRESETS."""
+    model: Annotated[str, choices(*MODELS)] = "sim-vae-f8c32"
+    """Autoencoder: f is the factor by which it is smaller, c the channels of its latents."""
     crop: PositiveInt = 256
     """Side of the training crops in pixels; validation takes whole images."""
     flip: bool = True
@@ -50,6 +53,8 @@ class VAEConfig:
     """Learning rate by step."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     """Averages of the weights."""
+    changes: ChangesConfig = field(default_factory=ChangesConfig)
+    """What is otherwise from some step on."""
 
     def __post_init__(self) -> None:
         factor = 1 << (len(preset(self.model).block_out_channels) - 1)

@@ -1,0 +1,1 @@
+"""Archives of images, read in place: what lies in them, where, and what is damaged."""

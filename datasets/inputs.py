@@ -1,0 +1,99 @@
+"""An input as a user gives it, and the files and archives that it stands for."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from datasets import folders
+from datasets.archives import archive
+from datasets.archives.archive import Archive
+from datasets.archives.found import Found
+from datasets.names import NAME_RULE, is_valid_prefix, shown
+from infra.errors import UsageError
+from infra.storage import explained, local_path
+
+IMAGE_EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input, or one archive inside an input that is a folder."""
+
+    text: str
+    """As the user gave it."""
+    prefix: str
+    """NAME of ``NAME=PATH``; empty without one."""
+    path: Path
+    origin: str
+    """The NAME, or else the base name of the path, as text."""
+    inside: str = ""
+    """Path of the archive inside the folder."""
+
+
+def parsed(text: str) -> Input:
+    """Tell ``NAME=PATH`` from a path with "=" in it, which is a path if it exists as one."""
+    name, equals, rest = text.partition("=")
+    is_name = equals and is_valid_prefix(name) and not local_path(text).exists()
+    prefix, place = (name, rest) if is_name else ("", text)
+    path = _package_file(place) if place.startswith("pkg:") else local_path(place)
+    return Input(text, prefix, path, shown(prefix or path.resolve().name))
+
+
+def _package_file(text: str) -> Path:
+    package, _, rest = text.removeprefix("pkg:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"--input {text}: package {package} is not installed; pip install it")
+    return Path(spec.submodule_search_locations[0], rest)
+
+
+Thing = tuple[Found, int] | Archive
+"""A file with its modification time in nanoseconds, or an archive."""
+
+
+def met(item: Input, kept: Path) -> Iterator[tuple[Input, Thing]]:
+    """Yield the files and the archives of an input."""
+    path = item.path
+    try:
+        status = path.stat()
+        if path.is_dir():
+            yield from _below(item, kept)
+            return
+    except FileNotFoundError as error:
+        hint = f"; {item.text.partition('=')[0]!r} is no NAME: {NAME_RULE}"
+        raise UsageError(
+            f"--input {item.text}: no such file or folder; check the path"
+            f"{hint if '=' in item.text and not item.prefix else ''}"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"--input {explained(error, path)}") from error
+    if archive.extension(path.name):
+        yield item, Archive(path, kept)
+    elif path.suffix.lower() in IMAGE_EXTENSIONS:
+        found = Found(path.name, size=status.st_size)
+        yield dataclasses.replace(item, path=path.parent), (found, status.st_mtime_ns)
+    else:
+        raise UsageError(
+            f"--input {item.text}: neither a folder, an image nor an archive that can be read in "
+            f"place ({', '.join(archive.EXTENSIONS)}); repack or unpack it"
+        )
+
+
+def _below(item: Input, kept: Path) -> Iterator[tuple[Input, Thing]]:
+    """Yield what lies below a folder, its archives as inputs of their own."""
+    for found, stamp in folders.contents(item.path):
+        if found.ignored or is_hidden(found.name) or not archive.extension(found.name):
+            yield item, (found, stamp)
+        else:
+            part = dataclasses.replace(item, path=item.path / found.name, inside=found.name)
+            yield part, Archive(part.path, kept)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or a folder above it is hidden, or what macOS leaves in archives."""
+    parts = PurePosixPath(name).parts
+    return any((p.startswith(".") and p != "..") or p == "__MACOSX" for p in parts)

@@ -1,0 +1,131 @@
+"""The leakage guard: images of other sets, of which a curation must take no copy."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets.decoding import decode
+from datasets.fingerprint import near, perceptual_hash, unpacked
+from datasets.shards import parquet_bytes, read_manifest
+from datasets.sources import ImageRef, read
+from datasets.unusable import UnreadableImage, UnusableImage
+from infra.ahead import map_ahead
+from infra.config import digest
+from infra.errors import UsageError, UserError
+from infra.storage import local_path, write_bytes
+from pipelines.jobs.inputs import listed
+from pipelines.jobs.stage import progress
+
+HASHES = ["source_sha256", "source_phash"]
+EXCLUDED = pa.schema([("name", pa.string()), *((name, pa.string()) for name in HASHES)])
+"""An image of another set: SET/KEY, SHA-256, perceptual hash (null where it has none)."""
+THREADS = 4  # decoding releases the interpreter
+
+
+def read_excluded(items: Sequence[str], cache: Path) -> pa.Table:
+    """Read the hashes of the images of sets, and hash the images of folders and archives.
+
+    Args:
+        items: as given to ``--exclude``.
+        cache: folder for the hashes of folders and archives, and for their seek indexes.
+
+    Returns:
+        Rows of `EXCLUDED`, sorted by name.
+
+    Raises:
+        UsageError: nothing is there, or a set without hashes.
+        UserError: an image that cannot be read, and so cannot be guarded against.
+    """
+    tables = [EXCLUDED.empty_table(), *(_read_one(item, cache) for item in items)]
+    return pa.concat_tables(tables).sort_by("name")
+
+
+def _read_one(item: str, cache: Path) -> pa.Table:
+    path = local_path(item)
+    if not path.exists():
+        raise UsageError(f"--exclude {item}: no such file or folder; check the path")
+    if path.is_dir() and read_manifest(path) is not None:
+        return _of_set(path)
+    listing = listed([item], cache)
+    listing.prepare()
+    refs = listing.images
+    kept = cache / f"excluded-{digest([[ref.key, ref.size, ref.stamp] for ref in refs])[:16]}"
+    if not kept.exists():
+        write_bytes(kept, parquet_bytes(_hashed(refs, path)))
+    table = pq.read_table(kept)
+    by_bytes = pc.sum(pc.is_null(table["source_phash"])).as_py()
+    sys.stdout.write(
+        f"exclude {item}: {len(refs):,} images, {by_bytes} of them by SHA-256 only; "
+        f"{listing.losses()} damaged places\n"
+    )
+    return table
+
+
+def _of_set(folder: Path) -> pa.Table:
+    scores = folder / "scores.parquet"
+    lacking = set(HASHES) - set(pq.read_schema(scores).names) if scores.exists() else HASHES
+    if lacking:
+        raise UsageError(
+            f"--exclude {folder}: a set whose images have no {' or '.join(sorted(lacking))}; "
+            "curate it again, or give the folder of its photographs"
+        )
+    table = pq.read_table(scores, filters=pc.field("shard").is_valid())
+    images = table.group_by("source").aggregate([(name, "min") for name in HASHES])
+    names = [f"{folder.name}/{source}" for source in images["source"].to_pylist()]
+    return pa.table([pa.array(names, pa.string()), *images.columns[1:]], schema=EXCLUDED)
+
+
+def _hashed(refs: Sequence[ImageRef], path: Path) -> pa.Table:
+    """Read and decode images; one that cannot be decoded is known by its bytes alone."""
+
+    def row(ref: ImageRef) -> dict[str, Any]:
+        try:
+            data = read(ref)
+            phash = perceptual_hash(decode(data))
+        except UnreadableImage as error:
+            raise UserError(
+                f"--exclude {path}: {ref.key} cannot be read ({error}), so its copies would not be "
+                "found; mend that, or give the images without it"
+            ) from error
+        except UnusableImage:
+            phash = None
+        sha = hashlib.sha256(data).hexdigest()
+        return {"name": f"{path.name}/{ref.key}", "source_sha256": sha, "source_phash": phash}
+
+    rows = []
+    with progress("exclude", len(refs)) as advance:
+        for hashed in map_ahead(row, refs, threads=THREADS):
+            rows.append(hashed)
+            advance(1)
+    return pa.Table.from_pylist(rows, schema=EXCLUDED)
+
+
+def matches(candidates: pa.Table, excluded: pa.Table) -> dict[str, str]:
+    """Find the images that are copies of excluded ones.
+
+    Args:
+        candidates: rows of `CANDIDATE`.
+        excluded: rows of `EXCLUDED`.
+
+    Returns:
+        The name of the excluded image, by the key of its copy.
+    """
+    same = dict(
+        zip(*(excluded[name].to_pylist()[::-1] for name in (HASHES[0], "name")), strict=True)
+    )
+    hashed = excluded.filter(pc.is_valid(excluded["source_phash"]))
+    hashes, names = unpacked(hashed["source_phash"].to_pylist()), hashed["name"].to_pylist()
+    found: dict[str, str] = {}
+    images = candidates.group_by("source").aggregate([(name, "min") for name in HASHES])
+    for source, sha, phash in zip(*(column.to_pylist() for column in images.columns), strict=True):
+        if sha in same:
+            found[source] = same[sha]
+        elif phash and (alike := near(unpacked([phash])[0], hashes)):
+            found[source] = names[alike[0]]
+    return found

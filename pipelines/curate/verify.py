@@ -1,0 +1,45 @@
+"""Verification of an image set: besides its files, every value that its manifest claims."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from datasets import verify
+from datasets.sample import SCORES
+from datasets.shards import INDEX, MANIFEST
+from pipelines.curate.manifest import FORMAT, IGNORED_FILE, REPEATED, SCORES_FILE, counted
+
+
+def problems(folder: Path) -> Iterator[str]:
+    """Yield one sentence for everything that is not as the set's own records say.
+
+    Checked, besides `datasets.verify.problems`: what the manifest counts is what its scores and
+    shards add up to; all else that it says is what `scores.parquet` repeats; it says nothing else.
+    """
+    yield from verify.problems(folder)
+    manifest = verify.whole_manifest(folder)
+    if manifest is not None:
+        yield from verify.guarded(SCORES_FILE, _claims(folder, manifest))
+
+
+def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    table = pq.read_table(folder / SCORES_FILE)
+    repeated = (table.schema.metadata or {}).get(b"manifest")
+    if repeated is None:
+        yield (
+            f"{SCORES_FILE}: does not repeat what {MANIFEST} claims, as sets of an earlier version "
+            f"do not; {', '.join(REPEATED)} cannot be checked"
+        )
+        return
+    scores = table.replace_schema_metadata(None).cast(SCORES)
+    ignored = pq.read_table(folder / IGNORED_FILE)
+    expected = {**json.loads(repeated), **counted(scores, ignored, manifest["shards"])}
+    if expected["format"] != FORMAT:
+        yield f"{SCORES_FILE}: format {expected['format']}, this version reads {FORMAT}"
+    if (names := manifest["files"].keys()) != {INDEX, SCORES_FILE, IGNORED_FILE}:
+        tables = f"{INDEX}, {SCORES_FILE} and {IGNORED_FILE}"
+        yield f"{MANIFEST}: files are {sorted(names)}, expected {tables}"
+    yield from verify.claim_problems(manifest, expected)

@@ -1,0 +1,63 @@
+"""What the manifest of a latent set claims, compared with its tables, value by value."""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets.latent_pairs import PAIRS
+from datasets.shards import INDEX, MANIFEST
+from datasets.verify import claim_problems
+from pipelines.encode.manifest import FORMAT, REPEATED, joined_statistics, repeated
+from pipelines.encode.sums import STATISTICS
+
+TABLES = (INDEX, PAIRS, STATISTICS)
+
+
+def problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one sentence for every value of a manifest that its tables contradict.
+
+    Counts and statistics are computed again; the rest is what the metadata of the table of pairs
+    repeat. The lengths and hashes of files are `datasets.verify`'s. How many latents were copied
+    from another set is not checked: no other file tells.
+    """
+    table = pq.read_table(folder / PAIRS)
+    metadata = (table.schema.metadata or {}).get(b"manifest")
+    if metadata is None:
+        yield (
+            f"{PAIRS}: does not repeat what {MANIFEST} claims, as sets of an earlier version do "
+            f"not; {', '.join(REPEATED)} cannot be checked"
+        )
+        return
+    expected = json.loads(metadata)
+    if expected["format"] != FORMAT:
+        yield f"{PAIRS}: format {expected['format']}, this version reads {FORMAT}"
+    yield from _growth(manifest, expected["generations"])
+    names = [entry["name"] for entry in manifest["shards"]]
+    totals = {
+        "samples": pc.count_distinct(table["key"]).as_py(),
+        "pairs": table.num_rows,
+        "gray": pc.sum(table["gray"]).as_py(),
+        "shards": len(names),
+        "bytes": sum(entry["bytes"] for entry in manifest["shards"]),
+    }
+    statistics = joined_statistics(expected["generations"], expected["latent"]["channels"])
+    counted = {"totals": totals, "statistics": statistics}
+    yield from claim_problems({**manifest, **repeated(manifest)}, expected | counted)
+    if not manifest["files"].keys() <= set(TABLES):
+        yield f"{MANIFEST}: files are {sorted(manifest['files'])}, expected {', '.join(TABLES)}"
+
+
+def _growth(manifest: Mapping[str, Any], generations: list[Mapping[str, Any]]) -> Iterator[str]:
+    """Check that the generations follow each other and have every shard."""
+    grown = [generation["draws"] for generation in generations]
+    ends = [0, *(last for _, last in grown)]
+    if [first for first, _ in grown] != ends[:-1] or ends[-1] != manifest["draws"]:
+        yield f"{MANIFEST}: draws is {manifest['draws']}, the generations have {grown}"
+    listed = list(chain.from_iterable(generation["shards"] for generation in generations))
+    if sorted(listed) != sorted(entry["name"] for entry in manifest["shards"]):
+        yield f"{MANIFEST}: the generations have other shards than the set"

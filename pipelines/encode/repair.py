@@ -1,0 +1,136 @@
+"""Mending of a latent set: exactly the damaged files are made again, from the image set.
+
+A shard is encoded as it was: the same images in the same batches. On the machine that made it, or
+one of its kind, it comes out as the same bytes; where it does not, nothing is replaced. The table
+of statistics keeps what is not in the shards, so that for it alone all of them are encoded again.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from datasets import shards
+from datasets.latent_pairs import PAIRS, pair_table
+from datasets.verify import damaged
+from infra import storage
+from infra.config import differences, flat
+from infra.errors import UserError
+from pipelines.encode.images import latent_shards
+from pipelines.encode.job import Encoding
+from pipelines.encode.manifest import pairs_bytes
+from pipelines.encode.members import GenerationSpec, table_path
+from pipelines.encode.sums import STATISTICS, read_tables, write_tables
+from pipelines.encode.worker import EncodeShard
+from pipelines.jobs.plan import PLAN, units_left, write_plan
+from pipelines.jobs.stage import Engine, started
+
+
+def repair(job: Encoding, engine: Engine | None = None) -> list[str]:
+    """Make again the files of a job's published set that are damaged.
+
+    Args:
+        job: that made the set.
+        engine: what carries out the units; by default Ray.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        UserError: they would not come out as they were; those are not replaced.
+    """
+    with job.set.held():
+        restored = job.set.restore_manifest()
+        manifest, _ = shards.published(job.folder)
+        if changed := differences(flat(job.identity), flat(manifest["identity"])):
+            raise UserError(
+                f"{job.folder}: images, networks or settings are not those that it was made with "
+                f"({'; '.join(changed)}); bring those back, or encode anew with --overwrite"
+            )
+        names = damaged(job.folder, manifest)
+        staging = job.state / "mending"
+        storage.remove_tree(staging)
+        every = [entry["name"] for entry in manifest["shards"]]
+        lost = every if STATISTICS in names else [name for name in every if name in names]
+        if lost:
+            with started(engine, job.config.workers) as running:
+                _encode(job, manifest, lost, staging, running)
+        for name in every:
+            if name in names:
+                _replace(job.folder, staging, name, manifest)
+        _tables(job.folder, manifest, names, staging)
+        storage.remove_tree(staging)
+        return [*restored, *names]
+
+
+def _encode(
+    job: Encoding, manifest: Mapping[str, Any], names: Sequence[str], staging: Path, engine: Engine
+) -> None:
+    """Encode some shards of a set into a folder, each as in the generation that it belongs to."""
+    taken: dict[str, int] = {}
+    for generation in manifest["generations"]:
+        tables = latent_shards(job.images.rows, job.config.samples_per_shard, taken)
+        for name in tables:
+            split = name.rpartition("-")[0]
+            taken[split] = taken.get(split, 0) + 1
+        wanted = {name: rows for name, rows in tables.items() if name in names}
+        if wanted:
+            first, last = generation["draws"]
+            _encode_draws(job, manifest, wanted, range(first, last), staging, engine)
+
+
+def _encode_draws(
+    job: Encoding,
+    manifest: Mapping[str, Any],
+    tables: Mapping[str, pa.Table],
+    draws: range,
+    staging: Path,
+    engine: Engine,
+) -> None:
+    write_plan(staging / PLAN, list(tables.values()))
+    spec = GenerationSpec(
+        plan=str(staging / PLAN),
+        images=str(job.images.folder),
+        size=job.images.size,
+        first=draws.start,
+        last=draws.stop,
+        latent=manifest["latent"],
+        keep_images=job.config.keep_images,
+    )
+    units = units_left(staging, tables)
+    total = sum(table.num_rows for table in tables.values())
+    resources = job.resources(engine)
+    for _ in engine.run("encode", units, EncodeShard, (spec, job.rule), total, resources):
+        pass
+
+
+def _tables(folder: Path, manifest: Mapping[str, Any], names: Sequence[str], staging: Path) -> None:
+    """Make damaged tables again from the shards, which are whole now, or from what was encoded."""
+    every = [entry["name"] for entry in manifest["shards"]]
+    if STATISTICS in names:
+        parts = (read_tables(table_path(staging / name)) for name in every)
+        write_tables(staging / STATISTICS, chain.from_iterable(parts))
+        _replace(folder, staging, STATISTICS, manifest)
+    if PAIRS in names or shards.INDEX in names:
+        whole = [shards.scan(folder / name) for name in every]
+        contents = {
+            shards.INDEX: lambda: shards.parquet_bytes(shards.index_table(whole)),
+            PAIRS: lambda: pairs_bytes(pair_table(folder, whole), manifest),
+        }
+        for name in contents.keys() & names:
+            storage.write_bytes(staging / name, contents[name]())
+            _replace(folder, staging, name, manifest)
+
+
+def _replace(folder: Path, staging: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    entries = {entry["name"]: entry for entry in manifest["shards"]} | manifest["files"]
+    if storage.sha256(staging / name) != entries[name]["sha256"]:
+        made = [(g["devices"], g["batches"], g["versions"]) for g in manifest["generations"]]
+        raise UserError(
+            f"{folder / name}: encoded again it is another file than the manifest says; the set "
+            f"was made with (devices, batches, versions) {made}: repeat it there, or encode anew "
+            "with --overwrite"
+        )
+    storage.move(staging / name, folder / name)

@@ -1,0 +1,29 @@
+"""The inputs of a job, listed before its eyes: archives that are new take a while."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from datasets.sources import Listing, list_images
+from pipelines.jobs.stage import progress
+
+
+def listed(inputs: Sequence[str], kept: Path) -> Listing:
+    """List everything in all inputs, with a line and a progress bar for archives that are new.
+
+    Args:
+        inputs: as `list_images` takes them.
+        kept: folder of what is kept of archives.
+    """
+    return list_images(inputs, kept, _watch)
+
+
+@contextmanager
+def _watch(count: int, megabytes: int) -> Iterator[Callable[[int], None]]:
+    sys.stderr.write(
+        f"archives to list: {count:,} ({megabytes:,} MB); the lists are kept, so that the next run "
+        "starts at once\n"
+    )
+    with progress("list MB", megabytes) as advance:
+        yield advance

@@ -1,0 +1,136 @@
+"""Paths that cross processes: absolute before anything is sent, and no data among the code."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from datasets.verify import problems
+from pipelines.curate.config import CurateConfig
+from pipelines.encode.config import EncodeConfig, EncodeRule
+from pipelines.jobs.scorer_choice import ScorerChoice
+from pipelines.jobs.stage import CODE, ROOT
+from tests.conftest import PATIENCE, Pictures, free_port, program
+
+
+def test_every_path_of_a_job_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs, output, weights, score files and networks; names that are no paths stay."""
+    for name in ("raw", "weights", "a=b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    job = CurateConfig(
+        input=("raw", "photos=raw", "a=b", "pkg:skimage/data/cell.png"),
+        output="sets/one",
+        scorer=ScorerChoice(name="scores.json", weights="weights"),
+    ).absolute()
+
+    assert job.input == (
+        *(f"{tmp_path}/raw", f"photos={tmp_path}/raw", f"{tmp_path}/a=b"),
+        "pkg:skimage/data/cell.png",
+    )
+    assert job.output == f"{tmp_path}/sets/one"
+    assert job.scorer.name == f"{tmp_path}/scores.json"
+    assert job.scorer.weights == f"{tmp_path}/weights"
+    assert CurateConfig(output="x").absolute().scorer.weights == "q-future/one-align"
+    rule = EncodeRule(vae="flux-f8c16=weights", predictor="weights", regressor="")
+    latents = EncodeConfig(input="raw", output="out", rule=rule).absolute()
+    assert (latents.input, latents.output, latents.reuse) == (
+        *(f"{tmp_path}/raw", f"{tmp_path}/out"),
+        "",
+    )
+    assert latents.rule.vae == f"flux-f8c16={tmp_path}/weights"
+    assert latents.rule.predictor == f"{tmp_path}/weights"
+    assert EncodeRule(vae="sd15-f8c4").vae == "sd15-f8c4"
+
+
+def test_a_cluster_gets_the_code_alone() -> None:
+    """What is shipped is a few megabytes, whatever lies beside it in the clone."""
+    shipped = [p for name in CODE for p in (ROOT / name).rglob("*") if "__pycache__" not in p.parts]
+
+    assert sum(path.stat().st_size for path in shipped) < 5 << 20
+
+
+def test_a_cluster_that_lets_nobody_in_is_explained(pictures: Pictures, tmp_path: Path) -> None:
+    """The message names the address, and what to set for the token that the cluster asks for."""
+    job: list[str | Path] = ["--input", pictures(1), "--output", tmp_path / "set", "--size", "64"]
+    variables = {"RAY_ADDRESS": "127.0.0.1:1", "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    process = program("pipelines.curate", [*job, "--stride", "64"], tmp_path, **variables)
+    _, errors = process.communicate(timeout=PATIENCE)
+
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    for word in ("RAY_ADDRESS=127.0.0.1:1", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"):
+        assert word in errors
+
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Start a Ray cluster that asks for a token; yields its address and the file of the token."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN)
+    port, temporary = free_port(), Path(f"/tmp/ray-{os.getpid()}")  # short: sockets lie in it
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    head = subprocess.Popen(
+        [
+            *(Path(sys.executable).with_name("ray"), "start", "--head", "--block"),
+            *("--port", str(port), "--num-cpus", "1", "--include-dashboard", "false"),
+            *("--temp-dir", temporary, "--disable-usage-stats"),
+        ],
+        cwd=home,
+        env={**environment, "HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert head.stdout is not None
+        assert any("runtime started" in line for line in head.stdout)
+        yield f"127.0.0.1:{port}", home / ".ray" / "auth_token"
+    finally:
+        for child in psutil.Process(head.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        head.kill()
+        head.communicate()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_relative_paths_and_large_files_on_a_cluster_with_a_token(
+    cluster: tuple[str, Path], pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a clone with 700 MB beside the code: refused without the token, and done with it."""
+    address, token = cluster
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name in CODE:
+        shutil.copytree(ROOT / name, clone / name)
+    with (clone / "LSDIR.tar").open("wb") as file:
+        file.truncate(700 << 20)
+    pictures(4, name="clone/raw")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    job: list[str | Path] = ["--input", "raw/", "--output", "sets/small", "--no-track"]
+    job += ["--size", "64", "--stride", "48", "--threshold", "200", "--preset", "demo"]
+    refused = program("pipelines.curate", job, clone, cwd=clone)
+    _, errors = refused.communicate(timeout=PATIENCE)
+    assert refused.returncode == 1
+    assert "RAY_AUTH_TOKEN" in errors
+    assert "Traceback" not in errors
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    process = program("pipelines.curate", job, clone, cwd=clone, RAY_AUTH_MODE="token")
+    out, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, out + errors
+    assert list(problems(clone / "sets" / "small")) == []

@@ -1,0 +1,244 @@
+"""What a run would cost, said without training: operations, memory, hours and files.
+
+The loss of two and of four real samples goes forward and backward on this device, while the bytes
+of all tensors that live at once are counted. What a pass needs besides weights and gradients grows
+with the samples, so both give the activations of any micro-batch: fixed + samples x each. Another
+pass, without counting, gives the speed that hours are told at.
+"""
+
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from datasets.reading.order import Layout
+from infra.distributed import world_size
+from infra.errors import UsageError
+from infra.storage import local_path
+from trainers.loop.batches import plan_batches
+from trainers.loop.checkpoints import CHECKPOINTS, Checkpoint, Checkpoints
+from trainers.loop.config import EngineConfig, TrainerConfig
+from trainers.loop.cost import memory_gb
+from trainers.loop.noise import Noise
+from trainers.loop.task import Task
+
+RANKS = (1, 2, 4, 8, 16, 32, 64)  # of the table
+SAMPLES = (2, 4)  # counted: of a single one, passing things of the size of weights may be the most
+SAVED_COPIES = 7  # of the weights' size besides averages: model, moments, and of the engine four
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What passes on this device took."""
+
+    peaks: tuple[int, int]
+    """Bytes that lived at once, besides what was there before, for each of `SAMPLES`."""
+    frozen: int
+    """Bytes of what was there before besides weights and gradients, such as a frozen encoder."""
+    samples: int
+    """Of the timed pass."""
+    seconds: float
+    """That it took."""
+
+    def activations_gb(self, samples: int) -> float:
+        """Return what so many samples need besides weights and gradients, in 1e9 bytes."""
+        few, more = SAMPLES
+        least, most = self.peaks
+        return (least + (most - least) * (samples - few) / (more - few)) / 1e9
+
+
+class Plain:
+    """A model that runs by itself as it does in `trainers.loop.engine.Engine`."""
+
+    def __init__(self, module: nn.Module, config: EngineConfig, device: torch.device) -> None:
+        self.module, self.config, self.device = module, config, device
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the model's forward pass."""
+        with self.autocast():
+            return self.module(*inputs)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context of the forward pass's precision."""
+        is_bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that operations make and read inside its context.
+
+    Args:
+        known: tensors that do not count.
+
+    Attributes:
+        given: bytes of what was made before.
+        now: bytes of what was made inside and lives.
+        peak: the most that lived at once.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.given = self.now = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+        for tensor in known:
+            self._is_new(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count the storages that are new."""
+        self.given += sum(map(self._is_new, _tensors((args, kwargs))))
+        made = func(*args, **(kwargs or {}))
+        for tensor in _tensors(made):
+            if size := self._is_new(tensor):
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(tensor.untyped_storage(), self._free, size)
+        return made
+
+    def _is_new(self, tensor: Tensor) -> int:
+        """Return the bytes of a storage that was not met before, else 0."""
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return 0
+        self._known[storage] = True
+        return storage.nbytes()
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def dry_run(task: Task, config: TrainerConfig, device: torch.device) -> str:
+    """Measure; returns the report, which says everything."""
+    per_sample = task.flops_per_sample()
+    flops = per_sample * config.engine.global_batch_size / 1e12
+    saved = _saved(config)
+    first = saved[-1].step if saved else 0
+    total = flops * max(0, config.loop.max_steps - first)
+    count = sum(value.numel() for value in task.network.parameters())
+    found = measured(task, config, device)
+    rate = per_sample * found.samples / found.seconds / 1e12
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "one CPU"
+    lines = [
+        f"{count:,} parameters; {flops:.4g} TFLOP per step; {total:.4g} TFLOP in all, for steps "
+        f"{first} to {config.loop.max_steps}",
+        f"measured here, on {name}: {found.samples} samples forward and backward in "
+        f"{found.seconds:.3g} s, {rate:.3g} TFLOP/s",
+        "",
+        *table(config, count, found, total / rate / 3600),
+        "",
+        f"GB of each rank at ZeRO stage {config.engine.zero_stage}. Hours are at the measured rate "
+        "for each rank, without reading, validating and saving; at another rate, they are "
+        f"{total / 3600:.4g} divided by the TFLOP/s of all ranks together.",
+        files(config, count),
+        "Nothing was written.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(
+    config: TrainerConfig, parameters: int, found: Measured, hours_of_one: float
+) -> Iterator[str]:
+    """Yield the lines that say what a rank holds, and how long it takes, by number of ranks.
+
+    Args:
+        config: of the run.
+        parameters: of the network.
+        found: on this device.
+        hours_of_one: what one rank takes.
+    """
+    engine, averages = config.engine, len(config.ema.decays)
+    parts = list(memory_gb(parameters, 1, engine.zero_stage, averages))
+    names = ["ranks", "micro-batch", *parts, "frozen", "activations", "total", "hours"]
+    yield "  ".join(names)
+    for ranks in sorted({world_size(), *RANKS}):
+        try:
+            plan = plan_batches(engine, ranks)
+        except UsageError:  # so many ranks cannot share the batch
+            continue
+        held = memory_gb(parameters, ranks, engine.zero_stage, averages).values()
+        numbers = [*held, found.frozen / 1e9, found.activations_gb(plan.micro_batch_size)]
+        shown = [*(f"{value:.3g}" for value in (*numbers, sum(numbers), hours_of_one / ranks))]
+        cells = [str(ranks), str(plan.micro_batch_size), *shown]
+        yield "  ".join(cell.rjust(len(name)) for cell, name in zip(cells, names, strict=True))
+
+
+def files(config: TrainerConfig, parameters: int) -> str:
+    """Say what the run would write, and where it would go on."""
+    loop, saved = config.loop, _saved(config)
+    size = 4 * parameters * (SAVED_COPIES + len(config.ema.decays)) / 1e9
+    kept = loop.keep_last + loop.keep_best
+    goes_on = f"It would go on from {saved[-1].folder}. " if saved else ""
+    return (
+        f"{goes_on}It would write to {loop.output}: checkpoints of about {size:.3g} GB, one in "
+        f"{loop.save_every} steps, of which {kept} stay (--keep-last {loop.keep_last} --keep-best "
+        f"{loop.keep_best}), {kept * size:.3g} GB, and one more while it is written; at the end "
+        f"the averaged network, {4 * parameters / 1e9:.3g} GB; log.jsonl, config.json and pictures."
+    )
+
+
+def measured(task: Task, config: TrainerConfig, device: torch.device) -> Measured:
+    """Take gradients of the loss of some real samples; the weights stay as they are."""
+    plan = plan_batches(config.engine, world_size())
+    (least, given), (most, _) = (peak_bytes(task, config, device, count) for count in SAMPLES)
+    counted = Measured((least, most), given, 0, 0.0)
+    samples = min(SAMPLES[0], plan.micro_batch_size)
+    if device.type == "cuda" and _fits(counted.activations_gb(plan.micro_batch_size), device):
+        samples = plan.micro_batch_size
+    batch = _batch(task, samples)
+    if device.type == "cuda":
+        _pass(task, config, device, batch)  # the first of a size chooses its kernels
+    began = time.perf_counter()
+    _pass(task, config, device, batch)
+    return replace(counted, samples=samples, seconds=time.perf_counter() - began)
+
+
+def peak_bytes(
+    task: Task, config: TrainerConfig, device: torch.device, samples: int
+) -> tuple[int, int]:
+    """Count what the gradient of so many samples needs besides weights and gradients.
+
+    Returns:
+        The bytes that live at once, and those of what was there before, such as frozen networks.
+    """
+    weights = list(task.trained.parameters())
+    for value in weights:  # made before, so that they do not count
+        value.grad = torch.zeros_like(value) if value.requires_grad else None
+    gradients = [value.grad for value in weights if value.grad is not None]
+    with LiveBytes([*weights, *gradients]) as live:
+        _pass(task, config, device, _batch(task, samples))
+    return live.peak, live.given
+
+
+def _batch(task: Task, samples: int) -> Any:
+    """Read the first training samples."""
+    return next(iter(task.loader(Layout(ranks=1, rank=0, micro_batch=samples), None)))[0]
+
+
+def _pass(task: Task, config: TrainerConfig, device: torch.device, batch: Any) -> None:
+    count = len(batch.keys)
+    noise = Noise(seed=config.loop.seed, step=0, positions=range(count), total=count, device=device)
+    loss = task.losses(Plain(task.trained, config.engine, device), batch, noise)["loss"]
+    torch.autograd.backward(loss)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _fits(gb: float, device: torch.device) -> bool:
+    """Tell whether so much is free on a GPU, with some to spare."""
+    return 1e9 * gb < 0.8 * torch.cuda.mem_get_info(device)[0]
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _saved(config: TrainerConfig) -> list[Checkpoint]:
+    folder = local_path(config.loop.output) / CHECKPOINTS
+    return Checkpoints(folder, keep_last=1, keep_best=0, best="loss").complete()
