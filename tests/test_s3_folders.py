@@ -164,6 +164,19 @@ def test_a_copy_with_another_digest_does_not_appear(folder: Folder, tmp_path: Pa
     assert not list(tmp_path.glob(f".*{TEMPORARY_SUFFIX}"))
 
 
+def test_what_a_killed_process_left_on_a_disk_is_removed(tmp_path: Path) -> None:
+    """It is never listed, and goes when the next job starts."""
+    folder = open_folder(str(tmp_path / "folder"))
+    folder.put("below/name", b"x")
+    left = tmp_path / "folder" / "below" / f".name.0123{TEMPORARY_SUFFIX}"
+    left.write_bytes(b"half")
+
+    assert [name for name, _ in folder.list()] == ["below/name"]
+    assert (folder.abort_leftovers(), folder.abort_leftovers()) == (1, 0)
+    assert folder.read("below/name") == b"x"
+    assert not left.exists()
+
+
 def test_a_pickled_folder_is_the_same_folder(folder: Folder) -> None:
     """It holds names only, and its URI opens it."""
     folder.child("below").put("name", b"x")

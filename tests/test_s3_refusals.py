@@ -157,7 +157,9 @@ def test_settings_that_cannot_be_used_are_named(
     use(monkeypatch, s3_server.endpoint)
     monkeypatch.setenv(name, value)
 
-    assert said in refusal(lambda: open_folder("s3://tests/refusals").read("name"))
+    folder = open_folder("s3://tests/refusals")
+    for action in (lambda: folder.read("name"), lambda: folder.put("name", b"")):
+        assert said in refusal(action)
 
 
 def test_a_password_in_the_endpoint_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

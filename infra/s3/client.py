@@ -14,6 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
+from infra.s3.errors import explained
 from infra.s3.retries import Attempts
 
 CONNECTIONS = 64  # that a client keeps open; more threads than that wait for each other
@@ -73,6 +74,22 @@ def forget() -> None:
     """Drop this process's client: the next request reads the AWS variables anew."""
     global _connection  # noqa: PLW0603  (a client is a thing of the process)
     _connection = Connection()
+
+
+def wants_checksums(uri: str) -> bool:
+    """Tell whether requests are to carry the newer checksums, which is the default.
+
+    Args:
+        uri: what is to be written, for messages.
+
+    Raises:
+        UserError: the AWS settings cannot be used.
+    """
+    try:
+        config = connection().client().meta.config
+    except RAISED as error:
+        raise explained(error, "put_object", uri, None, 1) from error
+    return bool(config.request_checksum_calculation != "when_required")
 
 
 def call(operation: str, uri: str, **parameters: Any) -> Any:

@@ -132,18 +132,19 @@ class Attempts:
             UserError: it is not to be sent again.
         """
         self.failed += 1
+        delay = self._patience.delay(self.failed)
         renew = errors.code_of(error) in errors.EXPIRED | errors.UNKNOWN_KEY
-        if not self._may_repeat(error, served, renew):
+        if not self._may_repeat(error, served, renew, delay):
             raise errors.explained(
                 error, self.operation, self.uri, endpoint, self.failed
             ) from error
         faults().add(errors.code_of(error), self.uri)
-        wait(0 if renew else self._patience.delay(self.failed))
+        wait(0 if renew else delay)
         return renew
 
-    def _may_repeat(self, error: Exception, served: bool, renew: bool) -> bool:
+    def _may_repeat(self, error: Exception, served: bool, renew: bool, delay: float) -> bool:
         if isinstance(error, errors.UNREACHABLE):
-            return self._is_early()
+            return self._is_early(delay)
         self._unreachable_since = None
         if renew:  # once: a helper may have written new ones to the credentials file
             self._renewed, again = True, served and not self._renewed
@@ -154,11 +155,12 @@ class Attempts:
             return again and served and self.operation != "head_object"
         return is_passing(error) and self.failed < self._patience.attempts
 
-    def _is_early(self) -> bool:
-        """Tell whether an endpoint was away for less time than is borne, with the next delay."""
+    def _is_early(self, delay: float) -> bool:
+        """Tell whether an endpoint will have been away for less time than is borne by then."""
         now = clock()
-        self._unreachable_since = self._unreachable_since or now
-        away = now - self._unreachable_since + self._patience.delay(self.failed)
+        if self._unreachable_since is None:
+            self._unreachable_since = now
+        away = now - self._unreachable_since + delay
         return away < self._patience.unreachable
 
 

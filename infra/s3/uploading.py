@@ -27,7 +27,7 @@ from infra.ahead import map_ahead
 from infra.errors import UserError
 from infra.folders.contract import Missing, Taken
 from infra.s3 import reading
-from infra.s3.client import call, connection
+from infra.s3.client import call, wants_checksums
 from infra.s3.errors import UNREACHABLE, code_of
 from infra.s3.reading import Object
 
@@ -49,12 +49,11 @@ class Checksum:
     """Its name in hashlib."""
 
     @classmethod
-    def wanted(cls) -> "Checksum":
+    def wanted(cls, target: Object) -> "Checksum":
         """Return the one that the AWS settings ask for."""
-        config = connection().client().meta.config
-        if config.request_checksum_calculation == "when_required":
-            return cls("ContentMD5", "ETag", "md5")
-        return cls("ChecksumSHA256", "ChecksumSHA256", "sha256")
+        if wants_checksums(target.uri):
+            return cls("ChecksumSHA256", "ChecksumSHA256", "sha256")
+        return cls("ContentMD5", "ETag", "md5")
 
     def of(self, data: bytes) -> bytes:
         """Return the digest of some bytes."""
@@ -92,7 +91,7 @@ def put(target: Object, data: bytes, *, exclusive: bool) -> None:
     Raises:
         Taken: with ``exclusive``, there is one with other bytes.
     """
-    checksum = Checksum.wanted()
+    checksum = Checksum.wanted(target)
     digest, whole = checksum.of(data), hashlib.sha256(data).hexdigest()
     condition = {"IfNoneMatch": "*"} if exclusive else {}
     try:
@@ -127,7 +126,7 @@ def put_file(target: Object, head: Any, path: Path, sha256: str, marks: Object) 
     Returns:
         Whether anything was sent.
     """
-    checksum = Checksum.wanted()
+    checksum = Checksum.wanted(target)
     parts = _Parts.of(path, checksum, sha256)
     expected = checksum.stored(parts.digests)
     if head is not None and head["Metadata"].get("sha256") == sha256:

@@ -227,18 +227,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _upstream(self, seen: Seen, fault: Fault) -> Iterator[http.client.HTTPResponse]:
         """Send the request to the server, as it was signed."""
         connection = http.client.HTTPConnection(self.proxy.upstream, timeout=60)
-        connection.putrequest(seen.method, seen.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in seen.headers.items():
-            if name.lower() not in HOP:
-                connection.putheader(name, value)
         body = seen.body
         if fault.corrupt and body:
             body = bytes([body[0] ^ 1]) + body[1:]
-        connection.endheaders(body or None)
-        try:
+        with contextlib.closing(connection):
+            connection.putrequest(seen.method, seen.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in seen.headers.items():
+                if name.lower() not in HOP:
+                    connection.putheader(name, value)
+            connection.endheaders(body or None)
             yield connection.getresponse()
-        finally:
-            connection.close()
 
     def _relay(self, answer: http.client.HTTPResponse, fault: Fault) -> None:
         self.send_response_only(answer.status, answer.reason)
