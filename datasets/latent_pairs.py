@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.reading.ranges import LocalFiles, UnreadableRange, names_member, read_member
-from datasets.shards import BLOCK, Shard, read_manifest, shard_sizes
+from datasets.sets import PublishedSet
+from datasets.shards import BLOCK, INDEX, Shard, shard_sizes
 from infra.config import from_dict
 from infra.errors import UserError
 
@@ -29,9 +29,11 @@ PAIR = pa.schema(
         ("source_shard", pa.string()),
         ("source_offset", pa.int64()),  # of the member's content, its .npy header
         ("source_size", pa.int64()),
+        ("source_crc32", pa.uint32()),  # of the member; null in shards of an earlier version
         ("target_shard", pa.string()),
         ("target_offset", pa.int64()),
         ("target_size", pa.int64()),
+        ("target_crc32", pa.uint32()),  # of the member; null in shards of an earlier version
     ]
 )
 """One row of `pairs.parquet`: sorted by split, key and draw."""
@@ -48,14 +50,17 @@ def pair_table(folder: Path, shards: Sequence[Shard]) -> pa.Table:
         UserError: a draw without its target, or one draw twice.
     """
     files = LocalFiles(folder, {shard.name: shard.bytes for shard in shards})
-    places: dict[tuple[str, str, str], tuple[str, int, int]] = {}
+    places: dict[tuple[str, str, str], tuple[str, int, int, int | None]] = {}
     drawn: list[tuple[str, str, dict[str, Any]]] = []
     for shard in shards:
         split = shard.entry()["split"]
         for member in shard.members:
-            place = (shard.name, member.offset, member.size)
+            place = (shard.name, member.offset, member.size, member.crc32)
             if member.extension == "json":
-                label = json.loads(read_member(files, shard.name, f"{member.key}.json", *place[1:]))
+                name = f"{member.key}.json"
+                label = json.loads(
+                    read_member(files, shard.name, name, member.offset, member.size, member.crc32)
+                )
                 drawn.append((split, member.key, label["draws"]))
             elif places.setdefault((split, member.key, member.extension), place) != place:
                 raise UserError(f"{shard.name}: {member.key}.{member.extension} occurs twice")
@@ -74,20 +79,22 @@ def pair_table(folder: Path, shards: Sequence[Shard]) -> pa.Table:
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, PAIR, strict=True)], schema=PAIR)
 
 
-def problems(folder: Path) -> Iterator[str]:
+def problems(claimed: PublishedSet) -> Iterator[str]:
     """Yield one sentence for everything in a latent set's pair table that cannot be right.
 
-    Lengths and hashes of the files are checked by `datasets.verify`.
+    Lengths and hashes of the files, and the index, are checked by `datasets.verify`.
+
+    Raises:
+        UserError: the table, or the index, is missing or another one.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        yield f"{folder}: not a complete set"
-        return
+    folder, manifest = claimed.folder, claimed.manifest
     latent = from_dict(LatentFormat, manifest["latent"])
     sizes = shard_sizes(manifest)
     files = LocalFiles.of(folder, manifest)
     head = bytearray(BLOCK + NPY_HEADER)
-    rows = pq.read_table(folder / PAIRS).to_pylist()
+    rows = claimed.table(INDEX).to_pylist()
+    checksums = {(row["shard"], row["offset"]): row.get("crc32") for row in rows}
+    rows = claimed.table(PAIRS).to_pylist()
     for _, same in groupby(rows, key=lambda row: (row["split"], row["key"], row["draw"])):
         first, *others = same
         if others:
@@ -112,3 +119,5 @@ def problems(folder: Path) -> Iterator[str]:
                     continue
                 if not names_member(head, name.encode()) or head[BLOCK:] != latent.header():
                     yield f"{name}: something else is at byte {offset} of {shard}"
+                if row.get(f"{side}_crc32") != checksums.get((shard, offset)):
+                    yield f"{name}: {PAIRS} and {INDEX} have different checksums of it"

@@ -7,12 +7,12 @@ reads them and equal samples give equal bytes. A new set is prepared in a stagin
 published by renaming its files.
 """
 
-import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Member:
     offset: int
     """First byte of the content, not of the header."""
     size: int
+    crc32: int | None = None
+    """CRC-32 of the content, as zlib computes it; None where an earlier version wrote the shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
             count += 1
             for extension, content in contents.items():
                 file.write(_header(f"{key}.{extension}", len(content)))
-                members.append(Member(key, extension, file.tell(), len(content)))
+                place = file.tell(), len(content)
+                members.append(Member(key, extension, *place, zlib.crc32(content)))
                 file.write(content)
                 file.write(bytes(-len(content) % BLOCK))
         file.write(END_OF_ARCHIVE)
@@ -115,16 +118,21 @@ def scan(path: Path) -> Shard:
     Raises:
         tarfile.TarError: it is damaged.
     """
+    members = []
     with tarfile.open(path, "r:") as tar:
-        places = [(info.name.partition("."), info.offset_data, info.size) for info in tar]
-    members = tuple(Member(key, extension, *place) for (key, _, extension), *place in places)
+        for info in tar:
+            key, _, extension = info.name.partition(".")
+            file = tar.extractfile(info)
+            content = b"" if file is None else file.read()
+            place = info.offset_data, info.size, zlib.crc32(content)
+            members.append(Member(key, extension, *place))
     keys = {member.key for member in members}
-    return Shard(path.name, len(keys), path.stat().st_size, sha256(path), members)
+    return Shard(path.name, len(keys), path.stat().st_size, sha256(path), tuple(members))
 
 
 def save_record(path: Path, shard: Shard) -> None:
     """Write the record of a finished shard; a shard with a record is not written again."""
-    members = [[m.key, m.extension, m.offset, m.size] for m in shard.members]
+    members = [list(astuple(member)) for member in shard.members]
     write_bytes(path, pretty_json({"entry": shard.entry(), "members": members}))
 
 
@@ -142,7 +150,7 @@ def load_record(path: Path) -> Shard | None:
 
 
 def index_table(shards: Sequence[Shard]) -> pa.Table:
-    """Tabulate the byte range of every member: columns shard, key, extension, offset, size."""
+    """Tabulate every member: columns shard, key, extension, offset, size, crc32."""
     rows = [(shard.name, member) for shard in shards for member in shard.members]
     return pa.table(
         {
@@ -151,6 +159,7 @@ def index_table(shards: Sequence[Shard]) -> pa.Table:
             "extension": pa.array([member.extension for _, member in rows]).dictionary_encode(),
             "offset": pa.array([member.offset for _, member in rows], pa.int64()),
             "size": pa.array([member.size for _, member in rows], pa.int64()),
+            "crc32": pa.array([member.crc32 for _, member in rows], pa.uint32()),
         }
     )
 
@@ -170,33 +179,21 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / MANIFEST
     try:
-        return _parsed(path, path.read_bytes())
+        return parsed_manifest(path, path.read_bytes())
     except FileNotFoundError:
         return None
 
 
-def published(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the manifest of a set and its digest, the SHA-256 of the file in hex.
+def parsed_manifest(path: Path, content: bytes) -> dict[str, Any]:
+    """Read the content of a manifest.
 
     Raises:
-        UserError: there is no complete set.
+        UserError: it is none.
     """
-    path = folder / MANIFEST
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder}: no complete set here (no {MANIFEST}); give the folder that "
-            "python -m pipelines.curate or pipelines.encode wrote, or run it again to finish"
-        ) from error
-    return _parsed(path, content), hashlib.sha256(content).hexdigest()
-
-
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(content)
-        manifest["shards"], manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
+        shard_sizes(manifest), manifest["files"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a manifest of a set ({error}); move it away") from error
     return manifest
 

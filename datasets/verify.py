@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -59,7 +60,7 @@ def _damage(path: Path, entry: Mapping[str, Any]) -> str:
     if (size := path.stat().st_size) != entry["bytes"]:
         return f"{size} bytes, the manifest says {entry['bytes']}"
     if (found := sha256(path)) != entry["sha256"]:
-        return f"SHA-256 {found}, the manifest says {entry['sha256']}"
+        return f"SHA-256 {found[:12]}, the manifest says {entry['sha256'][:12]}"
     return ""
 
 
@@ -67,8 +68,8 @@ def _damage(path: Path, entry: Mapping[str, Any]) -> str:
 class Inspected:
     """What was found in the shards that have been read so far."""
 
-    members: list[tuple[str, str, str, int, int]] = field(default_factory=list)
-    """Shard, key, extension, offset and size of every member, in order, as the index lists them."""
+    members: list[tuple[str, str, str, int, int, int | None]] = field(default_factory=list)
+    """Shard, key, extension, offset, size and CRC-32 of every member, in the order of the index."""
     shard_of: dict[str, str] = field(default_factory=dict)
     """Name of the first shard that holds a key, by key."""
     split_of: dict[str, str] = field(default_factory=dict)
@@ -202,8 +203,9 @@ def _shard(
                     current, contents = key, {}
                 if extension in contents:
                     yield f"{path.name}: {info.name} occurs twice"
-                contents[extension] = b"" if file is None else file.read()
-                inspected.members.append((path.name, key, extension, info.offset_data, info.size))
+                content = contents[extension] = b"" if file is None else file.read()
+                place = info.offset_data, info.size, zlib.crc32(content)
+                inspected.members.append((path.name, key, extension, *place))
         if current:
             where = f"{path.name}: {current}"
             yield from guarded(where, inspect(path, current, contents, inspected))
@@ -251,11 +253,13 @@ def _index(folder: Path, inspected: Inspected) -> Iterator[str]:
     index = folder / INDEX
     if index.exists():
         rows = pq.read_table(index).to_pylist()
-        listed = [tuple(row.values()) for row in rows]
-        if listed != inspected.members:
-            wrong = next(
-                (a for a, b in zip(listed, inspected.members, strict=False) if a != b), "its length"
-            )
+        listed = [(*row.values(), *[None] * (6 - len(row))) for row in rows]
+        found = [  # sets of an earlier format have no checksums
+            member if row[-1] is not None else (*member[:-1], None)
+            for row, member in zip(listed, inspected.members, strict=False)
+        ]
+        if listed != found or len(listed) != len(inspected.members):
+            wrong = next((a for a, b in zip(listed, found, strict=True) if a != b), "its length")
             yield f"{INDEX}: differs from the shards, first at {wrong}"
 
 

@@ -1,5 +1,7 @@
-"""A `map` that works ahead of need, in threads, with its results in order."""
+"""Work ahead of need, in threads: a `map` with results in order, and results that calls share."""
 
+import functools
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,3 +43,14 @@ def map_ahead(
             del result
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def once(function: Callable[[], B]) -> Callable[[], B]:
+    """Return a function that computes its result once, whichever threads ask for it meanwhile."""
+    kept, lock = functools.cache(function), threading.Lock()
+
+    def result() -> B:
+        with lock:
+            return kept()
+
+    return result

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,10 +159,18 @@ def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """List the fields in which two configurations differ, each as ``name: theirs -> mine``."""
+    """List the fields in which two configurations differ, each as ``name: theirs -> mine``.
+
+    Of a SHA-256 the first 12 of its 64 digits are said, which tell any two apart that will ever
+    meet; the files that hold it have all of them.
+    """
     names = sorted(mine.keys() | theirs.keys())
     return [
-        f"{name}: {theirs.get(name)!r} -> {mine.get(name)!r}"
+        f"{name}: {_said(theirs.get(name))} -> {_said(mine.get(name))}"
         for name in names
         if mine.get(name) != theirs.get(name)
     ]
+
+
+def _said(value: object) -> str:
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", repr(value))

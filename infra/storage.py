@@ -24,13 +24,17 @@ TEMPORARY_SUFFIX = ".partial"
 def written_by_name(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``, which takes what was written there at the end.
 
-    An error leaves ``path`` as it was and no temporary file; a system error that names no file,
-    as a full disk's, gets the name of ``path``.
+    Whatever writes it, the file is readable to whom the umask says. An error leaves ``path`` as it
+    was and no temporary file; a system error that names no file, as a full disk's, gets the name
+    of ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors lets the owner alone read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         move(temporary, path)
@@ -59,7 +63,7 @@ class AtomicFile:
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             temporary = opened.enter_context(written_by_name(self.path))
-            self._fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            self._fd = os.open(temporary, os.O_WRONLY)
             opened.callback(os.close, self._fd)
             self._opened = opened.pop_all()
         return self

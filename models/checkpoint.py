@@ -33,6 +33,13 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """No such file."""
 
 
+def hub_remedy(error: Exception) -> str:
+    """Name the variable that moves the hub's files, if it was a file that stopped a download."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return "; the hub keeps files in ~/.cache/huggingface: set HF_HOME to a folder of yours"
+    return ""
+
+
 def read_state_dict(
     path: str | Path, *, key: str | None = None, prefix: str = ""
 ) -> dict[str, Tensor]:
@@ -193,12 +200,14 @@ def save_checkpoint(
     text = json.dumps({"weights_sha256": digest, "config": config}, indent=1, allow_nan=False)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _replace(directory / CONFIG, lambda path: path.write_text(text + "\n"))
+    replace_file(
+        directory / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
+    )
+    replace_file(directory / CONFIG, lambda path: path.write_text(text + "\n"))
     return digest
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, and give it its name once its bytes are on the disk."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -233,7 +242,8 @@ def load_checkpoint(directory: str | Path) -> tuple[dict[str, Any], dict[str, Te
     state_dict = read_file(directory / WEIGHTS)
     if (digest := weights_digest(state_dict)) != saved["weights_sha256"]:
         raise CheckpointError(
-            f"{directory}: weights' digest is {digest}, {CONFIG} has {saved['weights_sha256']}: "
+            f"{directory}: weights' digest is {digest[:12]}, {CONFIG} has "
+            f"{saved['weights_sha256'][:12]}: "
             "an interrupted save, or a changed file. Copy both again, or take an earlier checkpoint"
         )
     return saved["config"], state_dict

@@ -102,11 +102,11 @@ def free_port() -> int:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return an environment in which a program tracks to ``folder`` and Ray keeps quiet."""
+    """Return an environment in which a program tracks to ``folder``, and has no home directory."""
     return {
         **os.environ,
+        "HOME": "/dev/null/home",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        "RAY_AUTH_MODE": "disabled",
         "OMP_NUM_THREADS": "1",
     }
 

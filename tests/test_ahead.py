@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra import ahead
-from infra.ahead import map_ahead
+from infra.ahead import map_ahead, once
 
 
 @settings(max_examples=30)
@@ -95,3 +95,28 @@ def test_a_result_is_not_kept(threads: int) -> None:
     next(results)
 
     assert kept() is None
+
+
+def test_threads_that_ask_at_once_share_one_computation() -> None:
+    """The second waits for what the first computes; without a lock both would compute it."""
+    asked, calls = threading.Barrier(3), []
+
+    def compute() -> object:
+        calls.append(threading.get_ident())
+        asked.wait()  # until the main thread and the other caller have come
+        return object()
+
+    shared = once(compute)
+
+    def ask(is_late: bool) -> object:
+        if is_late:
+            asked.wait()
+        return shared()
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(ask, is_late) for is_late in (False, True)]
+        asked.wait()
+        first, second = (result.result() for result in results)
+
+    assert first is second
+    assert len(calls) == 1

@@ -49,12 +49,12 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 """Every configuration class of a program, or of a part of one, and its presets."""
 WHOLE = ("optimizer",)  # its fields are not read one by one: they are AdamW's arguments
 TRAINING = """
-    activation-checkpointing best betas cache cache-gb clipping-from compile cosine-steps decays
-    deepspeed-config dry-run eps floor global-batch-size gradient-clipping grid-images init-from
-    keep-best keep-last local-rank log-every lpips max-steps micro-batch-size model on-usr1 output
-    peak peak-from precision resume save-every seed skip-budget skip-non-finite skip-steps
-    timeout-minutes track validate-every validate-limit warmup warmup-from warmup-steps weight-decay
-    workers zero-stage
+    activation-checkpointing best betas cache cache-gb check-data clipping-from compile
+    cosine-steps decays deepspeed-config dry-run eps floor global-batch-size gradient-clipping
+    grid-images init-from keep-best keep-last local-rank log-every lpips max-steps
+    micro-batch-size model on-usr1 output peak peak-from precision resume save-every seed
+    skip-budget skip-non-finite skip-steps timeout-minutes track validate-every validate-limit
+    warmup warmup-from warmup-steps weight-decay workers zero-stage
 """
 OPTIONS = {
     "curate": """

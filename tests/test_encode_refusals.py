@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from datasets.decoding import encode_png
-from datasets.shards import index_table, parquet_bytes, read_manifest, write_shard
+from datasets.latent_pairs import PAIRS, pair_table
+from datasets.shards import file_entry, index_table, parquet_bytes, read_manifest, write_shard
 from infra import storage
 from infra.config import canonical_json, pretty_json
 from infra.errors import UsageError, UserError
@@ -24,8 +25,10 @@ from pipelines.encode import __main__ as encode
 from pipelines.encode.config import VerifyConfig
 from pipelines.encode.estimate import counted
 from pipelines.encode.job import Encoding
+from pipelines.encode.manifest import pairs_bytes
 from pipelines.encode.verify import problems, recomputed
 from tests.support.encoding_jobs import SIZE, job, published, run, write_images, write_networks
+from tests.support.published_sets import finish
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,10 @@ def test_a_set_that_lost_a_shard_is_refused_or_encoded_anew(world: Path, copy: P
     [
         ({"vae": "nowhere"}, r"--vae nowhere.*config.json and no diffusion_pytorch_model"),
         ({"predictor": "nowhere.pth"}, r"--predictor nowhere.pth.*releases/download"),
-        ({"input": "nowhere"}, r"--input .*nowhere: no complete set here.*pipelines.curate"),
+        (
+            {"input": "nowhere"},
+            r"--input .*nowhere: there is no such folder; an image set .*pipelines.curate",
+        ),
         ({"device": "cuda"}, r"--device cuda: .* GPU wanted, 0 in the Ray cluster"),
     ],
 )
@@ -115,7 +121,7 @@ def test_an_incomplete_image_set_is_refused(world: Path, tmp_path: Path) -> None
     images = Path(shutil.copytree(world / "images", tmp_path / "images"))
     (images / "train-000000.tar").unlink()
 
-    with pytest.raises(UsageError, match=r"1 shards are missing or .*, first train-000000"):
+    with pytest.raises(UsageError, match=r"1 of \d shards are missing or .*, first train-000000"):
         run(world, tmp_path / "set", input=str(images))
 
 
@@ -128,11 +134,7 @@ def write_set(folder: Path, sizes: list[int]) -> Path:
         label |= {"height": size, "sha256": hashlib.sha256(png).hexdigest()}
         samples.append((f"hand-{number}", {"png": png, "json": canonical_json(label)}))
     shard = write_shard(folder / "train-000000.tar", samples)
-    storage.write_bytes(folder / "index.parquet", parquet_bytes(index_table([shard])))
-    storage.write_bytes(
-        folder / "manifest.json", pretty_json({"shards": [shard.entry()], "files": {}})
-    )
-    return folder
+    return finish(folder, [shard], "image set")
 
 
 def test_sizes_that_do_not_fit_are_refused(world: Path, tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_a_damaged_image_is_named(world: Path, tmp_path: Path) -> None:
     data[place + 6] ^= 1
     path.write_bytes(data)
 
-    with pytest.raises(UserError, match=r"hand-0.png is not what its JSON says"):
+    with pytest.raises(UserError, match=r"hand-0.png: not the checksum .* copy the shard anew"):
         run(world, tmp_path / "set", input=str(images))
 
 
@@ -185,18 +187,24 @@ def test_verify_finds_a_flipped_bit(copy: Path) -> None:
 
 
 def rewrite(folder: Path, change: Any) -> None:
-    """Change members of the first shard, and every record of its hash: a lie that is consistent."""
-    path = folder / "train-000000.tar"
-    samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path) as tar:
-        for info in tar:
-            key, _, extension = info.name.partition(".")
-            file = tar.extractfile(info)
-            assert file is not None
-            samples.setdefault(key, {})[extension] = change(extension, file.read())
-    shard = write_shard(path, samples.items())
+    """Change members of the first shard, and every record of them: a lie that is consistent."""
+    written = []
+    for number, path in enumerate(sorted(folder.glob("*.tar"))):
+        samples: dict[str, dict[str, bytes]] = {}
+        with tarfile.open(path) as tar:
+            for info in tar:
+                key, _, extension = info.name.partition(".")
+                file = tar.extractfile(info)
+                assert file is not None
+                content = file.read()
+                changed = content if number else change(extension, content)
+                samples.setdefault(key, {})[extension] = changed
+        written.append(write_shard(path, samples.items()))
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    manifest["shards"][0].update(shard.entry())
+    storage.write_bytes(folder / PAIRS, pairs_bytes(pair_table(folder, written), manifest))
+    storage.write_bytes(folder / "index.parquet", parquet_bytes(index_table(written)))
+    manifest["shards"] = [shard.entry() for shard in written]
+    manifest["files"] |= {name: file_entry(folder / name) for name in (PAIRS, "index.parquet")}
     storage.write_bytes(folder / "manifest.json", pretty_json(manifest))
 
 

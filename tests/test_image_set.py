@@ -11,8 +11,7 @@ from datasets.decoding import encode_png
 from datasets.reading.image_set import ImageSet
 from infra.config import canonical_json
 from infra.errors import UserError
-from infra.storage import write_bytes
-from tests.support.published_sets import write_images
+from tests.support.published_sets import finish, write_images
 from tests.support.training_sets import write_image_set
 
 
@@ -29,10 +28,7 @@ def publish(folder: Path, width: int, height: int) -> Path:
     label |= {"sha256": hashlib.sha256(png).hexdigest()}
     contents = {"png": png, "json": canonical_json(label)}
     shard = shards.write_shard(folder / "train-000000.tar", [("black", contents)])
-    manifest = {"shards": [shard.entry()], "files": {}}
-    write_bytes(folder / shards.INDEX, shards.parquet_bytes(shards.index_table([shard])))
-    write_bytes(folder / shards.MANIFEST, canonical_json(manifest))
-    return folder
+    return finish(folder, [shard], "image set")
 
 
 def test_a_split_is_a_part_of_the_set(folder: Path) -> None:

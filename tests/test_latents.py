@@ -19,6 +19,7 @@ from datasets.latent_pairs import PAIRS, pair_table, problems
 from datasets.reading.latents import LatentBatch, LatentPairs, check_belongs
 from datasets.reading.memory import Memory
 from datasets.reading.order import Picks
+from datasets.sets import open_set
 from datasets.shards import BLOCK, load_record, save_record
 from infra.errors import UserError
 from tests.support.published_sets import (
@@ -95,7 +96,7 @@ def test_every_draw_gets_its_source_and_the_target_of_its_flip(
             assert (batch.target[row].numpy() == latent(form, key, *target)).all()
             seen.add((key, k))
     assert seen == {(key, k) for key in ("a", "b") for k in draws}
-    assert list(problems(folder)) == []
+    assert list(problems(open_set(folder, "latent set"))) == []
 
 
 def test_plain_webdataset_gives_the_same_samples(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_draws_added_later_leave_old_tars_alone(tmp_path: Path) -> None:
             assert (batch.target[row].numpy() == target.astype(np.float16)).all()
             found.add((key, k))
     assert len(found) == 48
-    assert list(problems(tmp_path)) == []
+    assert list(problems(open_set(tmp_path, "latent set"))) == []
 
 
 def test_the_pair_table_is_made_from_records_too(tmp_path: Path) -> None:
@@ -317,7 +318,10 @@ def test_a_table_of_another_set_is_noticed(tmp_path: Path) -> None:
     assert f"{shard}: something else is where the pair table has {KEYS[0]}" in batch.skipped[0]
     assert batch.keys == [KEYS[7], KEYS[8], KEYS[8]]
     assert torch.equal(batch.target[1], batch.target[2])
-    assert any("something else is at byte" in problem for problem in problems(tmp_path / "a"))
+    assert any(
+        "something else is at byte" in problem
+        for problem in problems(open_set(tmp_path / "a", "latent set"))
+    )
 
 
 @pytest.mark.parametrize("draws", [[0], [0, 2]])
@@ -359,7 +363,7 @@ def test_another_split_is_another_data_set(tmp_path: Path) -> None:
 
 def test_no_set_is_said_so(tmp_path: Path) -> None:
     """A folder without a manifest holds no set, whatever else it holds."""
-    with pytest.raises(UserError, match=r"no manifest\.json"):
+    with pytest.raises(UserError, match="this is an empty folder; a latent set is wanted"):
         LatentPairs(tmp_path)
 
 

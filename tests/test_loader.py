@@ -43,11 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Path:
-    """Publish ten images in two shards, of which one is gone."""
+def damaged(tmp_path: Path) -> LatentPairs:
+    """Publish ten images in two shards, one of which goes after the set was opened."""
     folder = write_latents(tmp_path, [sample(SMALL, f"{number}") for number in range(10)])
+    pairs = LatentPairs(folder)
     (folder / "train-000001.tar").unlink()
-    return folder
+    return pairs
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -223,19 +224,19 @@ def test_a_sweep_meets_every_image_with_its_first_draw(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_missing_shard_stops_with_its_name(damaged: Path, name: str) -> None:
+def test_a_missing_shard_stops_with_its_name(damaged: LatentPairs, name: str) -> None:
     """Without a budget the first unreadable sample ends the run, in one sentence."""
-    loader = Loader(LatentPairs(damaged), Layout(micro_batch=5), CONFIGS[name])
+    loader = Loader(damaged, Layout(micro_batch=5), CONFIGS[name])
     with pytest.raises(UserError, match=r"train-000001\.tar: No such file.*skip_budget is 0"):
         for _ in loader:
             pass
 
 
 def test_the_skip_budget_is_counted_and_logged(
-    damaged: Path, caplog: pytest.LogCaptureFixture
+    damaged: LatentPairs, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Five of ten images are gone: a budget of seven lasts an epoch and two samples more."""
-    loader = Loader(LatentPairs(damaged), Layout(micro_batch=5), LoaderConfig(skip_budget=7))
+    loader = Loader(damaged, Layout(micro_batch=5), LoaderConfig(skip_budget=7))
     batches = iter(loader)
     for batch, _ in islice(batches, 2):
         assert batch.source.shape[0] == 5
@@ -247,10 +248,10 @@ def test_the_skip_budget_is_counted_and_logged(
     assert caplog.text.count("train-000001.tar") == 7
 
 
-def test_a_batch_without_any_readable_sample_stops(damaged: Path) -> None:
+def test_a_batch_without_any_readable_sample_stops(damaged: LatentPairs) -> None:
     """No budget makes a batch of nothing."""
-    (damaged / "train-000000.tar").unlink()
-    loader = Loader(LatentPairs(damaged), Layout(micro_batch=2), LoaderConfig(skip_budget=99))
+    (damaged.opened.folder / "train-000000.tar").unlink()
+    loader = Loader(damaged, Layout(micro_batch=2), LoaderConfig(skip_budget=99))
     with pytest.raises(UserError, match="no sample of a batch of 2 could be read"):
         next(iter(loader))
 

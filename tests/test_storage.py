@@ -3,14 +3,20 @@
 import errno
 import hashlib
 import multiprocessing
+import os
 import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from infra import storage
 from infra.errors import UsageError, UserError
+from models.checkpoint import save_checkpoint
+from models.vae.folder import save_sim_vae
 from tests.conftest import PATIENCE
+from tests.support import tiny_vae
 
 
 def test_a_file_is_not_there_until_it_is_whole(tmp_path: Path) -> None:
@@ -108,3 +114,24 @@ def test_remote_paths_are_refused_by_name() -> None:
     """A bucket is not mistaken for a folder called s3:."""
     with pytest.raises(UsageError, match="s3://bucket/set"):
         storage.local_path("s3://bucket/set")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_are_readable_to_whom_the_umask_says(tmp_path: Path, umask: int) -> None:
+    """Whoever writes them: a group's set is the group's, whatever a library makes of its files."""
+    vae, tensors = tiny_vae.build(), {"x": torch.zeros(2)}
+    before = os.umask(umask)
+    try:
+        storage.write_bytes(tmp_path / "bytes", b"1")
+        with storage.written_by_name(tmp_path / "moments.safetensors") as path:
+            save_file(tensors, path)
+        save_checkpoint(tmp_path / "network", tensors, {})
+        save_sim_vae(vae, tmp_path / "vae")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+
+    assert len(files) == 6
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {
+        path.name: 0o666 & ~umask for path in files
+    }

@@ -224,7 +224,8 @@ def test_fifty_steps_give_the_golden_losses(files: Files, tmp_path: Path) -> Non
     identity = json.loads((Path(files.latents) / "manifest.json").read_bytes())["identity"]
     networks = {name: identity[name] for name in ("vae", "predictor")}
     latents = write_latent_set(tmp_path / "latents", identity=networks)
-    launch(["trainers.flow", *TINY, *FIFTY, "--latents", latents], tmp_path / "run")
+    by_shards = [sys.executable, "-m", "tests.support.by_shards", "flow"]
+    launch([*by_shards, *TINY, *FIFTY, "--latents", latents], tmp_path / "run")
 
     assert_golden("flow", log(tmp_path / "run"))
 

@@ -1,6 +1,7 @@
 """Training Sim-VAE: the losses it gives, what it averages, writes and refuses."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_fifty_steps_give_the_golden_losses(images: Path, tmp_path: Path) -> None:
     """A change that should not alter training shows the same numbers."""
-    launch(["trainers.vae", *TINY, *FIFTY, "--data", images], tmp_path / "run")
+    by_shards = [sys.executable, "-m", "tests.support.by_shards", "vae"]
+    launch([*by_shards, *TINY, *FIFTY, "--data", images], tmp_path / "run")
 
     assert_golden("vae", log(tmp_path / "run"))
 

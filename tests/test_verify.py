@@ -168,7 +168,6 @@ def total(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda folder: (folder / MANIFEST).unlink(), "no manifest.json"),
         (lambda folder: (folder / "train-000001.tar").unlink(), "train-000001.tar: missing"),
         (lambda folder: shutil.copy(folder / "val-000000.tar", folder / "x.tar"), "x.tar: a shard"),
         (flip_byte, "train-000000.tar: SHA-256"),

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, UndecodableImage, decode
 from datasets.reading.ranges import Cache, UnreadableRange, read_member, shards_of
-from datasets.shards import INDEX, published
+from datasets.sets import open_set
+from datasets.shards import INDEX
 from infra.errors import UserError
 
 ROW = pa.schema(
@@ -23,11 +23,15 @@ ROW = pa.schema(
         ("shard", pa.string()),
         ("png_offset", pa.int64()),
         ("png_size", pa.int64()),
+        ("png_crc32", pa.uint32()),
         ("json_offset", pa.int64()),
         ("json_size", pa.int64()),
+        ("json_crc32", pa.uint32()),
     ]
 )
-"""A sample, and where its two members are read; a set of images alone has no place of a JSON."""
+"""A sample, and where its two members are read; a set of images alone has no place of a JSON. The
+checksums are null in sets of an earlier format; every member that has one is compared with it."""
+PLACE = ("offset", "size", "crc32")
 Row = Mapping[str, Any]
 """A sample as in `ROW`."""
 
@@ -55,6 +59,7 @@ class ImageSet:
 
     Attributes:
         folder: of the set.
+        opened: the set.
         manifest: of the set.
         digest: identity of the set: the SHA-256 of its manifest, which names that of every shard;
             where a split was asked for, also that.
@@ -62,7 +67,7 @@ class ImageSet:
         rows: the samples, as in `ROW`.
 
     Raises:
-        UserError: there is no complete set, or no image of that split.
+        UserError: there is no complete image set, or no image of that split.
     """
 
     def __init__(
@@ -74,15 +79,19 @@ class ImageSet:
         cache: Cache | None = None,
     ) -> None:
         self.folder = folder
-        self.manifest, digest = published(folder)
+        self.opened = open_set(folder, "image set")
+        self.manifest, digest = self.opened.manifest, self.opened.digest
         self.digest = digest if split is None else f"{digest}/{split}"
         self.files = shards_of(folder, self.manifest, digest, cache)
         entries = self.manifest["shards"]
         names = [entry["name"] for entry in entries if split in (None, entry["split"])]
-        self.rows = _rows(folder / INDEX, names).slice(0, limit)
+        self.rows = _rows(folder / INDEX, self.opened.index(), names).slice(0, limit)
         if not len(self.rows):
-            of_split = "" if split is None else f" of split {split!r}"
-            raise UserError(f"{folder}: no image{of_split} in {INDEX}")
+            held_out = "; curate with --val-fraction 0.05 to hold images out"
+            raise UserError(
+                f"{folder}: no image{f' of split {split!r}' if split else ''} in {INDEX}"
+                f"{held_out if split == 'val' else ''}"
+            )
         self._columns = {name: self.rows[name].combine_chunks() for name in self.rows.column_names}
 
     def __len__(self) -> int:
@@ -163,13 +172,13 @@ class ImageSet:
 
     def _member(self, row: Row, extension: str) -> bytes:
         name = f"{row['key']}.{extension}"
-        offset, size = row[f"{extension}_offset"], row[f"{extension}_size"]
-        if offset is None:
+        place = [row[f"{extension}_{what}"] for what in PLACE]
+        if place[0] is None:
             raise UnreadableRange(
                 f"{self.folder / INDEX} lists no {name}; make the set with python -m "
                 "pipelines.curate, which describes every image in a JSON member"
             )
-        return read_member(self.files, row["shard"], name, offset, size)
+        return read_member(self.files, row["shard"], name, *place)
 
     def _decoded(self, row: Row, png: bytes) -> Pixels:
         try:
@@ -179,16 +188,18 @@ class ImageSet:
             raise UnreadableRange(f"{where}: {error}; copy the shard anew") from error
 
 
-def _rows(path: Path, shards: Sequence[str]) -> pa.Table:
+def _rows(path: Path, index: pa.Table, shards: Sequence[str]) -> pa.Table:
     """Return the samples of some shards from the index of an image set, as in `ROW`."""
-    index = pq.read_table(path)
+    if "crc32" not in index.column_names:
+        index = index.append_column("crc32", pa.nulls(len(index), pa.uint32()))
     index = index.filter(pc.is_in(index["shard"].cast(pa.string()), pa.array(shards, pa.string())))
     extension = index["extension"].cast(pa.string())
     png, label = (index.filter(pc.equal(extension, name)) for name in ("png", "json"))
     if not len(label):
         missing = pa.nulls(len(png), pa.int64())
-        label = pa.table([png["key"], missing, missing], ["key", "offset", "size"])
+        label = pa.table([png["key"], *[missing] * len(PLACE)], ["key", *PLACE])
     if not png["key"].equals(label["key"]):
         raise UserError(f"{path} does not list png and json of every sample; copy the set anew")
-    places = [table[column] for table in (png, label) for column in ("offset", "size")]
-    return pa.table([png["key"], png["shard"].cast(pa.string()), *places], schema=ROW)
+    places = [table[column] for table in (png, label) for column in PLACE]
+    columns = [png["key"], png["shard"].cast(pa.string()), *places]
+    return pa.table([c.cast(f.type) for c, f in zip(columns, ROW, strict=True)], schema=ROW)

@@ -72,19 +72,42 @@ class Mixture:
             for images, weight in zip(self.sets, weights, strict=True)
         )
 
+    def refuse_other_sizes(self) -> None:
+        """Refuse sets whose images, taken whole, would not fit into one batch.
+
+        Only the first image of each set is read, and none where there is one set.
+
+        Raises:
+            UserError: names two sets and the sizes of their images.
+        """
+        shapes = [images.pixels(0).shape for images in self.sets if len(self.sets) > 1]
+        for images, shape in zip(self.sets, shapes, strict=False):
+            if shape != shapes[0]:
+                sizes = [f"{width} x {height}" for height, width, _ in (shapes[0], shape)]
+                raise UserError(
+                    f"{self.sets[0].folder} has images of {sizes[0]} pixels, {images.folder} of "
+                    f"{sizes[1]}: whole images of several sets have one size; curate them at one "
+                    "--size"
+                )
+
     @property
     def digest(self) -> str:
         """Identity of the data."""
         return digest([images.digest for images in self.sets])
 
     def read(self, picks: Picks) -> tuple[list[str], list[Pixels], list[str]]:
-        """Read the images picked; returns keys, pixels, and a message for each unreadable one."""
+        """Read the images picked; returns keys, pixels, and a message for each unreadable one.
+
+        Raises:
+            UserError: another set has taken the place of one of these.
+        """
         keys, images, unreadable = [], [], {}
         for row, (which, index) in enumerate(zip(picks.set_index, picks.index, strict=True)):
             keys.append(self.sets[which].key(int(index)))
             try:
                 images.append(self.sets[which].pixels(int(index)))
             except UnreadableRange as error:
+                self.sets[which].opened.refuse_if_replaced()
                 unreadable[row] = str(error)
                 images.append(np.empty((0, 0, 3), np.uint8))
         for row, other in stand_ins(unreadable, len(images)).items():
@@ -113,6 +136,8 @@ class Crops(Mixture):
         super().__init__(sets, weights)
         self.crop = crop
         self.flip = flip
+        if crop is None:
+            self.refuse_other_sizes()
 
     def load(self, picks: Picks, memory: Memory) -> ImageBatch:
         """Load crops; see `datasets.reading.loader.Samples`."""
@@ -159,6 +184,7 @@ class OnlinePairs(Mixture):
     ) -> None:
         super().__init__(sets, weights)
         self.degradation = degradation
+        self.refuse_other_sizes()
 
     def load(self, picks: Picks, memory: Memory) -> DegradedBatch:
         """Load pairs; see `datasets.reading.loader.Samples`."""

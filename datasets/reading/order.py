@@ -174,7 +174,9 @@ class Order:
         if changed:
             raise UsageError(
                 f"the saved position belongs to another order of samples ({'; '.join(changed)}); "
-                "resume with the data, weights and seed of that run, or start a new one"
+                "resume with the sets, weights and seed of that run, or start a new one in another "
+                "--output. A set that was made again with other settings, even in the same folder, "
+                "is another set"
             )
         return int(state["epoch"]) * self.epoch + int(state["offset"])
 

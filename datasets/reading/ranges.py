@@ -10,6 +10,7 @@ import fcntl
 import functools
 import os
 import secrets
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,7 +123,9 @@ def read_fully(descriptor: int, offset: int, buffers: Sequence[memoryview]) -> b
     return True
 
 
-def read_member(files: Ranges, shard: str, name: str, offset: int, size: int) -> bytes:
+def read_member(
+    files: Ranges, shard: str, name: str, offset: int, size: int, crc32: int | None = None
+) -> bytes:
     """Read a member of a shard where the index has it.
 
     Args:
@@ -131,6 +134,7 @@ def read_member(files: Ranges, shard: str, name: str, offset: int, size: int) ->
         name: of the member.
         offset: first byte of the content, behind the header.
         size: of the content in bytes.
+        crc32: of the content; None where the set has no checksums.
 
     Raises:
         UnreadableRange: the shard is missing or damaged, or has something else there.
@@ -139,7 +143,17 @@ def read_member(files: Ranges, shard: str, name: str, offset: int, size: int) ->
     files.read(shard, offset - BLOCK, [memoryview(head), memoryview(content)])
     if not names_member(head, name.encode()):
         raise UnreadableRange(f"{shard}: {name} is not where the index has it; copy the set anew")
+    if crc32 is not None and zlib.crc32(content) != crc32:
+        raise flipped(shard, name)
     return bytes(content)
+
+
+def flipped(shard: str, name: str) -> UnreadableRange:
+    """Return the error for a member whose CRC-32 is not the one that it was written with."""
+    return UnreadableRange(
+        f"{shard}: {name}: not the checksum that it was written with, so bits of it have changed; "
+        "copy the shard anew"
+    )
 
 
 def names_member(header: bytes | bytearray | memoryview, name: bytes) -> bool:
@@ -281,7 +295,7 @@ def _fetched(files: Ranges, name: str, offset: int, size: int) -> bytes:
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
     """Open a file that one process and thread at a time may hold; yields its descriptor."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor

@@ -57,7 +57,7 @@ class Record:
         self._files, self._sent = state / "files", state / "sent.json"
         if log.exists():
             self._cut(rewind_to)
-        self._fd = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        self._fd = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
         self._unwritten = b""
         # Reentrant: a signal handler may record something while the main thread is recording.
         self._guard = threading.RLock()

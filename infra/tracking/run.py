@@ -12,6 +12,7 @@ this process, by the next one that continues the run, or by ``python -m infra.tr
 
 import io
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -186,8 +187,8 @@ class Run:
         if self.run_id and uri.startswith("http"):
             page = f"{uri}/#/experiments/{store.experiment_id}/runs/{self.run_id}"
             return f"{page}?workflowType=machine_learning"  # else MLflow shows its chat pages
-        look = f" (mlflow server --backend-store-uri {uri})" if uri.startswith(SQLITE) else ""
-        return f"run {self.run_id or self.token} in {uri}{look}"
+        look = f" (mlflow server --backend-store-uri {shlex.quote(uri)})"
+        return f"run {self.run_id or self.token} in {uri}{look if uri.startswith(SQLITE) else ''}"
 
     def __enter__(self) -> Self:
         if self._record:

@@ -18,6 +18,7 @@ most 0.3 points, 0.005 in the median (83 of those crops). The package takes nine
 
 import hashlib
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,8 @@ def _parameters() -> dict[str, Floats]:
     found = hashlib.sha256(data).hexdigest()
     if found != PARAMETERS_SHA256:
         raise ValueError(
-            f"{PARAMETERS}: SHA-256 is {found}, but that of BRISQUE's parameters is "
-            f"{PARAMETERS_SHA256}; restore the file from the repository: git checkout {PARAMETERS}"
+            f"{PARAMETERS}: SHA-256 is {found[:12]}, but that of BRISQUE's parameters is "
+            f"{PARAMETERS_SHA256[:12]}; restore the file from the repository: git checkout "
+            f"{shlex.quote(str(PARAMETERS))}"
         )
     return dict(load(data))

@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.checkpoint import hub_remedy
+
 LICENCE = (
     "Licence, for you to settle first: Q-Align's code repository is non-commercial (S-Lab License "
     "1.0), the model card of q-future/one-align says MIT, and LLaMA-2's terms apply."
@@ -167,5 +169,6 @@ def _download(hub_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise BadCheckpoint(
-            f"{hub_id}: no such folder here, and the hub did not deliver it ({error}). {EXPECTED}"
+            f"{hub_id}: no such folder here, and the hub did not deliver it ({error}"
+            f"{hub_remedy(error)}). {EXPECTED}"
         ) from error

@@ -20,6 +20,7 @@ from models.checkpoint import (
     CheckpointNotFoundError,
     load_strict,
     read_state_dict,
+    replace_file,
 )
 from models.configuration import config_from_dict
 from models.vae.sim_vae import SimVAE, SimVAEConfig
@@ -66,9 +67,10 @@ def save_sim_vae(vae: SimVAE, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     state = {key: tensor.contiguous() for key, tensor in vae.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    metadata = {"format": "pt"}
+    replace_file(folder / WEIGHTS_FILE, lambda path: save_file(state, path, metadata=metadata))
     text = json.dumps(to_json(vae.config), indent=2) + "\n"
-    (folder / CONFIG_FILE).write_text(text)
+    replace_file(folder / CONFIG_FILE, lambda path: path.write_text(text))
 
 
 def load_sim_vae(folder: str | Path) -> SimVAE:

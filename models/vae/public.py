@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import CheckpointError, CheckpointNotFoundError, load_strict, read_state_dict
+from models.checkpoint import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    hub_remedy,
+    load_strict,
+    read_state_dict,
+)
 from models.vae.autoencoder import Posterior, check_images, check_latent
 from models.vae.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 
@@ -184,8 +190,9 @@ def _download(expected: PublicVAESource, repository: str) -> Path:
         where = "/".join(filter(None, (expected.repository, expected.subfolder)))
         raise CheckpointNotFoundError(
             f"{repository}: neither a local folder nor had from the hub ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0]}). Put {CONFIG_FILE} and {WEIGHTS_FILE} of "
-            f"{where} into a folder and give its path. Licence: {expected.licence}"
+            f"{str(error).strip().splitlines()[0]}{hub_remedy(error)}). Put "
+            f"{CONFIG_FILE} and {WEIGHTS_FILE} of {where} into a folder and give its path. "
+            f"Licence: {expected.licence}"
         ) from error
     return Path(paths[0]).parent
 

@@ -49,6 +49,8 @@ def verify(arguments: list[str]) -> int:
     """Recompute every claim of a set; returns 1 and names what is wrong where, 0 if nothing is."""
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("usage: python -m pipelines.curate verify PATH [--repair]")
+    from datasets.sets import claimed_set
+
     folder = local_path(arguments[0])
     presets = {"default": VerifyConfig()}
     config = cli.parse(VerifyConfig, presets, arguments[1:], "verify PATH", "Verify an image set.")
@@ -56,6 +58,7 @@ def verify(arguments: list[str]) -> int:
 
     if config.repair:
         repair(folder)
+    claimed_set(folder, "image set")
     return verdict(folder, problems(folder))
 
 

@@ -20,7 +20,7 @@ from infra.config import digest
 from infra.errors import UsageError, UserError
 from infra.storage import local_path, write_bytes
 from pipelines.jobs.inputs import listed
-from pipelines.jobs.stage import progress
+from pipelines.jobs.progress import progress
 
 HASHES = ["source_sha256", "source_phash"]
 EXCLUDED = pa.schema([("name", pa.string()), *((name, pa.string()) for name in HASHES)])

@@ -21,6 +21,7 @@ The state of the job is in the output folder; a killed job loses at most the uni
 
 import hashlib
 import json
+import shlex
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from datasets import shards
 from datasets.archives.archive import forget_copies
 from datasets.archives.found import LOSSES
 from datasets.sample import SCORES
+from datasets.sets import claimed_set
 from datasets.sources import ImageRef, Listing, ignored_table
 from datasets.verify import damaged
 from infra import storage
@@ -139,7 +141,7 @@ class Curation:
         """
         with self.set.held():
             restored = self.set.restore_manifest()
-            manifest, _ = shards.published(self.folder)
+            manifest = claimed_set(self.folder, "image set").manifest
             names = damaged(self.folder, manifest)
             if names:
                 listing = self.listing()
@@ -233,7 +235,7 @@ class Curation:
 
     def report(self, scores: pa.Table, listing: Listing, times: list[StageTime]) -> dict[str, Any]:
         """Write the page and print the summary; returns the set's manifest."""
-        manifest, _ = shards.published(self.folder)
+        manifest = claimed_set(self.folder, "image set").manifest
         rule, limit = self.config.crop, self.config.max_pixels
         pictures = curation_report.Pictures(self.folder, listing, rule, limit)
         page = curation_report.build(manifest, scores, pictures, times)
@@ -426,7 +428,8 @@ class Curation:
             raise UserError(
                 f"{self.folder / SCORES_FILE} cannot be made again: the inputs, or the scores in "
                 f"{self.scores_folder}, are no longer those of the set; run the job again with "
-                f"python -m pipelines.curate --config '{self.folder / 'config.json'}' --overwrite"
+                "python -m pipelines.curate --config "
+                f"{shlex.quote(str(self.folder / 'config.json'))} --overwrite"
             )
         return scores
 

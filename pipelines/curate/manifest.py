@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 
 from datasets import shards
 from datasets.names import is_own_name
+from datasets.sets import FORMATS
 from datasets.sources import input_digest
 from datasets.unusable import BROKEN, TRANSIENT
 from infra.config import canonical_json
 from pipelines.curate.selection import count_copies, count_reasons
 from pipelines.jobs.scorers import ScorerInfo
 
-FORMAT = "latent-pmrf/samples/2"
+FORMAT = FORMATS["image set"][-1]
 SCORES_FILE = "scores.parquet"
 IGNORED_FILE = "ignored.parquet"
 ENCODERS = (

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from datasets.decoding import Pixels, decode_picture, single_threaded
 from datasets.fingerprint import perceptual_hash
 from datasets.sample import CANDIDATE, empty_row
-from datasets.shards import fits_ustar, parquet_bytes, read_manifest
+from datasets.sets import claimed_set
+from datasets.shards import fits_ustar, parquet_bytes
 from datasets.sources import ImageRef, Listing, read
 from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
@@ -318,11 +319,10 @@ def export(folder: Path, name: str) -> int:
         The number of scores.
 
     Raises:
-        UsageError: no complete set in ``folder``, or one that has no such scores.
+        UserError: no complete set in ``folder``, or one that has no such scores.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UsageError(f"{folder}: no complete set here (no manifest.json); curate it first")
+    claimed = claimed_set(folder, "image set")
+    manifest = claimed.manifest
     target, authors = local_path(name.removeprefix(AUTHORS)), name.startswith(AUTHORS)
     config, scorer = manifest["config"], dict(manifest["scorer"])
     if scorer["name"] == "none":
@@ -332,7 +332,7 @@ def export(folder: Path, name: str) -> int:
             f"{folder}: scored by {scorer['name']}, but the authors' format means scores of "
             f"Q-Align; leave {AUTHORS} out"
         )
-    table = pq.read_table(folder / "scores.parquet", columns=["key", "quality"])
+    table = claimed.table("scores.parquet", columns=["key", "quality"])
     rows = table.filter(pc.is_valid(table["quality"])).to_pylist()
     scores = {row["key"]: row["quality"] for row in rows}
     if authors:

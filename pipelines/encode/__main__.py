@@ -59,10 +59,12 @@ def verify(arguments: list[str]) -> int:
     presets = {"default": VerifyConfig()}
     description = "Verify a latent set."
     config = cli.parse(VerifyConfig, presets, arguments[1:], "verify PATH", description)
+    from datasets.sets import claimed_set
     from pipelines.encode.verify import all_problems
 
     if config.repair:
         _repair(folder, config)
+    claimed_set(folder, "latent set")
     return verdict(folder, all_problems(folder, config))
 
 

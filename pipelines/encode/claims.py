@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.latent_pairs import PAIRS
+from datasets.sets import FORMATS
 from datasets.shards import INDEX, MANIFEST
 from datasets.verify import claim_problems
-from pipelines.encode.manifest import FORMAT, REPEATED, joined_statistics, repeated
+from pipelines.encode.manifest import REPEATED, joined_statistics, repeated
 from pipelines.encode.sums import STATISTICS
 
 TABLES = (INDEX, PAIRS, STATISTICS)
@@ -34,8 +35,8 @@ def problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         )
         return
     expected = json.loads(metadata)
-    if expected["format"] != FORMAT:
-        yield f"{PAIRS}: format {expected['format']}, this version reads {FORMAT}"
+    if expected["format"] not in (known := FORMATS["latent set"]):
+        yield f"{PAIRS}: format {expected['format']}, this version reads {', '.join(known)}"
     yield from _growth(manifest, expected["generations"])
     names = [entry["name"] for entry in manifest["shards"]]
     totals = {

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.reading.image_set import ImageSet
-from datasets.shards import lacking, shard_name, shard_sizes
+from datasets.shards import shard_name
 from infra.errors import UsageError, UserError
 
 
@@ -19,12 +19,6 @@ def open_images(folder: Path, limit: int | None = None) -> ImageSet:
     """
     try:
         images = ImageSet(folder, limit=limit)
-        lost = lacking(folder, shard_sizes(images.manifest))
-        if lost:
-            raise UserError(
-                f"{folder}: {len(lost)} shards are missing or have another length than the "
-                f"manifest says, first {lost[0]}; copy them again, or curate again"
-            )
         _ = images.size  # read now, so that images that are not square are refused now
     except UserError as error:
         raise UsageError(f"--input {error}") from error

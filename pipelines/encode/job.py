@@ -5,6 +5,7 @@ The state of the job is in the output folder; a killed job loses at most the sha
     OUTPUT/                   the set: shards, manifest.json; index, pairs and statistics.parquet
     OUTPUT/config.json        the resolved configuration, for --config
     OUTPUT/report.html        the page to read
+    OUTPUT/versions/          the set as it was before each time that it grew
     OUTPUT/.encode/           the state of the job
         identity.json         the settings that the latents depend on; others are refused
         probe/                the distortion bound and its pictures
@@ -12,7 +13,8 @@ The state of the job is in the output folder; a killed job loses at most the sha
 
 A set grows by generations: the first run encodes targets and draws 0 to K - 1, a later one with
 more --draws adds shards with the further draws and rewrites the manifest and the tables. A
-published shard never changes. With --reuse, latents that would come out the same are copied from
+published shard never changes, and the set as it was stays in `versions`, so that a run on it can be
+resumed. With --reuse, latents that would come out the same are copied from
 another set.
 """
 
@@ -23,6 +25,8 @@ from typing import Any
 
 from datasets import shards
 from datasets.latent_format import LatentFormat
+from datasets.sets import open_set
+from datasets.versions import forget_versions, keep_version
 from infra import storage
 from infra.config import from_dict, pretty_json, to_dict
 from infra.errors import UsageError
@@ -40,6 +44,7 @@ from pipelines.encode.sums import ChannelSums
 from pipelines.encode.worker import EncodeShard
 from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.plan import PLAN, units_left, write_plan
+from pipelines.jobs.progress import Watched
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.jobs.times import save_times
 
@@ -237,8 +242,13 @@ class Encoding:
             reuse=reuse,
         )
         total = sum(len(tables[str(unit["name"])]) for unit in units)
-        for _ in engine.run("encode", units, EncodeShard, (spec, self.rule), total, resources):
+        watched = Watched(total, staging)
+        for _ in engine.run("encode", units, EncodeShard, (spec, self.rule), watched, resources):
             pass
+        if manifest is None:
+            forget_versions(self.folder)
+        else:
+            keep_version(open_set(self.folder, "latent set"))
         new = Generation(staging, tuple(tables), spec, latent)
         entries = {"identity": self.identity, "distortion": bound(probe)}
         stage_manifest(self.folder, manifest, new, entries)

@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets import shards
 from datasets.latent_format import LatentFormat
 from datasets.latent_pairs import PAIRS, pair_table
+from datasets.sets import FORMATS, PublishedSet, open_set
 from datasets.shards import Member, Shard
 from infra import storage
 from infra.config import canonical_json, pretty_json, to_dict
@@ -25,7 +25,6 @@ from pipelines.encode.members import GenerationSpec, statistics_path, table_path
 from pipelines.encode.sums import STATISTICS, ChannelSums, read_tables, write_tables
 from pipelines.jobs.plan import record_path
 
-FORMAT = "latent-pmrf/latents/1"
 LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 SIDES = ("target", "source")
 REPEATED = ("format", "identity", "distortion", "latent", "draws", "generations")
@@ -101,19 +100,20 @@ def stage_manifest(
         new: the generation that is added.
         entries: further entries of the manifest.
     """
-    written = [*(_published(folder, before) if before else ()), *new.shards()]
+    published = None if before is None else open_set(folder, "latent set")
+    written = [*(_published(published) if published else ()), *new.shards()]
     with _side_by_side(folder, new.staging, written) as together:
         pairs = pair_table(together, written)
     index = shards.parquet_bytes(shards.index_table(written))
     storage.write_bytes(new.staging / shards.INDEX, index)
-    old = read_tables(folder / STATISTICS) if before and STATISTICS in before["files"] else ()
+    old = _statistics(published) if published else ()
     write_tables(new.staging / STATISTICS, chain(old, new.tables()))
     generations = [*(before["generations"] if before else []), new.entry()]
     statistics = joined_statistics(generations, new.latent.channels)
     target = statistics["target"]
     latent = replace(new.latent, mean=tuple(target["mean"]), std=tuple(target["std"]))
     claims = {
-        "format": FORMAT,
+        "format": FORMATS["latent set"][-1],
         **entries,
         "latent": to_dict(latent),
         "draws": new.spec.last,
@@ -166,14 +166,21 @@ def joined_statistics(
     }
 
 
-def _published(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Shard]:
+def _published(opened: PublishedSet) -> Iterator[Shard]:
     """Yield the shards of a published set with their members, from its index."""
     members: dict[str, list[Member]] = {}
-    for row in pq.read_table(folder / shards.INDEX).to_pylist():
+    for row in opened.index().to_pylist():
         members.setdefault(row.pop("shard"), []).append(Member(**row))
-    for entry in manifest["shards"]:
+    for entry in opened.manifest["shards"]:
         name = entry["name"]
         yield Shard(name, entry["samples"], entry["bytes"], entry["sha256"], tuple(members[name]))
+
+
+def _statistics(opened: PublishedSet) -> Iterator[pa.Table]:
+    """Yield the table of sums of a published set, shard by shard; sets of long ago have none."""
+    if STATISTICS in opened.manifest["files"]:
+        opened.check(STATISTICS)
+        yield from read_tables(opened.folder / STATISTICS)
 
 
 @contextmanager

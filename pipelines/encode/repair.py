@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from datasets import shards
 from datasets.latent_pairs import PAIRS, pair_table
+from datasets.sets import claimed_set
 from datasets.verify import damaged
 from infra import storage
 from infra.config import differences, flat
@@ -43,7 +44,7 @@ def repair(job: Encoding, engine: Engine | None = None) -> list[str]:
     """
     with job.set.held():
         restored = job.set.restore_manifest()
-        manifest, _ = shards.published(job.folder)
+        manifest = claimed_set(job.folder, "latent set").manifest
         if changed := differences(flat(job.identity), flat(manifest["identity"])):
             raise UserError(
                 f"{job.folder}: images, networks or settings are not those that it was made with "

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets.degradation.parameters import DegradationParameters
 from datasets.latent_format import LatentFormat
 from datasets.reading.ranges import LocalFiles, UnreadableRange, read_member
-from datasets.shards import INDEX, MANIFEST, published, read_manifest
+from datasets.sets import open_set
+from datasets.shards import MANIFEST
 from infra.config import differences, flat, to_dict
 from infra.errors import UsageError, UserError
 from infra.storage import sha256
@@ -38,6 +38,7 @@ DRAW_FIELDS = ("degradation", "seed")
 SOURCE_FIELDS = ("source", "predictor", "predictor_config", "regressor", "regressor_config")
 STORED_FIELDS = ("channels", "height", "width", "dtype", "scale", "offset")
 TARGETS = ("target_0", "target_1")
+WITHOUT = "leave --reuse out to compute all latents"
 KEPT_IMAGES = ("lq", "posterior_mean")
 
 
@@ -80,9 +81,10 @@ def earlier_manifest(folder: Path, output: Path) -> dict[str, Any]:
             f"--reuse {folder} is --output too: a set cannot be read while it is replaced; give "
             "another --output, and remove the earlier set afterwards"
         )
-    manifest = read_manifest(folder)
-    if manifest is None or "identity" not in manifest:
-        raise UsageError(f"--reuse {folder}: no complete latent set here; leave --reuse out")
+    try:
+        manifest = open_set(folder, "latent set").manifest
+    except UserError as error:
+        raise UsageError(f"--reuse {error}; or {WITHOUT}") from error
     if STATISTICS not in manifest["files"]:
         raise UsageError(
             f"--reuse {folder}: has no {STATISTICS}, as sets of an earlier version; without it the "
@@ -145,16 +147,18 @@ class EarlierSet:
         self.takes_sources = reuse.sources
         self.latent = latent
         self.images = KEPT_IMAGES if keep_images else ()
-        manifest, digest = published(self.folder)
-        if digest != reuse.manifest:
+        try:
+            opened = open_set(self.folder, "latent set")
+            self._index = opened.index()
+            opened.check(STATISTICS)
+        except UserError as error:
+            raise UserError(f"--reuse {error}; or {WITHOUT}") from error
+        if opened.digest != reuse.manifest:
             raise UserError(
                 f"--reuse {self.folder} has changed since this run began; run the command again"
             )
-        self._files = LocalFiles.of(self.folder, manifest)
-        hashes = {entry["name"]: entry["sha256"] for entry in manifest["shards"]}
-        for name in (INDEX, STATISTICS):
-            self._check(name, manifest["files"][name]["sha256"])
-        self._index = pq.read_table(self.folder / INDEX)
+        self._files = LocalFiles.of(self.folder, opened.manifest)
+        hashes = {entry["name"]: entry["sha256"] for entry in opened.manifest["shards"]}
         self._table = LatentTable(self.folder / STATISTICS, latent.height * latent.width)
         self._checked = functools.cache(lambda shard: self._check(shard, hashes[shard]))
         self._sums: Latents = {}
@@ -241,13 +245,11 @@ class EarlierSet:
         except OSError as error:
             raise UserError(self._damaged(name, str(error.strerror))) from error
         if found != expected:
-            raise UserError(self._damaged(name, f"SHA-256 {found}, the manifest says {expected}"))
+            said = f"SHA-256 {found[:12]}, the manifest says {expected[:12]}"
+            raise UserError(self._damaged(name, said))
 
     def _damaged(self, name: str, what: str) -> str:
-        return (
-            f"--reuse {self.folder / name}: {what}; copy the file anew, or leave --reuse out to "
-            "compute all latents"
-        )
+        return f"--reuse {self.folder / name}: {what}; copy the file anew, or {WITHOUT}"
 
 
 def _is_counted(extension: str) -> bool:

@@ -20,6 +20,7 @@ from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
 from datasets.reading.image_set import ImageSample
 from datasets.reading.ranges import LocalFiles, read_member
+from datasets.sets import claimed_set
 from datasets.shards import INDEX, MANIFEST, read_manifest
 from datasets.verify import Inspected, guarded, readable_manifest, set_problems
 from infra.config import differences, flat, from_dict, to_dict
@@ -73,8 +74,9 @@ def problems(folder: Path) -> Iterator[str]:
 
 
 def _pairs(folder: Path, inspector: "_Inspector") -> Iterator[str]:
-    yield from latent_pairs.problems(folder)
-    table = pq.read_table(folder / PAIRS, columns=["key", "draw"])
+    claimed = claimed_set(folder, "latent set")
+    yield from latent_pairs.problems(claimed)
+    table = claimed.table(PAIRS, columns=["key", "draw"])
     pairs = set(zip(table["key"].to_pylist(), table["draw"].to_pylist(), strict=True))
     for key, number in sorted(inspector.draws ^ pairs):
         yield f"{key}: draw {number} is in only one of the shards and {PAIRS}"

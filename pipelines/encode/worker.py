@@ -21,7 +21,7 @@ from datasets.degradation.reference import Degraded, to_float
 from datasets.latent_format import LatentFormat
 from datasets.reading.image_set import ImageSample, ImageSet, Row
 from datasets.shards import save_record, write_shard
-from infra.ahead import map_ahead
+from infra.ahead import map_ahead, once
 from infra.config import from_dict
 from infra.errors import UserError
 from models.ranges import unit_to_uint8
@@ -30,6 +30,7 @@ from pipelines.encode.members import Computed, GenerationSpec, Packer
 from pipelines.encode.networks import Encoder, Image, batch_size
 from pipelines.encode.reuse import TARGETS, EarlierSet
 from pipelines.jobs.plan import planned, record_path
+from pipelines.jobs.progress import tallied
 from pipelines.jobs.stage import Stopwatch
 
 PREPARERS_PER_GPU = 6  # threads that decode and degrade, since JPEG and noise are made on the CPU
@@ -69,7 +70,9 @@ class EncodeShard:
         self.parameters = functools.cache(self.encoder.parameters)
         self.packer = Packer(self.spec, self.images, self.latent, self.parameters, self.earlier)
         try:
-            shard = write_shard(path, self.watch.between("write", self.samples(rows)))
+            shard = write_shard(
+                path, self.watch.between("write", tallied(path, self.samples(rows)))
+            )
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{unit['name']}: the GPU's memory does not hold a batch of {self.batch} images; "
@@ -114,7 +117,7 @@ class EncodeShard:
     def _preparations(self, groups: Sequence[Sequence[Row]]) -> "Iterator[Callable[[], _Prepared]]":
         """Yield what the CPU does, in order: load the images of a group, then degrade each draw."""
         for group in groups:
-            load = functools.cache(functools.partial(self._load, group))
+            load = once(functools.partial(self._load, group))
             yield lambda load=load: (load(), [])  # type: ignore[misc]  # mypy cannot infer it
             for number in self.draws:
                 yield functools.partial(self._degrade, load, number)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datasets.sources import Listing, list_images
-from pipelines.jobs.stage import progress
+from pipelines.jobs.progress import progress
 
 
 def listed(inputs: Sequence[str], kept: Path) -> Listing:

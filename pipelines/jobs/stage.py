@@ -22,6 +22,8 @@ from typing import Any, Protocol, Self, TypeVar
 from infra.errors import UsageError, UserError
 from infra.storage import explained
 from pipelines.jobs.attempts import attempt
+from pipelines.jobs.progress import Watched, progress
+from pipelines.jobs.ray_files import take_own_token, unwritable
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("datasets", "infra", "models", "pipelines")
@@ -112,7 +114,7 @@ class Engine(Protocol):
         units: Sequence[dict[str, Any]],
         worker: Callable[..., Worker],
         arguments: Sequence[Any],
-        total: int,
+        total: int | Watched,
         resources: Resources = Resources(),
     ) -> Iterator[dict[str, Any]]:
         """Do every unit; yield the results in any order."""
@@ -182,7 +184,7 @@ class RayEngine:
         units: Sequence[dict[str, Any]],
         worker: Callable[..., Worker],
         arguments: Sequence[Any],
-        total: int,
+        total: int | Watched,
         resources: Resources = Resources(),
     ) -> Iterator[dict[str, Any]]:
         """Do every unit with ``worker(*arguments)``, one instance per process; yield their results.
@@ -268,12 +270,15 @@ class RayEngine:
         else:
             options["num_cpus"] = self._workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
+            take_own_token()
         local = "num_cpus" in options
         try:
             with _quiet() if local else nullcontext():
                 ray.init(logging_level="ERROR", **options)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise _unreachable(error) from error
+        except OSError as error:
+            raise unwritable(error) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
@@ -359,37 +364,3 @@ def carried_out(work: Worker, unit: dict[str, Any]) -> dict[str, Any]:
         return {"failure": str(error)}
     except OSError as error:
         return {"failure": str(explained(error, error.filename or "input or output"))}
-
-
-@contextmanager
-def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar with rate and time left, on terminals only."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f}/s" if task.speed else "")
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:>12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda count: bar.advance(task, count)

@@ -21,9 +21,9 @@ from infra import cli
 from infra.errors import BudgetExceeded, UsageError
 from infra.storage import local_path
 from pipelines.jobs.inputs import listed
+from pipelines.jobs.progress import progress
 from pipelines.jobs.score_file import WHOLE_IMAGES, write_scores
 from pipelines.jobs.scorers import describe, load
-from pipelines.jobs.stage import progress
 from pipelines.score.config import PRESETS, ScoreConfig
 from pipelines.score.judge import Judge
 from pipelines.score.table import Row, ScoreTable

@@ -37,11 +37,11 @@ from datasets.latent_pairs import PAIR, PAIRS
 from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout, Order
-from datasets.shards import MANIFEST, parquet_bytes, write_shard
-from infra.config import pretty_json, to_dict
+from datasets.shards import parquet_bytes, write_shard
+from infra.config import to_dict
 from tests.benchmarks.harness import RUNS, save
 from tests.benchmarks.other_loaders import Epoch, consume, importable, webdataset
-from tests.support.published_sets import sample, write_latents
+from tests.support.published_sets import finish, sample, write_latents
 
 FORM = LatentFormat(channels=32, height=64, width=64)
 BATCH = 64
@@ -243,19 +243,24 @@ def large_set(folder: Path) -> dict[str, float]:
     shards = pa.array(["train-000000.tar"]).take(pa.array(np.zeros(count, np.int64)))
     offsets = pa.array(np.arange(count) * 1024)
     sizes = pa.array(np.full(count, FORM.member_bytes))
+    checksums = pa.array(np.random.default_rng(0).integers(1 << 32, size=count, dtype=np.uint32))
     columns = [
         pa.array(keys),
         pa.array(["train"]).take(pa.array(np.zeros(count, np.int64))),
         pa.array(np.tile(np.arange(draws, dtype=np.int32), images)),
         pa.array(np.tile(np.arange(draws) % 2 == 1, images)),
         pa.array(np.zeros(count, bool)),
-        *(shards, offsets, sizes, shards, offsets, sizes),
+        *(shards, offsets, sizes, checksums, shards, offsets, sizes, checksums),
     ]
     folder.mkdir()
-    entry = {"name": "train-000000.tar", "bytes": 0, "split": "train"}
-    manifest = {"latent": to_dict(FORM), "shards": [entry], "files": {}}
     (folder / PAIRS).write_bytes(parquet_bytes(pa.table(columns, schema=PAIR)))
-    (folder / MANIFEST).write_bytes(pretty_json(manifest))
+    finish(
+        folder,
+        [write_shard(folder / "train-000000.tar", [])],
+        "latent set",
+        [PAIRS],
+        latent=to_dict(FORM),
+    )
     start = time.perf_counter()
     pairs = LatentPairs(folder)
     opened = time.perf_counter()

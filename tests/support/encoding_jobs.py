@@ -71,7 +71,13 @@ def write_images(folder: Path, count: int = 7) -> Path:
 
 def curated(folder: Path) -> Path:
     """Curate the pictures in `raw` into an image set with both splits; returns it."""
-    config = CurateConfig(
+    Curation(curation(folder)).run(InProcess())
+    return folder / "images"
+
+
+def curation(folder: Path) -> CurateConfig:
+    """Return the job that `curated` does."""
+    return CurateConfig(
         input=(str(folder / "raw"),),
         output=str(folder / "images"),
         crop=CropRule(mode="resize", size=SIZE),
@@ -79,8 +85,6 @@ def curated(folder: Path) -> Path:
         cut=CutRule(samples_per_shard=4, val_fraction=0.3),
         track=False,
     )
-    Curation(config).run(InProcess())
-    return folder / "images"
 
 
 def job(folder: Path, output: Path, **fields: Any) -> EncodeConfig:

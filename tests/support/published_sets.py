@@ -1,5 +1,6 @@
 """Small published sets, written with the project's own writers: images, and latents of noise."""
 
+import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from datasets import shards
 from datasets.decoding import encode_png
 from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, members
 from datasets.latent_pairs import PAIRS, pair_table
+from datasets.sets import FORMATS, Kind
 from datasets.shards import Shard, index_table, parquet_bytes, shard_name, write_shard
 from infra.config import canonical_json, pretty_json, to_dict
 from infra.storage import write_bytes
@@ -82,7 +85,8 @@ def publish_latents(
 ) -> Path:
     """Write the tables and the manifest of latent shards that are there."""
     write_bytes(folder / PAIRS, parquet_bytes(pair_table(folder, written)))
-    return _finish(folder, written, [PAIRS], latent=to_dict(latent_format), **manifest)
+    form = to_dict(latent_format)
+    return finish(folder, written, "latent set", [PAIRS], latent=form, **manifest)
 
 
 def write_images(
@@ -101,13 +105,38 @@ def write_images(
         write_shard(folder / shard_name(split, number), contents[start : start + per_shard])
         for number, start in enumerate(range(0, len(contents), per_shard))
     ]
-    return _finish(folder, written, [])
+    return finish(folder, written, "image set")
 
 
-def _finish(folder: Path, written: Sequence[Shard], tables: list[str], **manifest: Any) -> Path:
+def finish(
+    folder: Path, written: Sequence[Shard], kind: Kind, tables: Sequence[str] = (), **manifest: Any
+) -> Path:
+    """Write the index and the manifest of shards and tables that are there; returns the folder."""
     write_bytes(folder / shards.INDEX, parquet_bytes(index_table(written)))
     files = {name: shards.file_entry(folder / name) for name in [shards.INDEX, *tables]}
     entries = [shard.entry() for shard in written]
-    content = pretty_json({**manifest, "shards": entries, "files": files})
-    write_bytes(folder / shards.MANIFEST, content)
+    values = {"format": FORMATS[kind][-1], **manifest, "shards": entries, "files": files}
+    write_bytes(folder / shards.MANIFEST, pretty_json(values))
+    return folder
+
+
+def restate(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a manifest, whose tables stay what it says."""
+    manifest = json.loads((folder / shards.MANIFEST).read_bytes())
+    change(manifest)
+    write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
+
+
+def aged(folder: Path, *tables: str) -> Path:
+    """Make a set one of the first format, whose tables have no checksums."""
+    for name in tables:
+        table = pq.read_table(folder / name)
+        crcs = [column for column in table.column_names if column.endswith("crc32")]
+        write_bytes(folder / name, parquet_bytes(table.drop_columns(crcs)))
+
+    def first(manifest: dict[str, Any]) -> None:
+        manifest["format"] = manifest["format"].replace("/2", "/1")
+        manifest["files"] |= {name: shards.file_entry(folder / name) for name in tables}
+
+    restate(folder, first)
     return folder

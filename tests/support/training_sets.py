@@ -17,7 +17,7 @@ from datasets.decoding import encode_png
 from datasets.degradation.parameters import degradation_preset
 from datasets.latent_format import LatentDraw, LatentFormat, LatentSample
 from datasets.latent_pairs import PAIRS, pair_table
-from infra.config import canonical_json, pretty_json, to_dict
+from infra.config import canonical_json, to_dict
 from infra.storage import sha256, write_bytes
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.frozen import load_posterior_mean, load_vae
@@ -29,7 +29,7 @@ from models.velocity import looformer
 from models.velocity.looformer import LooUFormer
 from tests.conftest import PATIENCE, ROOT, environment, picture
 from tests.support import tiny_vae
-from tests.support.published_sets import write_latent_shard
+from tests.support.published_sets import finish, write_latent_shard
 
 SMOKE = ("--preset", "tiny", "--model", "tiny", "--global-batch-size", "4")  # the smallest run
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_losses.json"
@@ -60,10 +60,7 @@ def write_image_set(
             for number in range(first, first + count)
         )
         written.append(shards.write_shard(folder / shards.shard_name(split, 0), images))
-    write_bytes(folder / shards.INDEX, shards.parquet_bytes(shards.index_table(written)))
-    manifest = {"shards": [shard.entry() for shard in written], "files": {}}
-    write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
-    return folder
+    return finish(folder, written, "image set")
 
 
 def write_latent_set(
@@ -89,14 +86,8 @@ def write_latent_set(
             )
         written.append(write_latent_shard(folder / shards.shard_name(split, 0), samples, latent))
     write_bytes(folder / PAIRS, shards.parquet_bytes(pair_table(folder, written)))
-    manifest = {
-        "latent": to_dict(latent),
-        "identity": {"source": "posterior_mean", **(identity or {})},
-        "shards": [shard.entry() for shard in written],
-        "files": {},
-    }
-    write_bytes(folder / shards.MANIFEST, pretty_json(manifest))
-    return folder
+    made_by = {"source": "posterior_mean", **(identity or {})}
+    return finish(folder, written, "latent set", [PAIRS], latent=to_dict(latent), identity=made_by)
 
 
 @dataclass

@@ -27,7 +27,7 @@ def open_images(path: str, loop: LoopConfig, split: str = "train") -> ImageSet:
 
 def open_latents(path: str, loop: LoopConfig, split: str) -> LatentPairs:
     """Open a latent set, through the cache if there is one."""
-    return LatentPairs(local_path(path), split=split, cache=_cache(loop))
+    return LatentPairs(local_path(path), split=split, cache=_cache(loop), checked=loop.check_data)
 
 
 def named(path: str, samples: ImageSet | LatentPairs) -> tuple[str, str, str, str]:
@@ -61,7 +61,12 @@ def training_loader(
         loop: seed, workers and skip budget.
         device: where the batches go; to a GPU they go from page-locked memory.
         processes: whether loading is computation, such as decoding and degrading.
+
+    Raises:
+        UsageError: the state is a position in other samples.
     """
+    if state is not None and isinstance(samples, LatentPairs):
+        samples.refuse_if_grown(state)
     settings = LoaderConfig(
         seed=loop.seed,
         workers=loop.workers,
@@ -82,12 +87,7 @@ def held_out(path: str, loop: LoopConfig) -> ImageSet:
     Raises:
         UserError: there are none.
     """
-    try:
-        return open_images(path, loop, split="val")
-    except UserError as error:
-        raise UserError(
-            f"{error}; validation needs held-out images: curate with --val-fraction 0.05"
-        ) from error
+    return open_images(path, loop, split="val")
 
 
 def sweep(
