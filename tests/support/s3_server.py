@@ -146,6 +146,9 @@ class S3Server:
     def __exit__(self, *error: object) -> None:
         self._end(signal.SIGKILL)  # its data are thrown away: no need to let it finish
         shutil.rmtree(self.folder, ignore_errors=True)
+        for port in self.ports:  # SeaweedFS puts sockets here, whatever TMPDIR says
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink()
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
