@@ -28,6 +28,8 @@ PORTS = (
     "volume.port.grpc",
     "filer.port",
     "filer.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
 )
 OWNER = ("OWNERKEYOFTESTS", "owner+secret/of+tests")
 READER = ("READERKEYOFTESTS", "reader+secret/of+tests")
