@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
+
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.s3_server import S3Server, use
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600.0  # seconds until a program is taken to hang; no test waits for it to pass
@@ -68,6 +71,21 @@ def pictures(tmp_path: Path) -> Pictures:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Start a real S3 server, once; it has the bucket `tests`."""
+    with S3Server(tmp_path_factory.mktemp("s3") / "server") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def s3_proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
+    """Point the AWS variables, with all rights, at a proxy in front of the server."""
+    with FaultyProxy(s3_server.endpoint) as proxy, pytest.MonkeyPatch.context() as environment:
+        use(environment, proxy.endpoint)
+        yield proxy
 
 
 def free_port() -> int:

@@ -1,0 +1,130 @@
+"""What a program may do with a folder, wherever the folder lies.
+
+Names are relative, with `/` between their parts, and mean the same bytes in every kind of folder:
+an accented letter stored as one code point and one stored as two are different names.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
+
+from infra.errors import UserError
+
+
+class Missing(UserError):  # noqa: N818  (an answer that callers expect)
+    """There is nothing under this name."""
+
+
+class Taken(UserError):  # noqa: N818  (an answer that callers expect)
+    """There is something else under a name that was to be written for the first time."""
+
+
+class Entry(NamedTuple):
+    """A file of a folder."""
+
+    name: str
+    """Its name, relative to the folder."""
+    size: int
+    """Its length in bytes."""
+
+
+class Folder(Protocol):
+    """A folder on a disk, or a prefix in a bucket; may be pickled, forked and used by threads."""
+
+    @property
+    def uri(self) -> str:
+        """The path or URI that opens this folder."""
+
+    def child(self, name: str) -> Self:
+        """Return the folder of this name below."""
+
+    def read(self, name: str) -> bytes:
+        """Return all bytes of a file.
+
+        Raises:
+            Missing: there is none.
+        """
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill ``buffers``, one after another, with the bytes of a file from ``offset`` on.
+
+        Raises:
+            Missing: there is no such file.
+            UserError: it ends before the buffers are full.
+        """
+
+    def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:
+        """Copy a file to the local path ``target``, which appears only whole.
+
+        Args:
+            name: of the file.
+            target: path of the copy.
+            sha256: hex digest that the bytes must have; None takes the stored one if there is one.
+
+        Raises:
+            Missing: there is no such file.
+            UserError: its bytes have another digest.
+        """
+
+    def put(self, name: str, data: bytes, *, exclusive: bool = False) -> None:
+        """Write a small file, which appears only whole.
+
+        Args:
+            name: of the file.
+            data: its bytes.
+            exclusive: only if there is none yet. To find the same bytes there counts as having
+                written them, so that an attempt whose answer was lost can be repeated: writers
+                that race for a name must each put something of their own into ``data``.
+
+        Raises:
+            Taken: with ``exclusive``, there is a file with other bytes.
+        """
+
+    def put_file(self, name: str, path: Path, sha256: str) -> bool:
+        """Copy a local file here; it appears only whole, and is not sent if it is here already.
+
+        Args:
+            name: of the file here.
+            path: the local file.
+            sha256: hex digest of its bytes, which is checked, as is what was stored.
+
+        Returns:
+            Whether anything was sent.
+
+        Raises:
+            UserError: the local file has another digest, or the stored one has.
+        """
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield every file below whose name begins with ``prefix``, sorted by name.
+
+        Only names that begin so are asked for, a page at a time; they are all in memory (about 200
+        bytes each) before the first is yielded, since not every server sorts them by their bytes.
+        """
+
+    def size(self, name: str) -> int | None:
+        """Return the length of a file in bytes, None if there is no such file."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    def abort_leftovers(self) -> int:
+        """Remove what killed processes left of files that they were writing here.
+
+        To be called by the job that holds the folder, before any process of it writes: what
+        another process is writing at this time would be removed too.
+
+        Returns:
+            The number of unfinished files.
+        """
+
+
+def checked_name(name: str) -> str:
+    """Return a name that means one file below a folder.
+
+    Raises:
+        ValueError: it is empty, absolute, or has a part that is empty, `.` or `..`.
+    """
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file below a folder")
+    return name

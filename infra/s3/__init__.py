@@ -1,0 +1,1 @@
+"""Folders in buckets of S3, or of any store that speaks its protocol, by boto3."""

