@@ -23,6 +23,18 @@ class Taken(UserError):  # noqa: N818  (an answer that callers expect)
     """There is something else under a name that was to be written for the first time."""
 
 
+class Refused(UserError):  # noqa: N818  (an answer that callers expect)
+    """Reading this one file is refused, or it is missing and the store does not say so."""
+
+
+class Replaced(UserError):  # noqa: N818  (an answer that callers expect)
+    """The file is another version than the one that was meant."""
+
+
+class Short(UserError):  # noqa: N818  (an answer that callers expect)
+    """The file ends before the bytes that were asked for."""
+
+
 class Entry(NamedTuple):
     """A file of a folder."""
 
@@ -58,7 +70,7 @@ class Folder(Protocol):
 
         Raises:
             Missing: there is no such file.
-            UserError: it ends before the buffers are full.
+            Short: it ends before the buffers are full.
         """
 
     def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:

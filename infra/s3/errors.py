@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from infra.errors import UserError
-from infra.folders.contract import Missing
+from infra.folders.contract import Missing, Refused, Replaced, Short
 
 PERMISSIONS = {
     "get_object": "s3:GetObject",
@@ -174,8 +174,18 @@ def explained(
         region=_region(error),
         clock=_clock(error),
     )
-    kind = Missing if asked == call and answered and code_of(error) in ABSENT else UserError
+    kind = _kind(code_of(error), operation) if asked == call and answered else UserError
     return kind(f"{uri}: {said}" + (f" (tried {tries} times)" if tries > 1 else ""))
+
+
+def _kind(code: str, operation: str) -> type[UserError]:
+    """Return what callers tell apart: an answer that concerns one object, and not the store."""
+    if code in ABSENT:
+        return Missing
+    if PERMISSIONS.get(operation) != "s3:GetObject":
+        return UserError
+    kinds = {"PreconditionFailed": Replaced, "InvalidRange": Short, "416": Short}
+    return Refused if code in DENIED else kinds.get(code, UserError)
 
 
 def _of_answer(code: str, operation: str) -> str:
@@ -214,12 +224,16 @@ def server(endpoint: str | None) -> str:
 
 
 def _region(error: Exception) -> str:
-    named = getattr(error, "response", {}).get("Error", {}).get("Region")
+    named = _response(error).get("Error", {}).get("Region")
     region = _headers(error).get("x-amz-bucket-region") or named
     return f"the region {region}" if region else "another region"
 
 
 def _headers(error: Exception) -> Mapping[str, Any]:
-    answer = getattr(error, "response", {}).get("ResponseMetadata", {})
-    headers: Mapping[str, Any] = answer.get("HTTPHeaders", {})
+    headers: Mapping[str, Any] = _response(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return headers
+
+
+def _response(error: Exception) -> Mapping[str, Any]:
+    """Return the answer that an error came from; of a connection that broke there is none."""
+    return getattr(error, "response", None) or {}

@@ -12,6 +12,7 @@ from botocore import exceptions as boto
 
 from infra.ahead import map_ahead
 from infra.errors import UserError
+from infra.folders.contract import Short
 from infra.s3.client import tried
 from infra.s3.retries import Attempts
 from infra.storage import AtomicFile
@@ -72,7 +73,9 @@ def read_into(source: Object, offset: int, buffers: Buffers, etag: str | None = 
 
     Raises:
         Missing: there is no such object.
-        UserError: it is shorter, was replaced meanwhile, or cannot be read.
+        Short: it ends before the buffers are full.
+        Replaced: it has another version than ``etag``, or got another meanwhile.
+        UserError: it cannot be read.
     """
     size = sum(view.nbytes for view in buffers)
     if size:
@@ -135,7 +138,8 @@ class _Download:
         assert self.end is not None
         first, found = self.start + self.done, answer.get("ContentRange", "none")
         if not found.startswith(f"bytes {first}-{self.end - 1}/"):
-            raise UserError(
+            kind = UserError if found == "none" else Short
+            raise kind(
                 f"{self.source.uri}: bytes {first} to {self.end - 1} were asked for, and the "
                 f"server sent the range {found!r}: the object is shorter than it should be (copy "
                 "it anew), or the server serves no ranges"
