@@ -19,7 +19,7 @@ from infra import cli
 from infra.deploy.bucket import make_bucket
 from infra.deploy.config import PRESETS, ServicesConfig
 from infra.deploy.mlflow_server import mlflow_server
-from infra.deploy.object_store import PORTS, identity, object_store
+from infra.deploy.object_store import PORTS, ObjectStore, identity
 from infra.deploy.private import read_exports, write_exports
 from infra.deploy.server import Server, check_ports
 from infra.storage import exclusive, local_path
@@ -64,7 +64,7 @@ def _servers(
     """Yield the store and then MLflow, which are started one after the other."""
     key, secret = variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"]
     owner = identity("owner", key, secret)
-    yield object_store(folder / "store", config.host, _ports(config), [owner])
+    yield ObjectStore(folder / "store", config.host, _ports(config), [owner])
     make_bucket(config.bucket, variables)
     artifacts = f"s3://{config.bucket}/mlflow"
     yield mlflow_server(folder / "mlflow", config.host, config.mlflow_port, artifacts, variables)

@@ -1,6 +1,7 @@
 """An object store of one process: SeaweedFS, whose S3 interface is a real store's."""
 
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,16 +40,8 @@ WANTS_SIGNATURE = 403  # the answer to a request without one: it is up
 ALL_RIGHTS = ("Admin", "Read", "Write", "List", "Tagging")
 
 
-def object_store(
-    folder: Path,
-    host: str,
-    ports: Sequence[int],
-    identities: Sequence[Mapping[str, Any]],
-    further: Sequence[str] = (),
-) -> Server:
-    """Return the server; it is not started.
-
-    It takes another port in silence where one of its own is taken, so look before.
+class ObjectStore(Server):
+    """The server. It takes another port in silence where one of its own is taken: look before.
 
     Args:
         folder: for its data and its log.
@@ -60,19 +53,36 @@ def object_store(
     Raises:
         UserError: the program is not installed.
     """
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    write_private(folder / "s3.json", json.dumps({"identities": list(identities)}))
-    numbered = [f"-{name}={port}" for name, port in zip(PORTS, ports, strict=True)]
-    where = [f"-dir={folder / 'data'}", f"-ip={host}", f"-ip.bind={host}"]
-    known = f"-s3.config={folder / 's3.json'}"
-    return Server(
-        "the object store",
-        [_weed(), "-logtostderr=true", "mini", *where, known, *numbered, *OPTIONS, *further],
-        folder,
-        f"http://{host}:{ports[0]}",
-        status=WANTS_SIGNATURE,
-        variables=MEMORY,
-    )
+
+    def __init__(
+        self,
+        folder: Path,
+        host: str,
+        ports: Sequence[int],
+        identities: Sequence[Mapping[str, Any]],
+        further: Sequence[str] = (),
+    ) -> None:
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        write_private(folder / "s3.json", json.dumps({"identities": list(identities)}))
+        numbered = [f"-{name}={port}" for name, port in zip(PORTS, ports, strict=True)]
+        where = [f"-dir={folder / 'data'}", f"-ip={host}", f"-ip.bind={host}"]
+        known = f"-s3.config={folder / 's3.json'}"
+        super().__init__(
+            "the object store",
+            [_weed(), "-logtostderr=true", "mini", *where, known, *numbered, *OPTIONS, *further],
+            folder,
+            f"http://{host}:{ports[0]}",
+            status=WANTS_SIGNATURE,
+            variables=MEMORY,
+        )
+        self._ports = ports
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it, and remove the sockets that it puts into /tmp, whatever TMPDIR says."""
+        super().end(how)
+        for port in self._ports:
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
 
 def identity(

@@ -12,7 +12,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from infra.deploy.object_store import PORTS, identity, object_store
+from infra.deploy.object_store import PORTS, ObjectStore, identity
 from infra.s3 import client
 
 OWNER = ("OWNERKEYOFTESTS", "owner+secret/of+tests")
@@ -60,7 +60,7 @@ class S3Server:
         folder.mkdir(parents=True)
         (folder / "iam.json").write_text(json.dumps(ROLES))
         roles = f"-s3.iam.config={folder / 'iam.json'}"
-        self._server = object_store(folder, "127.0.0.1", self.ports, IDENTITIES, [roles])
+        self._server = ObjectStore(folder, "127.0.0.1", self.ports, IDENTITIES, [roles])
 
     def __enter__(self) -> Self:
         self.start()
@@ -78,9 +78,6 @@ class S3Server:
     def __exit__(self, *error: object) -> None:
         self.kill()  # its data are thrown away: no need to let it finish
         shutil.rmtree(self.folder, ignore_errors=True)
-        for port in self.ports:  # SeaweedFS puts sockets here, whatever TMPDIR says
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left.unlink()
 
     def client(self) -> Any:
         """Return a plain client with all rights, for what a test does behind a program's back."""
