@@ -6,17 +6,18 @@ It is made from the tars alone, so it can be made again.
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
-from datasets.reading.ranges import LocalFiles, UnreadableRange, names_member, read_member
+from datasets.reading.files import shard_files, shards_of
+from datasets.reading.ranges import UnreadableRange, names_member, read_member
 from datasets.sets import PublishedSet
 from datasets.shards import BLOCK, INDEX, Shard, shard_sizes
 from infra.config import from_dict
 from infra.errors import UserError
+from infra.paths import AnyPath, sizes
 
 PAIRS = "pairs.parquet"
 PAIR = pa.schema(
@@ -39,21 +40,26 @@ PAIR = pa.schema(
 """One row of `pairs.parquet`: sorted by split, key and draw."""
 
 
-def pair_table(folder: Path, shards: Sequence[Shard]) -> pa.Table:
+def pair_table(
+    folder: AnyPath, shards: Sequence[Shard], staging: AnyPath | None = None
+) -> pa.Table:
     """Tabulate the pairs of all shards of a set, old and new; columns as in `PAIR`.
 
     Args:
         folder: where the shards are, to read the flips in their JSON members.
         shards: all of them.
+        staging: where those of them are that are not published yet.
 
     Raises:
         UserError: a draw without its target, or one draw twice.
     """
-    files = LocalFiles(folder, {shard.name: shard.bytes for shard in shards})
+    lengths = {shard.name: shard.bytes for shard in shards}
+    staged = {} if staging is None else sizes(staging)
+    published, new = (shard_files(place or folder, lengths) for place in (folder, staging))
     places: dict[tuple[str, str, str], tuple[str, int, int, int | None]] = {}
     drawn: list[tuple[str, str, dict[str, Any]]] = []
     for shard in shards:
-        split = shard.entry()["split"]
+        split, files = shard.entry()["split"], new if shard.name in staged else published
         for member in shard.members:
             place = (shard.name, member.offset, member.size, member.crc32)
             if member.extension == "json":
@@ -87,10 +93,10 @@ def problems(claimed: PublishedSet) -> Iterator[str]:
     Raises:
         UserError: the table, or the index, is missing or another one.
     """
-    folder, manifest = claimed.folder, claimed.manifest
+    manifest = claimed.manifest
     latent = from_dict(LatentFormat, manifest["latent"])
-    sizes = shard_sizes(manifest)
-    files = LocalFiles.of(folder, manifest)
+    lengths = shard_sizes(manifest)
+    files = shards_of(claimed)
     head = bytearray(BLOCK + NPY_HEADER)
     rows = claimed.table(INDEX).to_pylist()
     checksums = {(row["shard"], row["offset"]): row.get("crc32") for row in rows}
@@ -109,7 +115,7 @@ def problems(claimed: PublishedSet) -> Iterator[str]:
             shard, offset, size = (row[f"{side}_{what}"] for what in ("shard", "offset", "size"))
             if size != latent.member_bytes:
                 yield f"{name}: {size} bytes, the format has {latent.member_bytes}"
-            elif shard not in sizes or offset + size > sizes[shard]:
+            elif shard not in lengths or offset + size > lengths[shard]:
                 yield f"{name}: not inside {shard} of the manifest"
             else:
                 try:

@@ -4,10 +4,9 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from datasets.reading.ranges import UnreadableRange
-from datasets.shards import shard_sizes
 from infra.errors import UserError
 from infra.folders.contract import Folder
 from infra.folders.pool import Pool, Request
@@ -26,11 +25,6 @@ class BucketFiles:
         self.sizes = dict(sizes)
         self._pool = Pool(folder)
         self._complete: set[str] = set()
-
-    @classmethod
-    def of(cls, folder: Folder, manifest: Mapping[str, Any]) -> Self:
-        """Open the shards of a set."""
-        return cls(folder, shard_sizes(manifest))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.sizes)

@@ -5,17 +5,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.decoding import Pixels, UndecodableImage, decode
-from datasets.reading.ranges import Cache, UnreadableRange, read_member, shards_of
+from datasets.reading.files import shards_of
+from datasets.reading.ranges import Cache, UnreadableRange, read_member
 from datasets.sets import EmptySplitError, open_set
 from datasets.shards import INDEX
 from infra.errors import UserError
+from infra.paths import AnyPath
 
 ROW = pa.schema(
     [
@@ -72,7 +73,7 @@ class ImageSet:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         *,
         split: str | None = None,
         limit: int | None = None,
@@ -82,7 +83,7 @@ class ImageSet:
         self.opened = open_set(folder, "image set")
         self.manifest, digest = self.opened.manifest, self.opened.digest
         self.digest = digest if split is None else f"{digest}/{split}"
-        self.files = shards_of(folder, self.manifest, digest, cache)
+        self.files = shards_of(self.opened, cache)
         entries = self.manifest["shards"]
         names = [entry["name"] for entry in entries if split in (None, entry["split"])]
         self.rows = _rows(folder / INDEX, self.opened.index(), names).slice(0, limit)
@@ -188,7 +189,7 @@ class ImageSet:
             raise UnreadableRange(f"{where}: {error}; copy the shard anew") from error
 
 
-def _rows(path: Path, index: pa.Table, shards: Sequence[str]) -> pa.Table:
+def _rows(path: AnyPath, index: pa.Table, shards: Sequence[str]) -> pa.Table:
     """Return the samples of some shards from the index of an image set, as in `ROW`."""
     if "crc32" not in index.column_names:
         index = index.append_column("crc32", pa.nulls(len(index), pa.uint32()))

@@ -1,6 +1,6 @@
 """Batches of latent sets: pairs of source E(posterior mean) and target E(HQ), for the flow.
 
-    pairs = LatentPairs(Path("data/latents"))
+    pairs = LatentPairs(path_of("s3://faces/latents"))
     check_belongs(pairs.manifest, vae=vae_digest, predictor=predictor_digest)
     for batch, state in Loader(pairs, layout, LoaderConfig()): ...
 
@@ -16,7 +16,6 @@ import shlex
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,16 +27,18 @@ from torch import Tensor
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
+from datasets.reading.files import shards_of
 from datasets.reading.finite import refuse_not_finite
 from datasets.reading.loader import stand_ins
 from datasets.reading.memory import Memory
 from datasets.reading.order import Order, Picks, WeightedSet, scattered
-from datasets.reading.ranges import Cache, UnreadableRange, flipped, names_member, shards_of
+from datasets.reading.ranges import Cache, UnreadableRange, flipped, names_member
 from datasets.sets import EmptySplitError, PublishedSet, open_set
 from datasets.shards import BLOCK, shard_sizes
 from datasets.versions import versions
 from infra.config import differences, from_dict
 from infra.errors import UsageError, UserError
+from infra.paths import AnyPath
 
 HEAD = BLOCK + NPY_HEADER  # bytes before the data of a member: headers of tar and .npy
 SIDES = ("source", "target")
@@ -93,7 +94,7 @@ class LatentPairs:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         *,
         split: str = "train",
         cache: Cache | None = None,
@@ -107,7 +108,7 @@ class LatentPairs:
         self._dtype = getattr(torch, self.latent.dtype)
         self._padding = -self.latent.member_bytes % BLOCK
         self._apart = BLOCK + self.latent.member_bytes + self._padding  # of neighbouring members
-        self.files = shards_of(folder, self.manifest, opened.digest, cache)
+        self.files = shards_of(opened, cache)
         table = _pairs(opened, split, checked=checked)
         self.digest = _split_digest(opened, split)
         keys = table["key"].combine_chunks().dictionary_encode()

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
-from datasets.shards import BLOCK, shard_sizes
+from datasets.shards import BLOCK
 from infra.errors import UsageError, UserError
 from infra.storage import TEMPORARY_SUFFIX, explained
 
@@ -69,11 +69,6 @@ class LocalFiles:
         self.folder = folder
         self.sizes = dict(sizes)
         self._opened = functools.lru_cache(MAX_OPEN)(self._open)
-
-    @classmethod
-    def of(cls, folder: Path, manifest: Mapping[str, Any]) -> Self:
-        """Open the shards of a set."""
-        return cls(folder, shard_sizes(manifest))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.sizes)
@@ -276,14 +271,6 @@ class Cache:
         """Read the shards of the set with this digest through the cache."""
         fetch = functools.partial(_fetched, files)
         return CachedFiles(self.folder, fetch, limit=self.limit, owner=f"{digest[:16]}-")
-
-
-def shards_of(
-    folder: Path, manifest: Mapping[str, Any], digest: str, cache: Cache | None
-) -> Ranges:
-    """Open the shards of the set with this manifest and digest, through a cache if there is one."""
-    files = LocalFiles.of(folder, manifest)
-    return files if cache is None else cache.over(files, digest)
 
 
 def _fetched(files: Ranges, name: str, offset: int, size: int) -> bytes:

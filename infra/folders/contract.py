@@ -11,8 +11,12 @@ from typing import NamedTuple, Protocol, Self
 from infra.errors import UserError
 
 
-class Missing(UserError):  # noqa: N818  (an answer that callers expect)
-    """There is nothing under this name."""
+class Missing(UserError, FileNotFoundError):  # noqa: N818  (an answer that callers expect)
+    """There is nothing under this name; whoever expects that of a disk expects it of a bucket."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.strerror = "there is no such file"
 
 
 class Taken(UserError):  # noqa: N818  (an answer that callers expect)
@@ -26,6 +30,10 @@ class Entry(NamedTuple):
     """Its name, relative to the folder."""
     size: int
     """Its length in bytes."""
+    modified: int = 0
+    """When it was written, in nanoseconds since 1970."""
+    version: str = ""
+    """Another one as soon as it has other bytes (an ETag); empty where a folder has none."""
 
 
 class Folder(Protocol):

@@ -88,10 +88,12 @@ class LocalFolder:
                 for name in names
                 if not name.endswith(TEMPORARY_SUFFIX)
             )
-            entries = [
-                Entry(str(file.relative_to(self.path)), file.stat().st_size) for file in files
-            ]
+            entries = [self._entry(file) for file in files]
         yield from sorted(entry for entry in entries if entry.name.startswith(prefix))
+
+    def _entry(self, file: Path) -> Entry:
+        status = file.stat()
+        return Entry(str(file.relative_to(self.path)), status.st_size, status.st_mtime_ns)
 
     def size(self, name: str) -> int | None:
         """Return the length of a file in bytes, None if there is no such file."""

@@ -1,18 +1,23 @@
 """A prefix in a bucket as a folder."""
 
-from collections.abc import Iterator, Sequence
+import builtins
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from infra.ahead import map_ahead
 from infra.errors import UsageError
 from infra.folders.contract import Entry, Missing, checked_name
-from infra.s3 import reading, uploading
+from infra.s3 import copying, reading, uploading
 from infra.s3.client import call
 from infra.s3.reading import Object
 from infra.s3.uploading import UPLOADS, headed
 
 MAX_KEY = 1024  # bytes of a key, by S3's rules
+DELETIONS = 16  # requests under way when a folder is removed
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,6 @@ class S3Folder:
     """Name of the bucket."""
     prefix: str = ""
     """What the keys of all its files begin with, without the slash at the end."""
-    parent: str | None = None
-    """Prefix of the folder that this one is a child of, where its uploads are recorded too."""
 
     @property
     def uri(self) -> str:
@@ -35,7 +38,7 @@ class S3Folder:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}" if self.prefix else name
+        return self._above + name
 
     def _of(self, name: str) -> Object:
         key = self._key(checked_name(name))
@@ -48,14 +51,12 @@ class S3Folder:
 
     @property
     def _marks(self) -> Object:
-        """Where uploads that are under way are recorded, as the beginning of a key."""
-        top = self.prefix if self.parent is None else self.parent
-        return Object(self.bucket, f"{top}/{UPLOADS}" if top else UPLOADS)
+        """Where its uploads that are under way are recorded, as the beginning of a key."""
+        return Object(self.bucket, self._above + UPLOADS)
 
     def child(self, name: str) -> Self:
         """Return the folder of this name below."""
-        parent = self.prefix if self.parent is None else self.parent
-        return type(self)(self.bucket, self._of(name).key, parent)
+        return type(self)(self.bucket, self._of(name).key)
 
     def read(self, name: str) -> bytes:
         """Return all bytes of a file."""
@@ -84,22 +85,59 @@ class S3Folder:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Yield every file below whose name begins with ``prefix``, sorted by name."""
-        above = f"{self.prefix}/" if self.prefix else ""
-        entries = (
-            Entry(key.removeprefix(above), size) for key, size in self._pages(above + prefix)
-        )
-        yield from sorted(
-            entry
-            for entry in entries
-            if f"/{UPLOADS}" not in f"/{entry.name}" and not entry.name.endswith("/")
-        )
+        pages = self._pages(self._above + prefix)
+        yield from sorted(self._entries(one for page in pages for one in page.get("Contents", ())))
 
-    def _pages(self, start: str) -> Iterator[tuple[str, int]]:
-        """Yield key and length of all objects whose key begins with ``start``."""
+    def beginning(self, count: int) -> Iterator[Entry]:
+        """Yield some files below, at most ``count`` and at most a page, in the server's order."""
+        page = next(self._pages(self._above, MaxKeys=count + 1))  # one may be the folder's own key
+        return islice(self._entries(page.get("Contents", ())), count)
+
+    def files(self, prefix: str = "") -> builtins.list[Entry]:
+        """List the files just below whose names begin with ``prefix``, sorted by name."""
+        return self._level(prefix)[0]
+
+    def names(self, prefix: str = "") -> builtins.list[str]:
+        """List the names of files and folders just below that begin with ``prefix``, sorted."""
+        files, folders = self._level(prefix)
+        return sorted({*(entry.name for entry in files), *folders})
+
+    def _level(self, prefix: str) -> tuple[builtins.list[Entry], set[str]]:
+        """List the files and the folders just below whose names begin with ``prefix``."""
+        files, folders = builtins.list[Entry](), set[str]()
+        for page in self._pages(self._above + prefix, Delimiter="/"):
+            files.extend(self._entries(page.get("Contents", ())))
+            folders |= {
+                one["Prefix"].removeprefix(self._above).rstrip("/")
+                for one in page.get("CommonPrefixes", ())
+            }
+        return sorted(files), folders - {UPLOADS.rstrip("/"), ""}
+
+    @property
+    def _above(self) -> str:
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def _entries(self, objects: Iterable[Any]) -> Iterator[Entry]:
+        """Yield what a listing says of files; records of uploads and keys of folders are none."""
+        for one in objects:
+            name = one["Key"].removeprefix(self._above)
+            if f"/{UPLOADS}" not in f"/{name}" and name and not name.endswith("/"):
+                modified = int(one["LastModified"].timestamp() * 1000) * 1_000_000
+                yield Entry(name, one["Size"], modified, one["ETag"].strip('"'))
+
+    def _pages(self, start: str, **options: Any) -> Iterator[Any]:
+        """Yield the answers that list all objects whose key begins with ``start``."""
         token: dict[str, str] = {}
         while True:
-            answer = call("list_objects_v2", self.uri, Bucket=self.bucket, Prefix=start, **token)
-            yield from ((one["Key"], one["Size"]) for one in answer.get("Contents", ()))
+            answer = call(
+                "list_objects_v2",
+                self.uri,
+                Bucket=self.bucket,
+                Prefix=start,
+                **options,
+                **token,
+            )
+            yield answer
             if not answer["IsTruncated"]:
                 return
             token = {"ContinuationToken": answer["NextContinuationToken"]}
@@ -114,9 +152,38 @@ class S3Folder:
         target = self._of(name)
         call("delete_object", target.uri, **target.place)
 
+    def delete_all(self) -> None:
+        """Remove all files below; one request each, since not every store takes a list of them."""
+        names = [entry.name for entry in self.list()]
+        for _ in map_ahead(self.delete, names, threads=min(DELETIONS, len(names))):
+            pass
+
+    def move(self, name: str, target: Self, new: str) -> None:
+        """Move a file to another name; the server copies it. Killed, the same call finishes it."""
+        source = self._of(name)
+        copying.copy(source, target._of(new))
+        call("delete_object", source.uri, **source.place)
+
+    def opened(self, name: str) -> io.RawIOBase:
+        """Open a file for reading; it can be sought in, and stays the version that it is now.
+
+        Raises:
+            Missing: there is no such file.
+        """
+        source = self._of(name)
+        head = headed(source)
+        if head is None:
+            raise Missing(f"{source.uri}: there is no such object; check the name")
+        return reading.ObjectFile(source, head["ContentLength"], head["ETag"])
+
     def abort_leftovers(self) -> int:
-        """Abort the uploads that killed processes left, as this folder recorded them."""
-        marks = [key for key, _ in self._pages(self._marks.key)]
+        """Abort the uploads that killed processes left, as this folder and those below recorded."""
+        marks = [
+            one["Key"]
+            for page in self._pages(self._above)
+            for one in page.get("Contents", ())
+            if f"/{UPLOADS}" in f"/{one['Key']}"
+        ]
         for key in marks:
             uploading.abort_recorded(Object(self.bucket, key))
         return len(marks)

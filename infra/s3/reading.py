@@ -1,6 +1,8 @@
 """Bytes of objects: ranges that go on where a connection broke, and whole files."""
 
 import hashlib
+import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +161,50 @@ def _pieces(body: Any, views: Iterator[memoryview]) -> Iterator[int]:
                 raise boto.IncompleteReadError(actual_bytes=filled, expected_bytes=view.nbytes)
             filled += count
             yield count
+
+
+class ObjectFile(io.RawIOBase):
+    """An object as a file that is read, one version of it; wrap it in a `BufferedReader`.
+
+    Args:
+        source: the object.
+        size: its length in bytes.
+        etag: its version.
+    """
+
+    def __init__(self, source: Object, size: int, etag: str) -> None:
+        super().__init__()
+        self.name = source.uri
+        self._source, self._size, self._etag = source, size, etag
+        self._place = 0
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that it can be sought in."""
+        return True
+
+    def tell(self) -> int:
+        """Return the offset of the next byte."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an offset, counted from the start, from here, or from the end."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"{self.name}: offset {start + offset} is before the file")
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the file goes, by one request; returns the number of bytes."""
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, self._size - self._place)]
+        read_into(self._source, self._place, [view], self._etag)
+        self._place += view.nbytes
+        return view.nbytes
 
 
 def fetch(source: Object, head: Any, target: Path, sha256: str | None) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from datasets.decoding import encode_png
 from datasets.shards import BLOCK
 from datasets.sources import ImageRef
-from infra.storage import local_path
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import drop_reason, score_filters
 from pipelines.curate.job import Curation
@@ -44,7 +43,7 @@ def estimate(config: CurateConfig, engine: Engine | None = None) -> str:
     """
     loading = time.process_time()  # what this process has taken until here is loading modules
     curation = Curation(config)
-    cached = local_path(config.output) / ".curate" / "sources"
+    cached = curation.sources
     with tempfile.TemporaryDirectory() as temporary:
         cache = cached if cached.is_dir() else Path(temporary)
         listing = listed(config.input, cache).first(config.first).first(config.limit)

@@ -18,7 +18,7 @@ from datasets.unusable import UnreadableImage, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import digest
 from infra.errors import UsageError, UserError
-from infra.storage import local_path, write_bytes
+from infra.paths import AnyPath, path_of, write_bytes
 from pipelines.jobs.inputs import listed
 from pipelines.jobs.progress import progress
 
@@ -47,7 +47,7 @@ def read_excluded(items: Sequence[str], cache: Path) -> pa.Table:
 
 
 def _read_one(item: str, cache: Path) -> pa.Table:
-    path = local_path(item)
+    path = path_of(item)
     if not path.exists():
         raise UsageError(f"--exclude {item}: no such file or folder; check the path")
     if path.is_dir() and read_manifest(path) is not None:
@@ -67,7 +67,7 @@ def _read_one(item: str, cache: Path) -> pa.Table:
     return table
 
 
-def _of_set(folder: Path) -> pa.Table:
+def _of_set(folder: AnyPath) -> pa.Table:
     scores = folder / "scores.parquet"
     lacking = set(HASHES) - set(pq.read_schema(scores).names) if scores.exists() else HASHES
     if lacking:
@@ -81,7 +81,7 @@ def _of_set(folder: Path) -> pa.Table:
     return pa.table([pa.array(names, pa.string()), *images.columns[1:]], schema=EXCLUDED)
 
 
-def _hashed(refs: Sequence[ImageRef], path: Path) -> pa.Table:
+def _hashed(refs: Sequence[ImageRef], path: AnyPath) -> pa.Table:
     """Read and decode images; one that cannot be decoded is known by its bytes alone."""
 
     def row(ref: ImageRef) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, encode_png
+from infra.paths import AnyPath, glob
 from pipelines.curate.filters import drop_reason, score_filters
 
 PLACE = [
@@ -93,7 +94,7 @@ class KeptUnit:
         self._end += len(png)
 
 
-def with_places(table: pa.Table, folder: Path) -> pa.Table:
+def with_places(table: pa.Table, folder: AnyPath) -> pa.Table:
     """Add the columns of `PLACE` to candidates.
 
     Args:
@@ -101,7 +102,7 @@ def with_places(table: pa.Table, folder: Path) -> pa.Table:
         folder: of the cache.
     """
     names = [name for name, _ in PLACE]
-    kept = pa.concat_tables([KEPT.empty_table(), *map(_read, sorted(folder.glob("*.parquet")))])
+    kept = pa.concat_tables([KEPT.empty_table(), *map(_read, glob(folder, "*.parquet"))])
     places = {(r.pop("key"), r.pop("source_sha256")): r for r in kept.to_pylist()}
     wanted = zip(table["key"].to_pylist(), table["source_sha256"].to_pylist(), strict=True)
     found = [places.get(image, dict.fromkeys(names)) for image in wanted]
@@ -111,14 +112,14 @@ def with_places(table: pa.Table, folder: Path) -> pa.Table:
     return table
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: AnyPath) -> pa.Table:
     try:
         return pq.read_table(path, schema=KEPT)
     except (pa.ArrowException, OSError):  # cut off by a kill
         return KEPT.empty_table()
 
 
-def read_png(folder: Path, row: dict[str, Any]) -> bytes | None:
+def read_png(folder: AnyPath, row: dict[str, Any]) -> bytes | None:
     """Read a candidate's PNG; None if it is not in the cache, or has not the recorded SHA-256.
 
     Args:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from datasets.shards import save_record, write_shard
 from datasets.sources import ImageRef, read
 from datasets.unusable import UnusableImage
 from infra.errors import UserError
+from infra.paths import AnyPath, path_of
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
 from pipelines.curate.kept import PLACE, read_png, with_places
@@ -64,12 +64,12 @@ class PackShard:
         kept: str,
     ) -> None:
         single_threaded()
-        self.plan = Path(plan)
+        self.plan = path_of(plan)
         self.rule = rule
         self.scorer = scorer
         self.max_pixels = max_pixels
         self.notes = notes
-        self.kept = Path(kept)
+        self.kept = path_of(kept)
         self.watch = Stopwatch()
         self._image: tuple[str, Pixels] | None = None
 
@@ -77,7 +77,7 @@ class PackShard:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
         path, rows = planned(self.plan, unit)
         folder, session = self.notes
-        with attempt(Path(folder), f"{path.parent.name}-{path.name}", session) as under_way:
+        with attempt(path_of(folder), f"{path.parent.name}-{path.name}", session) as under_way:
             for source in dict.fromkeys(row["source"] for row in rows):
                 if under_way.has_killed(source):
                     return {"done": 0, "seconds": self.watch.take(), "crashed": source}
@@ -136,7 +136,7 @@ class PackShard:
             return decode(data, self.max_pixels)
 
 
-def located(table: pa.Table, refs: Mapping[str, ImageRef], kept: Path) -> pa.Table:
+def located(table: pa.Table, refs: Mapping[str, ImageRef], kept: AnyPath) -> pa.Table:
     """Add to the rows of all shards the columns of `LOCATED`: where image and PNG are read."""
     places = [dataclasses.asdict(refs[source]) for source in table["source"].to_pylist()]
     for field in list(LOCATED)[len(table.schema.names) : -len(PLACE)]:

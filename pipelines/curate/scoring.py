@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -26,7 +25,7 @@ from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import differences, digest, pretty_json, to_dict
 from infra.errors import UsageError
-from infra.storage import local_path, write_bytes
+from infra.paths import AnyPath, path_of, write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
 from pipelines.curate.kept import Keeping, KeptUnit
@@ -97,11 +96,11 @@ class ScoreImages:
         if its bytes are the same, they are taken over.
         """
         refs = [ImageRef(**fields) for fields in unit["refs"]]
-        path, (folder, session) = Path(unit["path"]), self.memory.notes
+        path, (folder, session) = path_of(unit["path"]), self.memory.notes
         self._before = {}
         for row in unit["before"]:
             self._before.setdefault(row["source"], []).append(row)
-        with attempt(Path(folder), path.stem, session) as under_way:
+        with attempt(path_of(folder), path.stem, session) as under_way:
             stamps = {ref.key: ref.stamp for ref in refs}
             keeping = self.memory.keeping
             with KeptUnit(keeping, path.stem) if keeping else nullcontext() as self._kept:
@@ -224,7 +223,7 @@ class Known(NamedTuple):
     """Rows of images whose file has the same length and another time: perhaps the same bytes."""
 
 
-def units(images: Sequence[ImageRef], known: Known, folder: Path) -> list[dict[str, Any]]:
+def units(images: Sequence[ImageRef], known: Known, folder: AnyPath) -> list[dict[str, Any]]:
     """Group the images to score into units.
 
     Args:
@@ -253,7 +252,7 @@ def units(images: Sequence[ImageRef], known: Known, folder: Path) -> list[dict[s
     ]
 
 
-def known(folder: Path, listing: Listing, *, transient: bool) -> Known:
+def known(folder: AnyPath, listing: Listing, *, transient: bool) -> Known:
     """Read the scores of a listing's images; each image's from one table only.
 
     What a row says of the place of its image is the listing's: the scores do not depend on it.
@@ -279,7 +278,7 @@ def known(folder: Path, listing: Listing, *, transient: bool) -> Known:
     return Known(_placed(pa.concat_tables(tables), listing), _placed(stale, listing))
 
 
-def _parts(folder: Path, *, transient: bool) -> Iterator[pa.Table]:
+def _parts(folder: AnyPath, *, transient: bool) -> Iterator[pa.Table]:
     """Yield the tables by name, without what may pass; and then, if wanted, what may pass."""
     parts = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
     passing = [pc.is_in(part["drop_reason"], pa.array(sorted(TRANSIENT))) for part in parts]
@@ -299,7 +298,7 @@ def _placed(table: pa.Table, listing: Listing) -> pa.Table:
     return table
 
 
-def give_up(folder: Path, refs: Sequence[ImageRef]) -> None:
+def give_up(folder: AnyPath, refs: Sequence[ImageRef]) -> None:
     """Let images that were scored and then killed their worker in packing be `crashed`."""
     rows = [image_row(ref) | {"drop_reason": "crashed", "stamp": ref.stamp} for ref in refs]
     table = parquet_bytes(pa.Table.from_pylist(rows, schema=PART))
@@ -307,7 +306,7 @@ def give_up(folder: Path, refs: Sequence[ImageRef]) -> None:
     write_bytes(folder / f"crashed-{hashlib.sha256(table).hexdigest()[:16]}.parquet", table)
 
 
-def export(folder: Path, name: str) -> int:
+def export(folder: AnyPath, name: str) -> int:
     """Write the scores of all scored candidates of a set.
 
     Args:
@@ -323,7 +322,7 @@ def export(folder: Path, name: str) -> int:
     """
     claimed = claimed_set(folder, "image set")
     manifest = claimed.manifest
-    target, authors = local_path(name.removeprefix(AUTHORS)), name.startswith(AUTHORS)
+    target, authors = path_of(name.removeprefix(AUTHORS)), name.startswith(AUTHORS)
     config, scorer = manifest["config"], dict(manifest["scorer"])
     if scorer["name"] == "none":
         raise UsageError(f"{folder}: nothing was scored (--scorer none), so there are no scores")

@@ -1,7 +1,6 @@
 """Verification of an image set: besides its files, every value that its manifest claims."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -9,10 +8,11 @@ import pyarrow.parquet as pq
 from datasets import verify
 from datasets.sample import SCORES
 from datasets.shards import INDEX, MANIFEST, read_manifest
+from infra.paths import AnyPath
 from pipelines.curate.manifest import FORMAT, IGNORED_FILE, REPEATED, SCORES_FILE, counted
 
 
-def problems(folder: Path) -> Iterator[str]:
+def problems(folder: AnyPath) -> Iterator[str]:
     """Yield one sentence for everything that is not as the set's own records say.
 
     Checked, besides `datasets.verify.problems`: what the manifest counts is what its scores and
@@ -24,7 +24,7 @@ def problems(folder: Path) -> Iterator[str]:
         yield from verify.guarded(SCORES_FILE, _claims(folder, manifest))
 
 
-def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+def _claims(folder: AnyPath, manifest: Mapping[str, Any]) -> Iterator[str]:
     table = pq.read_table(folder / SCORES_FILE)
     repeated = yield from verify.repeated_claims(table, SCORES_FILE, REPEATED)
     if repeated is None:

@@ -2,13 +2,10 @@
 
 import json
 import platform
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,8 +16,9 @@ from datasets.latent_format import LatentFormat
 from datasets.latent_pairs import PAIRS, pair_table
 from datasets.sets import FORMATS, PublishedSet, open_set
 from datasets.shards import Member, Shard
-from infra import storage
+from infra import paths
 from infra.config import canonical_json, pretty_json, to_dict
+from infra.paths import AnyPath
 from pipelines.encode.members import GenerationSpec, statistics_path, table_path
 from pipelines.encode.sums import STATISTICS, ChannelSums, read_tables, write_tables
 from pipelines.jobs.plan import record_path
@@ -35,7 +33,7 @@ REPEATED = ("format", "identity", "distortion", "latent", "draws", "generations"
 class Generation:
     """Draws that were encoded together, in a staging folder."""
 
-    staging: Path
+    staging: AnyPath
     """Folder of the shards, their records and their sums."""
     names: tuple[str, ...]
     """Names of the shards."""
@@ -87,7 +85,7 @@ def _reused(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def stage_manifest(
-    folder: Path,
+    folder: AnyPath,
     before: Mapping[str, Any] | None,
     new: Generation,
     entries: Mapping[str, Any],
@@ -102,10 +100,9 @@ def stage_manifest(
     """
     published = None if before is None else open_set(folder, "latent set")
     written = [*(_published(published) if published else ()), *new.shards()]
-    with _side_by_side(folder, new.staging, written) as together:
-        pairs = pair_table(together, written)
+    pairs = pair_table(folder, written, new.staging)
     index = shards.parquet_bytes(shards.index_table(written))
-    storage.write_bytes(new.staging / shards.INDEX, index)
+    paths.write_bytes(new.staging / shards.INDEX, index)
     old = _statistics(published) if published else ()
     write_tables(new.staging / STATISTICS, chain(old, new.tables()))
     generations = [*(before["generations"] if before else []), new.entry()]
@@ -119,7 +116,7 @@ def stage_manifest(
         "draws": new.spec.last,
         "generations": generations,
     }
-    storage.write_bytes(new.staging / PAIRS, pairs_bytes(pairs, claims))
+    paths.write_bytes(new.staging / PAIRS, pairs_bytes(pairs, claims))
     manifest = {
         **{name: value for name, value in claims.items() if name != "generations"},
         "statistics": statistics,
@@ -137,7 +134,7 @@ def stage_manifest(
         },
         "generations": generations,
     }
-    storage.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
+    paths.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
 
 
 def pairs_bytes(pairs: pa.Table, manifest: Mapping[str, Any]) -> bytes:
@@ -181,13 +178,3 @@ def _statistics(opened: PublishedSet) -> Iterator[pa.Table]:
     if STATISTICS in opened.manifest["files"]:
         opened.check(STATISTICS)
         yield from read_tables(opened.folder / STATISTICS)
-
-
-@contextmanager
-def _side_by_side(folder: Path, staging: Path, written: Sequence[Shard]) -> Iterator[Path]:
-    """Yield a folder in which published and staged shards appear together."""
-    with tempfile.TemporaryDirectory(dir=staging) as together:
-        for shard in written:
-            there = staging if (staging / shard.name).exists() else folder
-            (Path(together) / shard.name).symlink_to((there / shard.name).absolute())
-        yield Path(together)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, membe
 from datasets.reading.image_set import ImageSet, Row
 from infra.config import pretty_json, to_dict
 from infra.errors import UserError
-from infra.storage import write_bytes
+from infra.paths import AnyPath, write_bytes
 from pipelines.encode.networks import Encoded
 from pipelines.encode.reuse import KEPT_IMAGES, TARGETS, Copies, EarlierSet, Reuse
 from pipelines.encode.sums import ChannelSums, latent_sums, latent_values, shard_table, write_tables
@@ -165,7 +164,7 @@ class Packer:
             part = self.earlier.sums(key, f"{name}.npy")
         self.counted[key, f"{name}.npy"] = part
 
-    def save_statistics(self, path: Path, by_what: Mapping[str, Any]) -> None:
+    def save_statistics(self, path: AnyPath, by_what: Mapping[str, Any]) -> None:
         """Write the sums of every latent, and their totals with ``by_what`` added."""
         sides = {name: ChannelSums(self.latent.channels) for name in ("target", "source")}
         for (_, extension), part in self.counted.items():
@@ -178,11 +177,11 @@ class Packer:
         write_bytes(statistics_path(path), pretty_json(sums_json))
 
 
-def statistics_path(shard: Path) -> Path:
+def statistics_path(shard: AnyPath) -> AnyPath:
     """Return the path of a staged shard's channel sums."""
     return shard.with_name(f"{shard.name}.sums.json")
 
 
-def table_path(shard: Path) -> Path:
+def table_path(shard: AnyPath) -> AnyPath:
     """Return the path of a staged shard's table of sums."""
     return shard.with_name(f"{shard.name}.sums.parquet")

@@ -17,7 +17,6 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -25,12 +24,13 @@ import pyarrow.compute as pc
 
 from datasets.degradation.parameters import DegradationParameters
 from datasets.latent_format import LatentFormat
-from datasets.reading.ranges import LocalFiles, UnreadableRange, read_member
+from datasets.reading.files import shards_of
+from datasets.reading.ranges import UnreadableRange, read_member
 from datasets.sets import open_set
 from datasets.shards import MANIFEST
 from infra.config import differences, flat, to_dict
 from infra.errors import UsageError, UserError
-from infra.storage import sha256
+from infra.paths import AnyPath, path_of, sha256
 from pipelines.encode.sums import STATISTICS, Latents, LatentTable
 
 TARGET_FIELDS = ("vae", "vae_config", "posterior", "precision")
@@ -67,7 +67,7 @@ Copies = Mapping[str, Mapping[str, MemberPlace]]
 """Places of the members that a shard copies, by key and extension."""
 
 
-def earlier_manifest(folder: Path, output: Path) -> dict[str, Any]:
+def earlier_manifest(folder: AnyPath, output: AnyPath) -> dict[str, Any]:
     """Read the manifest of the set that latents are to be copied from.
 
     That set may not be the one in the output folder: a run that was killed while it published would
@@ -94,7 +94,7 @@ def earlier_manifest(folder: Path, output: Path) -> dict[str, Any]:
 
 
 def reusable(
-    folder: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any], latent: LatentFormat
+    folder: AnyPath, manifest: Mapping[str, Any], identity: Mapping[str, Any], latent: LatentFormat
 ) -> tuple[Reuse | None, str]:
     """Find what a set of ``identity`` may copy from another, and say it in a sentence.
 
@@ -143,7 +143,7 @@ class EarlierSet:
     """
 
     def __init__(self, reuse: Reuse, latent: LatentFormat, *, keep_images: bool) -> None:
-        self.folder = Path(reuse.folder)
+        self.folder = path_of(reuse.folder)
         self.takes_sources = reuse.sources
         self.latent = latent
         self.images = KEPT_IMAGES if keep_images else ()
@@ -157,7 +157,7 @@ class EarlierSet:
             raise UserError(
                 f"--reuse {self.folder} has changed since this run began; run the command again"
             )
-        self._files = LocalFiles.of(self.folder, opened.manifest)
+        self._files = shards_of(opened)
         hashes = {entry["name"]: entry["sha256"] for entry in opened.manifest["shards"]}
         self._table = LatentTable(self.folder / STATISTICS, latent.height * latent.width)
         self._checked = functools.cache(lambda shard: self._check(shard, hashes[shard]))

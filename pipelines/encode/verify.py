@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,15 @@ from datasets.degradation.parameters import DegradationConfig, DegradationParame
 from datasets.degradation.reference import draw_parameters
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
+from datasets.reading.files import shard_files
 from datasets.reading.image_set import ImageSample
-from datasets.reading.ranges import LocalFiles, read_member
+from datasets.reading.ranges import read_member
 from datasets.sets import claimed_set
-from datasets.shards import INDEX, MANIFEST, read_manifest
+from datasets.shards import INDEX, MANIFEST, read_manifest, shard_sizes
 from datasets.verify import Inspected, guarded, readable_manifest, set_problems
 from infra.config import differences, flat, from_dict, to_dict
 from infra.errors import UsageError, UserError
-from infra.storage import local_path
+from infra.paths import AnyPath, path_of
 from pipelines.encode import claims
 from pipelines.encode import sums as latent_table
 from pipelines.encode.config import VerifyConfig
@@ -38,7 +38,7 @@ EXACT = 1e-3  # of a standard deviation: sums are rounded differently in other b
 LOOSE = 0.05  # the same at low precision or on another device, where JPEG amplifies the difference
 
 
-def all_problems(folder: Path, options: VerifyConfig) -> Iterator[str]:
+def all_problems(folder: AnyPath, options: VerifyConfig) -> Iterator[str]:
     """Yield the `problems` of a set; if there are none, those of its latents, computed again."""
     sound = True
     for problem in problems(folder):
@@ -48,7 +48,7 @@ def all_problems(folder: Path, options: VerifyConfig) -> Iterator[str]:
         yield from recomputed(folder, options)
 
 
-def problems(folder: Path) -> Iterator[str]:
+def problems(folder: AnyPath) -> Iterator[str]:
     """Yield one sentence for everything that is not as the set's own records say.
 
     Checked, besides `datasets.verify.set_problems`: every sample has a target of both flips
@@ -73,7 +73,7 @@ def problems(folder: Path) -> Iterator[str]:
         yield from guarded(MANIFEST, _draws(manifest, inspector))
 
 
-def _pairs(folder: Path, inspector: "_Inspector") -> Iterator[str]:
+def _pairs(folder: AnyPath, inspector: "_Inspector") -> Iterator[str]:
     claimed = claimed_set(folder, "latent set")
     yield from latent_pairs.problems(claimed)
     table = claimed.table(PAIRS, columns=["key", "draw"])
@@ -101,7 +101,7 @@ class _Inspector:
         self.draws: set[tuple[str, int]] = set()
 
     def sample(
-        self, path: Path, key: str, members: dict[str, bytes], inspected: Inspected
+        self, path: AnyPath, key: str, members: dict[str, bytes], inspected: Inspected
     ) -> Iterator[str]:
         """Inspect the part of a sample that is in one tar; see `datasets.verify.Inspect`."""
         where = f"{path.name}: {key}"
@@ -153,7 +153,7 @@ class _Inspector:
             yield f"{where}: flip or gray differs from its parameters"
 
 
-def recomputed(folder: Path, options: VerifyConfig) -> Iterator[str]:
+def recomputed(folder: AnyPath, options: VerifyConfig) -> Iterator[str]:
     """Compute some latents again, from pixels and stored draws; yield what differs.
 
     Allowed is half a step of the dtype, and a thousandth of a standard deviation for the rounding
@@ -166,7 +166,7 @@ def recomputed(folder: Path, options: VerifyConfig) -> Iterator[str]:
     assert manifest is not None, "problems() found none"
     saved = json.loads((folder / "config.json").read_bytes())
     config = options.over(saved)
-    images = open_images(local_path(config.input), config.limit)
+    images = open_images(path_of(config.input), config.limit)
     encoder = Encoder(config.rule)
     wanted = {**encoder.identity, "images": images.digest}
     made = {name: manifest["identity"].get(name) for name in wanted}
@@ -201,7 +201,7 @@ def recomputed(folder: Path, options: VerifyConfig) -> Iterator[str]:
 class _Reader:
     """Reads single latents of a set."""
 
-    folder: Path
+    folder: AnyPath
     manifest: Mapping[str, Any]
 
     @property
@@ -251,7 +251,8 @@ class _Reader:
         return np.zeros(1)
 
     def _read(self, shard: str, name: str, offset: int, size: int) -> bytes:
-        return read_member(LocalFiles.of(self.folder, self.manifest), shard, name, offset, size)
+        files = shard_files(self.folder, shard_sizes(self.manifest))
+        return read_member(files, shard, name, offset, size)
 
 
 def _in_range(latent: npt.NDArray[np.float32], form: LatentFormat) -> npt.NDArray[np.float32]:

@@ -9,7 +9,6 @@ its neighbours fill; where a batch is one image, as on a CPU, that changes no bi
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from datasets.shards import save_record, write_shard
 from infra.ahead import map_ahead, once
 from infra.config import from_dict
 from infra.errors import UserError
+from infra.paths import path_of
 from models.ranges import unit_to_uint8
 from pipelines.encode.config import EncodeRule
 from pipelines.encode.members import Computed, GenerationSpec, Packer
@@ -55,7 +55,7 @@ class EncodeShard:
     @functools.cached_property
     def images(self) -> ImageSet:
         """Return the image set, opened by the first unit, whose errors reach the user."""
-        return ImageSet(Path(self.spec.images))
+        return ImageSet(path_of(self.spec.images))
 
     @functools.cached_property
     def earlier(self) -> EarlierSet | None:
@@ -66,7 +66,7 @@ class EncodeShard:
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
-        path, rows = planned(Path(self.spec.plan), unit)
+        path, rows = planned(path_of(self.spec.plan), unit)
         self.parameters = functools.cache(self.encoder.parameters)
         self.packer = Packer(self.spec, self.images, self.latent, self.parameters, self.earlier)
         try:

@@ -4,8 +4,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
+
+from infra.paths import AnyPath, glob, write_bytes
 
 T = TypeVar("T")
 
@@ -16,7 +17,7 @@ class Watched:
 
     total: int
     """Number of items."""
-    folder: Path
+    folder: AnyPath
     """Folder of the files that the units write, by `tallied`."""
 
 
@@ -24,7 +25,7 @@ POLLED = 1.0  # seconds between two looks at what is under way
 TALLY = ".tally"
 
 
-def tallied(path: Path, items: Iterable[T]) -> Iterator[T]:
+def tallied(path: AnyPath, items: Iterable[T]) -> Iterator[T]:
     """Yield the items of a unit that writes ``path``, and note how many were taken for `under_way`.
 
     The note is beside the file and gone at the end; a unit that is done again writes it anew.
@@ -32,14 +33,14 @@ def tallied(path: Path, items: Iterable[T]) -> Iterator[T]:
     note = path.with_name(f".{path.name}{TALLY}")
     for number, item in enumerate(items, start=1):
         yield item
-        note.write_text(str(number))
+        write_bytes(note, str(number).encode())
     note.unlink(missing_ok=True)
 
 
-def under_way(folder: Path) -> int:
+def under_way(folder: AnyPath) -> int:
     """Count the items that the units under way in a folder have done so far."""
     count = 0
-    for note in folder.glob(f".*{TALLY}"):
+    for note in glob(folder, f".*{TALLY}"):
         try:
             count += int(note.read_text() or 0)  # empty while it is written
         except FileNotFoundError:  # the unit has just ended
