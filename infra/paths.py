@@ -10,7 +10,6 @@ read range by range, as shards are, goes through `infra.folders`.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -23,9 +22,7 @@ from pathlib import Path
 from infra import storage
 from infra.ahead import map_ahead
 from infra.config import digest
-from infra.errors import UserError
 from infra.folders.bucket_path import BucketPath
-from infra.folders.contract import Missing
 from infra.folders.opening import bucket_path
 from infra.storage import AtomicFile, explained
 
@@ -300,38 +297,6 @@ def check_writable(folder: AnyPath) -> None:
     folder.folder.delete(name)
 
 
-def local_copy(path: AnyPath) -> Path:
-    """Return a local file or folder with what is there, kept on this machine for the next time.
-
-    A copy is made once for all processes of a machine, below $XDG_CACHE_HOME/latent-pmrf (by
-    default ~/.cache), and again when something there has changed.
-
-    Raises:
-        Missing: there is nothing in the bucket.
-        UserError: it cannot be read, or the disk has no room.
-    """
-    if isinstance(path, Path):
-        return path
-    entries = [one for one in path.parent.folder.list(path.name) if _is_of(one.name, path.name)]
-    if not entries:
-        raise Missing(f"{path}: there is nothing in the bucket under this name; check it")
-    versions = digest([str(path), *[[one.name, one.size, one.version] for one in entries]])
-    copy = cache_folder() / "copies" / versions[:16]
-    try:
-        copy.mkdir(parents=True, exist_ok=True)
-        with (copy / "lock").open("a+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for one in entries:
-                target = copy / one.name
-                if not storage.has_size(target, one.size):
-                    path.parent.folder.fetch(one.name, target)
-    except OSError as error:
-        if isinstance(error, UserError):
-            raise
-        raise explained(error, copy) from error
-    return copy / path.name
-
-
 def local_twin(folder: AnyPath) -> Path:
     """Return the folder on this machine's disk for what is appended to, or sent from here later.
 
@@ -342,21 +307,17 @@ def local_twin(folder: AnyPath) -> Path:
     return cache_folder() / "twins" / digest(str(folder))[:16] / folder.name
 
 
-def _is_of(name: str, top: str) -> bool:
-    return name == top or name.startswith(f"{top}/")
-
-
 def cache_folder() -> Path:
     """Return the folder of this machine's disk for what may be fetched again.
 
     It is $XDG_CACHE_HOME/latent-pmrf, by default in ~/.cache, or where there is no home that can be
     written, in the folder for temporary files.
     """
-    named = os.environ.get("XDG_CACHE_HOME")
-    with contextlib.suppress(RuntimeError):  # no home is known
-        home = Path(named) if named else Path("~/.cache").expanduser()
-        above = home if home.exists() else home.parent
-        if os.access(above, os.W_OK):
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with contextlib.suppress(RuntimeError, OSError):  # no home is known, or none can be made
+        home = named if named.is_absolute() else Path("~/.cache").expanduser()
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
             return home / "latent-pmrf"
     return Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}")
 

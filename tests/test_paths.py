@@ -10,7 +10,6 @@ import pytest
 from infra import paths
 from infra.errors import UsageError, UserError
 from infra.folders.bucket_path import BucketPath
-from infra.folders.contract import Missing
 from infra.paths import AnyPath, path_of
 from infra.s3 import uploading
 from infra.s3.folder import S3Folder
@@ -231,31 +230,6 @@ def test_a_folder_that_cannot_be_written_is_refused(
     use(monkeypatch, s3_server.endpoint, READER)
     with pytest.raises(UserError, match=r"PutObject was refused.*s3:PutObject"):
         paths.check_writable(bucket)
-
-
-def test_a_copy_is_kept_for_the_next_time(
-    bucket: BucketPath, s3_proxy: FaultyProxy, tmp_path: Path
-) -> None:
-    """A file or a folder is fetched once, and again when something in it has changed."""
-    write(bucket, "weights/a.json", "weights/deep/b.bin", "weights2")
-    copy = paths.local_copy(bucket / "weights")
-    assert sorted(str(path.relative_to(copy)) for path in copy.rglob("*.*")) == [
-        "a.json",
-        "deep/b.bin",
-    ]
-    s3_proxy.harmless()
-    assert paths.local_copy(bucket / "weights") == copy
-    assert not s3_proxy.count("GET", "a.json")
-    paths.write_bytes(bucket / "weights" / "a.json", b"other")
-    other = paths.local_copy(bucket / "weights")
-    assert ((other / "a.json").read_bytes(), (copy / "a.json").read_bytes()) == (
-        b"other",
-        b"weights/a.json",
-    )
-    assert paths.local_copy(bucket / "weights2").read_bytes() == b"weights2"
-    assert paths.local_copy(tmp_path / "x") == tmp_path / "x"
-    with pytest.raises(Missing, match="there is nothing in the bucket under this name"):
-        paths.local_copy(bucket / "none")
 
 
 def test_a_twin_on_this_machine_is_one_for_each_uri(bucket: BucketPath, tmp_path: Path) -> None:
