@@ -5,11 +5,12 @@ import itertools
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.support.in_a_bucket import move_to_another_machine
 
 
 def done(work: Callable[[], object], folder: Path, event: str = "") -> int:
@@ -25,7 +26,7 @@ def done(work: Callable[[], object], folder: Path, event: str = "") -> int:
         The signal that it died of as a negative number, or its exit code: 1 for an exception, which
         `folder`/log has.
     """
-    (folder / "tmp").mkdir(parents=True)
+    folder.mkdir(parents=True)
     pid = os.fork()
     if not pid:
         try:
@@ -43,10 +44,7 @@ def done(work: Callable[[], object], folder: Path, event: str = "") -> int:
 
 
 def _move_to(folder: Path) -> None:
-    for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR"):
-        os.environ[name] = str(folder / "tmp")
-    tempfile.tempdir = None
-    os.chdir(folder)
+    move_to_another_machine(folder / "disk")
     log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
