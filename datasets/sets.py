@@ -121,8 +121,10 @@ class PublishedSet:
         Raises:
             UserError: it was removed, or another set was published in its place.
         """
-        path = self.folder / MANIFEST
-        shards = json.loads(path.read_bytes())["shards"] if path.exists() else []
+        try:
+            shards = json.loads((self.folder / MANIFEST).read_bytes())["shards"]
+        except FileNotFoundError:
+            shards = []
         if any(entry not in shards for entry in self.manifest["shards"]):
             raise UserError(
                 f"{self.folder} was replaced while it was read: another set has been published "

@@ -62,9 +62,11 @@ class S3Folder:
         """Return all bytes of a file."""
         return reading.read(self._of(name))
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], length: int | None = None
+    ) -> None:
         """Fill ``buffers`` with the bytes of a file from ``offset`` on."""
-        reading.read_into(self._of(name), offset, buffers)
+        reading.read_into(self._of(name), offset, buffers, length=length)
 
     def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:
         """Copy a file to ``target``."""
