@@ -9,11 +9,13 @@ read range by range, as shards are, goes through `infra.folders`.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
+import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +24,11 @@ from infra.ahead import map_ahead
 from infra.config import digest
 from infra.folders.bucket_path import BucketPath
 from infra.folders.opening import bucket_path
-from infra.storage import AtomicFile
+from infra.storage import AtomicFile, explained
 
 AnyPath = Path | BucketPath
 MOVES = 8  # copies that a server is asked for at a time
+READS = 32  # small files that are under way from a bucket at a time
 BUFFER = 1 << 20  # bytes of an object that are read at a time
 
 
@@ -75,6 +78,42 @@ def written_by_name(path: AnyPath) -> Iterator[Path]:
     with _temporary(path.name) as local:
         yield local
         path.parent.folder.put_file(path.name, local, storage.sha256(local))
+
+
+@contextmanager
+def written_in_place(path: AnyPath) -> Iterator[Path]:
+    """Yield a local path to write what may be lost: of a kill, a part of the file may stay.
+
+    On a disk it is ``path`` itself, which is not flushed. What goes to a bucket appears there when
+    the block ends without an error.
+    """
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    with _temporary(path.name) as local:
+        yield local
+        if local.exists():
+            path.parent.folder.put_file(path.name, local, storage.sha256(local))
+
+
+def read_if_there(path: AnyPath) -> bytes | None:
+    """Return all bytes of a file, None if there is no such file; a bucket is asked once."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def read_all(files: Sequence[AnyPath]) -> Iterator[bytes]:
+    """Yield the bytes of small files in order, several read at once in a bucket.
+
+    Raises:
+        FileNotFoundError: one is not there.
+    """
+    is_remote = any(isinstance(path, BucketPath) for path in files)
+    threads = min(READS, len(files)) if is_remote else 0
+    return map_ahead(lambda path: path.read_bytes(), files, threads=threads)
 
 
 @contextmanager
@@ -215,23 +254,47 @@ def remove_partial(folder: AnyPath) -> None:
 
 
 @contextmanager
-def exclusive(folder: AnyPath) -> Iterator[None]:
+def exclusive(folder: AnyPath) -> Iterator[Callable[[], None]]:
     """Hold a folder for this process alone, until the block ends or the process dies.
 
     On a disk the others are those of all machines that see it, as far as its file system tells
     them of locks; in a bucket those of all machines.
+
+    Yields:
+        A function that refuses to go on where the folder was lost meanwhile: a process in a bucket
+        that gives no sign of life for a minute, because its machine slept, is taken for dead.
 
     Raises:
         UserError: another process holds it, or it cannot be created or written.
     """
     if isinstance(folder, Path):
         with storage.exclusive(folder):
-            yield
+            yield lambda: None
         return
     from infra.s3.lease import held
 
-    with held((folder / "lock").folder, str(folder.parent)):
-        yield
+    with held((folder / "lock").folder, str(folder.parent)) as lease:
+        yield lease.check
+
+
+def check_writable(folder: AnyPath) -> None:
+    """Refuse a folder in which nothing can be written; leaves nothing there.
+
+    Args:
+        folder: that need not exist.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if isinstance(folder, Path):
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not os.access(above, os.W_OK | os.X_OK) or not above.is_dir():
+            code = errno.EACCES if above.is_dir() else errno.ENOTDIR
+            raise explained(OSError(code, os.strerror(code), str(above)), folder)
+        return
+    name = f".unfinished/trial-{secrets.token_hex(8)}"
+    folder.folder.put(name, b"")
+    folder.folder.delete(name)
 
 
 def local_twin(folder: AnyPath) -> Path:
