@@ -222,12 +222,17 @@ def server(endpoint: str | None) -> str:
 
 
 def _region(error: Exception) -> str:
-    named = getattr(error, "response", {}).get("Error", {}).get("Region")
+    named = _response(error).get("Error", {}).get("Region")
     region = _headers(error).get("x-amz-bucket-region") or named
     return f"the region {region}" if region else "another region"
 
 
 def _headers(error: Exception) -> Mapping[str, Any]:
-    answer = getattr(error, "response", {}).get("ResponseMetadata", {})
+    answer = _response(error).get("ResponseMetadata", {})
     headers: Mapping[str, Any] = answer.get("HTTPHeaders", {})
     return headers
+
+
+def _response(error: Exception) -> dict[str, Any]:
+    """Return the server's answer; empty where there was none, for which some errors hold None."""
+    return getattr(error, "response", None) or {}
