@@ -23,6 +23,10 @@ class Taken(UserError):  # noqa: N818  (an answer that callers expect)
     """There is something else under a name that was to be written for the first time."""
 
 
+class Damaged(UserError):  # noqa: N818  (an answer that callers expect)
+    """A file has other bytes than its SHA-256 says."""
+
+
 class Entry(NamedTuple):
     """A file of a folder."""
 
@@ -71,7 +75,7 @@ class Folder(Protocol):
 
         Raises:
             Missing: there is no such file.
-            UserError: its bytes have another digest.
+            Damaged: its bytes have another digest.
         """
 
     def put(self, name: str, data: bytes, *, exclusive: bool = False) -> None:

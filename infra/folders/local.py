@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from infra.errors import UserError
-from infra.folders.contract import Entry, Missing, Taken, checked_name
+from infra.folders.contract import Damaged, Entry, Missing, Taken, checked_name
 from infra.storage import (
     TEMPORARY_SUFFIX,
     AtomicFile,
@@ -127,7 +127,7 @@ def _copy(source: Path, target: Path, digest: str | None) -> None:
     with source.open("rb") as file, AtomicFile(target) as copy:
         shutil.copyfileobj(file, copy, CHUNK)
         if digest not in (None, copy.sha256.hexdigest()):
-            raise UserError(
+            raise Damaged(
                 f"{source}: has the SHA-256 {copy.sha256.hexdigest()}, and {digest} was expected; "
                 "it was damaged or changed: make it again"
             )

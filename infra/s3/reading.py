@@ -12,6 +12,7 @@ from botocore import exceptions as boto
 
 from infra.ahead import map_ahead
 from infra.errors import UserError
+from infra.folders.contract import Damaged
 from infra.s3.client import tried
 from infra.s3.retries import Attempts
 from infra.storage import AtomicFile
@@ -221,7 +222,7 @@ def fetch(source: Object, head: Any, target: Path, sha256: str | None) -> None:
         for data in parts(source, head):
             file.write(memoryview(data))
         if expected not in (None, file.sha256.hexdigest()):
-            raise UserError(f"{source.uri}: {_differs(file.sha256.hexdigest(), expected)}")
+            raise Damaged(f"{source.uri}: {_differs(file.sha256.hexdigest(), expected)}")
 
 
 def parts(source: Object, head: Any) -> Iterator[bytearray]:
