@@ -25,7 +25,10 @@ class LoopConfig:
     """How long, how often, where; none of it but the seed changes what is learnt."""
 
     output: str = ""
-    """Folder of the run: checkpoints, log, pictures."""
+    """Folder of the run, local or s3://BUCKET/RUN: checkpoints, log, pictures."""
+    work: str = ""
+    """Folder on a disk of each machine in which a run in a bucket is worked on before it is copied
+    there; by default one below ~/.cache/latent-pmrf ($XDG_CACHE_HOME), by the name of the run."""
     max_steps: PositiveInt = 150_000
     """Updates."""
     log_every: PositiveInt = 50

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from infra.errors import UserError
-from infra.storage import local_path
 from models.checkpoint import CheckpointError
 from models.frozen import load_posterior_mean, load_regressor, load_vae
 from models.predictor.swinir import SwinIR
@@ -14,6 +13,7 @@ from models.vae.public import PublicVAE
 from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 from trainers.recipes.flow_config import FlowConfig
+from trainers.recipes.weights import at_hand
 
 
 @dataclass(slots=True)
@@ -38,15 +38,15 @@ def load_networks(config: FlowConfig, device: torch.device) -> FlowNetworks:
     try:
         if config.vae and config.space == "latent":
             option = f"--vae {config.vae}"
-            vae, who = load_vae(config.vae)
+            vae, who = load_vae(at_hand(config.vae))
             networks.vae, networks.digests["vae"] = vae.to(device), who.weights
         if config.predictor:
             option = f"--predictor {config.predictor}"
-            predictor, who = load_posterior_mean(config.predictor)
+            predictor, who = load_posterior_mean(at_hand(config.predictor))
             networks.predictor, networks.digests["predictor"] = predictor.to(device), who.weights
         if config.regressor:
             option = f"--regressor {config.regressor}"
-            regressor, who = load_regressor(str(local_path(config.regressor)))
+            regressor, who = load_regressor(at_hand(config.regressor))
             networks.regressor, networks.digests["regressor"] = regressor.to(device), who.weights
     except (CheckpointError, OSError) as error:
         raise UserError(f"{option}: {error}") from error

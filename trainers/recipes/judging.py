@@ -1,16 +1,17 @@
 """How validation judges: the metrics of pictures, and averages over the samples of all ranks."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from infra.distributed import gathered, sums
 from infra.errors import UserError
-from infra.storage import local_path
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
 from models.metrics.catalog import METRICS, Judge, best_by
-from trainers.loop.run import say
+from trainers.loop.terminal import say
+from trainers.recipes.weights import at_hand
 
 FIDELITY = ("psnr", "ms_ssim", "lpips")
 
@@ -35,7 +36,7 @@ class Judges:
         missing: dict[str, str] = {}
         for name in names:
             folder = folders.get(name)
-            where = None if folder is None else local_path(folder)
+            where = None if folder is None else Path(at_hand(folder))
             try:
                 self._judges[name] = METRICS[name].load(where, device)
             except CheckpointError as error:
