@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from infra import cli
+from infra.deploy import config as services
 from pipelines.curate import config as curate
 from pipelines.encode import config as encode
 from pipelines.score import config as score
@@ -35,6 +36,7 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "trainers.vae": (vae.VAEConfig, vae.PRESETS),
     "trainers.predictor": (predictor.PredictorConfig, predictor.PRESETS),
     "trainers.flow": (flow.FlowConfig, flow.PRESETS),
+    "infra.deploy": (services.ServicesConfig, services.PRESETS),
 }
 """The configuration and the presets of every program that reads its options from them."""
 VERIFIERS: tuple[tuple[Any, Mapping[str, Any]], ...] = (

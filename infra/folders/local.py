@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from infra.errors import UserError
-from infra.folders.contract import Damaged, Entry, Missing, Taken, checked_name
+from infra.folders.contract import Entry, Missing, Taken, checked_name, of_other_length
 from infra.storage import (
     TEMPORARY_SUFFIX,
     AtomicFile,
@@ -48,9 +48,13 @@ class LocalFolder:
         with _explained(self._of(name)) as path:
             return path.read_bytes()
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], length: int | None = None
+    ) -> None:
         """Fill ``buffers`` with the bytes of a file from ``offset`` on."""
         with _explained(self._of(name)) as path, path.open("rb") as file:
+            if length not in (None, found := os.fstat(file.fileno()).st_size):
+                raise UserError(of_other_length(str(path), found, length))
             file.seek(offset)
             filled = sum(file.readinto(view) for view in buffers)
         wanted = sum(view.nbytes for view in buffers)
@@ -127,7 +131,7 @@ def _copy(source: Path, target: Path, digest: str | None) -> None:
     with source.open("rb") as file, AtomicFile(target) as copy:
         shutil.copyfileobj(file, copy, CHUNK)
         if digest not in (None, copy.sha256.hexdigest()):
-            raise Damaged(
+            raise UserError(
                 f"{source}: has the SHA-256 {copy.sha256.hexdigest()}, and {digest} was expected; "
                 "it was damaged or changed: make it again"
             )

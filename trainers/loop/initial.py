@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from infra.config import differences, flat, to_dict
+from infra.copies import local_copy
 from infra.distributed import by_first
 from infra.errors import UsageError, UserError
-from infra.paths import local_copy, path_of
+from infra.paths import path_of
 from models.checkpoint import (
     CONFIG,
     WEIGHTS,

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from infra.distributed import barrier, by_first, gathered, rank, together
 from infra.errors import UserError
-from infra.folders.contract import Damaged, Folder, Missing
+from infra.folders.contract import Folder, Missing, Unavailable
 from infra.folders.opening import open_folder
 from infra.paths import AnyPath, glob, move, remove_tree, write_bytes
 from trainers.loop.integrity import MANIFEST, Listed, damage, files_below, is_whole, listed
@@ -203,7 +203,9 @@ class CopiedStore:
             if one.damage(folder):
                 try:
                     self._there.fetch(f"{folder.name}/{one.name}", folder / one.name, one.sha256)
-                except (Missing, Damaged) as error:
+                except Unavailable:
+                    raise
+                except UserError as error:  # it is missing, or has other bytes
                     return str(error)
         return ""
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from infra.copies import at_hand
 from infra.errors import UserError
+from infra.paths import path_of
 from models.checkpoint import CheckpointError
 from models.frozen import load_posterior_mean, load_regressor, load_vae
 from models.predictor.swinir import SwinIR
@@ -13,7 +15,6 @@ from models.vae.public import PublicVAE
 from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 from trainers.recipes.flow_config import FlowConfig
-from trainers.recipes.weights import at_hand
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ def load_networks(config: FlowConfig, device: torch.device) -> FlowNetworks:
             networks.predictor, networks.digests["predictor"] = predictor.to(device), who.weights
         if config.regressor:
             option = f"--regressor {config.regressor}"
-            regressor, who = load_regressor(at_hand(config.regressor))
+            regressor, who = load_regressor(at_hand(str(path_of(config.regressor))))
             networks.regressor, networks.digests["regressor"] = regressor.to(device), who.weights
     except (CheckpointError, OSError) as error:
         raise UserError(f"{option}: {error}") from error

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from infra.copies import at_hand
 from infra.distributed import gathered, sums
 from infra.errors import UserError
+from infra.paths import path_of
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
 from models.metrics.catalog import METRICS, Judge, best_by
 from trainers.loop.terminal import say
-from trainers.recipes.weights import at_hand
 
 FIDELITY = ("psnr", "ms_ssim", "lpips")
 
@@ -36,7 +37,7 @@ class Judges:
         missing: dict[str, str] = {}
         for name in names:
             folder = folders.get(name)
-            where = None if folder is None else Path(at_hand(folder))
+            where = None if folder is None else Path(at_hand(str(path_of(folder))))
             try:
                 self._judges[name] = METRICS[name].load(where, device)
             except CheckpointError as error:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from datasets.reading.images import Crops, ImageBatch
 from datasets.reading.loader import Loader
 from datasets.reading.order import Layout
+from infra.copies import at_hand
 from infra.distributed import sums
 from infra.errors import UserError
 from infra.tracking.models import FinishedModel
@@ -37,7 +38,6 @@ from trainers.recipes.data import (
 from trainers.recipes.judging import FIDELITY, Averages, Judges, choose_best
 from trainers.recipes.pictures import Gallery
 from trainers.recipes.vae_config import VAEConfig
-from trainers.recipes.weights import at_hand
 
 EXPORT = "vae"
 
