@@ -7,21 +7,36 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
+from infra.errors import UserError
 from infra.paths import exclusive, path_of
 from infra.s3 import lease, retries
 from infra.tracking.record import described
+from models.checkpoint import load_checkpoint, weights_digest
 from tests.conftest import PATIENCE, ROOT, environment, free_port, program
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.s3_server import READER, S3Server, use
-from tests.support.training_sets import assert_equal, digests, log, same_curve, saved_weights
+from tests.support.training_sets import (
+    SMOKE,
+    assert_equal,
+    digests,
+    log,
+    same_curve,
+    saved_weights,
+    write_files,
+    write_lpips,
+)
+from trainers.loop.initial import begin_with
 from trainers.loop.integrity import damage
+from trainers.recipes import flow_config
+from trainers.recipes.flow import FlowTask
 
 if TYPE_CHECKING:
     from tests.support.trainers_here import Ended, Train
@@ -29,6 +44,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.support.trainers_here"]
 MANY = 1_000_000
 NUMBERS = count()
+TINY = ["trainers.flow", *SMOKE, "--workers", "0"]
 FOUR = ["--max-steps", "4"]
 FOURTH, EIGHTH = "checkpoints/step-00000004", "checkpoints/step-00000008"
 SMALL_PARTS = """
@@ -312,6 +328,51 @@ def test_the_older_checkpoint_is_taken_for_a_damaged_one(file: str, run: Run) ->
     assert f"the checkpoint {run.uri}/{EIGHTH} is damaged (" in ended.said
     assert f"resumed from {run.uri}/{FOURTH} to the bit" in ended.said
     assert f"checkpoints/damaged-step-00000008/{file}" in run.stored()
+
+
+def test_weights_to_begin_with_may_be_in_the_bucket(
+    there: str,
+    finished: Path,
+    command: list[str | Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a run and a checkpoint the averages, of a folder its own; what is missing is named."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    preset = flow_config.PRESETS["tiny"]
+    flow = FlowTask(replace(preset, model="tiny", latents=str(command[-1])), torch.device("cpu"))
+    average = f"{EIGHTH}/ema-0.99"
+    places = {"": average, FOURTH: f"{FOURTH}/ema-0.99", f"{EIGHTH}/model": f"{EIGHTH}/model"}
+    for below, weights in {**places, "network": average}.items():
+        digest = begin_with(flow, f"{there}/{below}".rstrip("/"))
+        assert digest == weights_digest(load_checkpoint(finished / weights)[1])
+    with pytest.raises(UserError, match=f"{there}/nothing: there is no such file"):
+        begin_with(flow, f"{there}/nothing")
+
+
+def test_all_that_a_run_reads_may_be_in_the_bucket(run: Run, tmp_path: Path) -> None:
+    """Sets through a cache, networks, weights of metrics, the configuration: the run is one."""
+    files, lpips = (
+        write_files(tmp_path / "files", size=32),
+        write_lpips(tmp_path / "files" / "lpips"),
+    )
+    for name in digests(tmp_path / "files"):
+        run.client.upload_file(str(tmp_path / "files" / name), "tests", f"files/{name}")
+    run.command[:] = [*TINY, "--max-steps", "1", "--validate-every", "1", "--sampling-steps", "1"]
+    options = {**asdict(files), "lpips": str(lpips)}
+    del options["regressor"]
+    local = [word for name, path in options.items() for word in (f"--{name}", path)]
+    run.train("here", *local, output=tmp_path / "local")
+    saved = (tmp_path / "local" / "config.json").read_text()
+    config = saved.replace(f"{tmp_path}/files", "s3://tests/files")
+    run.client.put_object(Bucket="tests", Key="files/config.json", Body=config.encode())
+    run.command[:] = ["trainers.flow", "--config", "s3://tests/files/config.json"]
+    ended = run.train("here", "--cache", tmp_path / "cache", output=tmp_path / "there")
+
+    assert ended.code == 0, ended.said
+    assert "lpips" in ended.said
+    assert log(tmp_path / "there") == log(tmp_path / "local")
+    assert_equal(saved_weights(tmp_path / "there", 1), saved_weights(tmp_path / "local", 1))
 
 
 @pytest.mark.slow

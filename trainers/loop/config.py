@@ -50,10 +50,10 @@ class LoopConfig:
     """What SIGUSR1 asks for: ``save`` and go on, or ``end`` with a checkpoint, as SIGTERM does."""
     resume: str = "auto"
     """"auto": from the newest whole checkpoint of the output folder; "never"; or the folder of a
-    checkpoint, or of a run: of another run it is forked."""
+    checkpoint, or of a run, local or in a bucket: of another run it is forked."""
     init_from: str = ""
     """Weights to begin with at step 0, for fine-tuning: a run (its averaged weights), a checkpoint,
-    a folder or file of weights, or a repository of the Hugging Face hub."""
+    a folder or file of weights, local or in a bucket, or a repository of the Hugging Face hub."""
     seed: NonNegativeInt = 0
     """Of the initial weights, the order of samples, crops, times and noise."""
     workers: NonNegativeInt = 2
