@@ -3,6 +3,7 @@
 A machine is a cache folder of its own here; all train in the test's process.
 """
 
+import json
 import signal
 import subprocess
 import sys
@@ -406,3 +407,41 @@ def test_machines_that_share_nothing_but_the_bucket_are_one_run(run: Run, finish
     assert f"resumed from {run.uri}/{FOURTH} to the bit" in said[0]
     assert damage(local / EIGHTH) == damage(local / FOURTH) == ""
     same_curve(log(local), log(finished), rel=1e-4)
+
+
+def test_machines_upload_what_each_has_and_get_what_each_lacks(
+    s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    """Two with a disk each: a checkpoint counts when both have stored their files, not before.
+
+    What one of them was refused to store, both store at their next start; if a disk is gone
+    meanwhile, the checkpoint is left out, and the user is told.
+    """
+    s3_proxy.harmless()
+    for step in (8, 12):
+        path = f"step-{step:08d}/engine/rank-1"
+        s3_proxy.faults.append(
+            Fault(times=2, method="PUT", path=path, status=400, code="ExpiredToken")
+        )
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = ["s3://tests/two-machines/run", tmp_path]
+    started = [
+        program("tests.support.two_machines", words, tmp_path, RANK=str(number), **group)
+        for number in range(2)
+    ]
+    outputs = [one.communicate(timeout=PATIENCE) for one in started]
+    s3_proxy.harmless()
+    said = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+    assert [one.returncode for one in started] == [0, 0], outputs
+    for number, (first, failed, old, sent, whole, again, left) in enumerate(said):
+        four = {"model": 7, "rank-0": 4, "rank-1": 4, "manifest.json": old[2]["manifest.json"]}
+        eight = {"model": 7, "rank-0": 8, "rank-1": 8, "manifest.json": sent[2]["manifest.json"]}
+        assert first == ["", ["step-00000004"]]
+        assert "step-00000008 could not be uploaded" in failed
+        assert f"is kept in {tmp_path}/first-" in failed
+        assert old == ["step-00000004", "", four]
+        assert sent == whole == ["step-00000008", "", eight]
+        assert "step-00000012 could not be uploaded" in again
+        assert left == ["step-00000008", "", eight]
+        assert ("is not whole on the machines of this run" in outputs[number][1]) == (number == 0)
