@@ -56,7 +56,8 @@ class Cluster:
             head = f"{self.hosts['head'].address}:{RAY_PORT}"
             role = HEAD if name == "head" else ("--address", head)
             own = ["--node-ip-address", host.address]
-            host.begin(["ray", "start", *role, *own, *RAY], self.variables, "ray").end()
+            keys = {key: self.variables[key] for key in SECRETS}  # where the bucket is, jobs tell
+            host.begin(["ray", "start", *role, *own, *RAY], keys, "ray").end()
 
     def stop_ray(self, *names: str) -> None:
         """End what is left of Ray on hosts whose head is gone."""
