@@ -12,7 +12,15 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from datasets.shards import INDEX, MANIFEST, file_entries, read_manifest, read_table
+from datasets.sets import shards_folder
+from datasets.shards import (
+    INDEX,
+    MANIFEST,
+    file_entries,
+    read_manifest,
+    read_table,
+    shard_sizes,
+)
 from infra.config import canonical_json, flat, from_dict
 from infra.errors import UserError
 from infra.paths import AnyPath, glob, opened, sha256, size
@@ -41,8 +49,11 @@ def damaged(folder: AnyPath, manifest: Mapping[str, Any]) -> list[str]:
 
 def _damages(folder: AnyPath, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Say what is wrong with each file of a manifest that is not as it says, by its name."""
-    entries = file_entries(manifest).items()
-    found = {name: _damage(folder / name, entry) for name, entry in entries}
+    tars, shards = shards_folder(folder), shard_sizes(manifest)
+    found = {
+        name: _damage((tars if name in shards else folder) / name, entry)
+        for name, entry in file_entries(manifest).items()
+    }
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
@@ -106,7 +117,7 @@ def set_problems(folder: AnyPath, inspect: Inspect, inspected: Inspected) -> Ite
     yield from (f"{name}: {what}" for name, what in wrong.items())
     yield from _names(folder, manifest)
     for entry in manifest["shards"]:
-        path = folder / entry["name"]
+        path = shards_folder(folder) / entry["name"]
         if path.exists():
             yield from guarded(path.name, _shard(path, entry, inspect, inspected))
     inspected.is_whole = not wrong

@@ -23,6 +23,13 @@ class Taken(UserError):  # noqa: N818  (an answer that callers expect)
     """There is something else under a name that was to be written for the first time."""
 
 
+class Unavailable(UserError):  # noqa: N818  (an answer that callers expect)
+    """The place of a file cannot be asked: it is away, refuses, or the credentials have expired.
+
+    This says nothing of the file, so nobody may count it as a missing or a damaged one.
+    """
+
+
 class Entry(NamedTuple):
     """A file of a folder."""
 
@@ -53,12 +60,21 @@ class Folder(Protocol):
             Missing: there is none.
         """
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], length: int | None = None
+    ) -> None:
         """Fill ``buffers``, one after another, with the bytes of a file from ``offset`` on.
+
+        Args:
+            name: of the file.
+            offset: first byte.
+            buffers: memory to fill, of bytes.
+            length: bytes that the whole file must have; None for any number.
 
         Raises:
             Missing: there is no such file.
-            UserError: it ends before the buffers are full.
+            Unavailable: nobody can say.
+            UserError: it ends before the buffers are full, or has another length.
         """
 
     def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:
@@ -136,3 +152,8 @@ def checked_name(name: str) -> str:
     if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
         raise ValueError(f"{name!r} is not the name of a file below a folder")
     return name
+
+
+def of_other_length(file: str, found: int | str, expected: int | None) -> str:
+    """Say that a file has another length, in bytes, than it must have."""
+    return f"{file}: has {found} bytes, and {expected} were expected; copy it anew"

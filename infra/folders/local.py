@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from infra.errors import UserError
-from infra.folders.contract import Entry, Missing, Taken, checked_name
+from infra.folders.contract import Entry, Missing, Taken, checked_name, of_other_length
 from infra.storage import (
     TEMPORARY_SUFFIX,
     AtomicFile,
@@ -48,9 +48,13 @@ class LocalFolder:
         with _explained(self._of(name)) as path:
             return path.read_bytes()
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], length: int | None = None
+    ) -> None:
         """Fill ``buffers`` with the bytes of a file from ``offset`` on."""
         with _explained(self._of(name)) as path, path.open("rb") as file:
+            if length not in (None, found := os.fstat(file.fileno()).st_size):
+                raise UserError(of_other_length(str(path), found, length))
             file.seek(offset)
             filled = sum(file.readinto(view) for view in buffers)
         wanted = sum(view.nbytes for view in buffers)

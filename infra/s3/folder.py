@@ -4,7 +4,7 @@ import builtins
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from infra.s3.reading import Object
 from infra.s3.uploading import UPLOADS, headed
 
 MAX_KEY = 1024  # bytes of a key, by S3's rules
-DELETIONS = 16  # requests under way when a folder is removed
+REQUESTS = 16  # under way when a folder is removed or looked into
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,11 @@ class S3Folder:
         """Return all bytes of a file."""
         return reading.read(self._of(name))
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], length: int | None = None
+    ) -> None:
         """Fill ``buffers`` with the bytes of a file from ``offset`` on."""
-        reading.read_into(self._of(name), offset, buffers)
+        reading.read_into(self._of(name), offset, buffers, length=length)
 
     def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:
         """Copy a file to ``target``."""
@@ -98,9 +100,19 @@ class S3Folder:
         return self._level(prefix)[0]
 
     def names(self, prefix: str = "") -> builtins.list[str]:
-        """List the names of files and folders just below that begin with ``prefix``, sorted."""
-        files, folders = self._level(prefix)
-        return sorted({*(entry.name for entry in files), *folders})
+        """List the names of files and folders just below that begin with ``prefix``, sorted.
+
+        Some stores list a folder for a while after the last object in it is gone, so that each is
+        asked for.
+        """
+        files, listed = self._level(prefix)
+        folders = sorted(listed)
+        filled = map_ahead(self._holds, folders, threads=min(REQUESTS, len(folders)))
+        return sorted({*(entry.name for entry in files), *compress(folders, filled)})
+
+    def _holds(self, name: str) -> bool:
+        """Tell whether there is a file below the folder of this name."""
+        return next(self.child(name).beginning(1), None) is not None
 
     def _level(self, prefix: str) -> tuple[builtins.list[Entry], set[str]]:
         """List the files and the folders just below whose names begin with ``prefix``."""
@@ -155,7 +167,7 @@ class S3Folder:
     def delete_all(self) -> None:
         """Remove all files below; one request each, since not every store takes a list of them."""
         names = [entry.name for entry in self.list()]
-        for _ in map_ahead(self.delete, names, threads=min(DELETIONS, len(names))):
+        for _ in map_ahead(self.delete, names, threads=min(REQUESTS, len(names))):
             pass
 
     def move(self, name: str, target: Self, new: str) -> None:

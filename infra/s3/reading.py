@@ -12,6 +12,7 @@ from botocore import exceptions as boto
 
 from infra.ahead import map_ahead
 from infra.errors import UserError
+from infra.folders.contract import of_other_length
 from infra.s3.client import tried
 from infra.s3.retries import Attempts
 from infra.storage import AtomicFile
@@ -61,7 +62,13 @@ def read(source: Object) -> bytes:
     raise UserError(f"{source.uri}: {_differs(found, str(expected))}")
 
 
-def read_into(source: Object, offset: int, buffers: Buffers, etag: str | None = None) -> None:
+def read_into(
+    source: Object,
+    offset: int,
+    buffers: Buffers,
+    etag: str | None = None,
+    length: int | None = None,
+) -> None:
     """Fill ``buffers`` with an object's bytes from ``offset`` on.
 
     Args:
@@ -69,14 +76,16 @@ def read_into(source: Object, offset: int, buffers: Buffers, etag: str | None = 
         offset: first byte.
         buffers: memory of the caller, filled in order.
         etag: version that the object must have.
+        length: bytes that the object must have; every answer says how many it has.
 
     Raises:
         Missing: there is no such object.
-        UserError: it is shorter, was replaced meanwhile, or cannot be read.
+        Unavailable: the store cannot be asked.
+        UserError: it has another length, or was replaced meanwhile.
     """
     size = sum(view.nbytes for view in buffers)
     if size:
-        _Download(source, offset, offset + size, etag).run(lambda _: buffers)
+        _Download(source, offset, offset + size, etag, length).run(lambda _: buffers)
 
 
 class _Download:
@@ -89,12 +98,19 @@ class _Download:
         start: first byte.
         end: byte behind the last; None for the end of the object.
         etag: version that the object must have; None takes the one that is found.
+        length: bytes that the whole object must have; None for any number.
     """
 
     def __init__(
-        self, source: Object, start: int, end: int | None, etag: str | None = None
+        self,
+        source: Object,
+        start: int,
+        end: int | None,
+        etag: str | None = None,
+        length: int | None = None,
     ) -> None:
         self.source, self.start, self.end, self.etag = source, start, end, etag
+        self.length = length
         self.attempts = Attempts("get_object", source.uri)
         self.rest: Buffers | None = None
         self.done = 0
@@ -129,11 +145,17 @@ class _Download:
         return {} if self.etag is None else {"IfMatch": self.etag}
 
     def _check(self, answer: Any) -> None:
-        """Refuse an answer with other bytes than those asked for: an object that is too short."""
+        """Refuse an answer with other bytes than those asked for, or of an object of other length.
+
+        The server says `bytes FIRST-LAST/LENGTH`.
+        """
         if "Range" not in self._range():
             return
         assert self.end is not None
         first, found = self.start + self.done, answer.get("ContentRange", "none")
+        total = found.rpartition("/")[2]
+        if self.length is not None and total != str(self.length):
+            raise UserError(of_other_length(self.source.uri, total, self.length))
         if not found.startswith(f"bytes {first}-{self.end - 1}/"):
             raise UserError(
                 f"{self.source.uri}: bytes {first} to {self.end - 1} were asked for, and the "

@@ -43,6 +43,7 @@ def estimate(config: CurateConfig, engine: Engine | None = None) -> str:
     """
     loading = time.process_time()  # what this process has taken until here is loading modules
     curation = Curation(config)
+    curation.set.check()
     cached = curation.sources
     with tempfile.TemporaryDirectory() as temporary:
         cache = cached if cached.is_dir() else Path(temporary)

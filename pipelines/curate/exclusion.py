@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from datasets.decoding import decode
 from datasets.fingerprint import near, perceptual_hash, unpacked
-from datasets.shards import parquet_bytes, read_manifest
+from datasets.shards import parquet_bytes, read_manifest, read_table
 from datasets.sources import ImageRef, read
 from datasets.unusable import UnreadableImage, UnusableImage
 from infra.ahead import map_ahead
@@ -68,15 +68,18 @@ def _read_one(item: str, cache: Path) -> pa.Table:
 
 
 def _of_set(folder: AnyPath) -> pa.Table:
-    scores = folder / "scores.parquet"
-    lacking = set(HASHES) - set(pq.read_schema(scores).names) if scores.exists() else HASHES
+    try:
+        table = read_table(folder / "scores.parquet")
+    except FileNotFoundError:
+        table = pa.table({})
+    lacking = set(HASHES) - set(table.column_names)
     if lacking:
         raise UsageError(
             f"--exclude {folder}: a set whose images have no {' or '.join(sorted(lacking))}; "
             "curate it again, or give the folder of its photographs"
         )
-    table = pq.read_table(scores, filters=pc.field("shard").is_valid())
-    images = table.group_by("source").aggregate([(name, "min") for name in HASHES])
+    kept = table.filter(pc.is_valid(table["shard"]))
+    images = kept.group_by("source").aggregate([(name, "min") for name in HASHES])
     names = [f"{folder.name}/{source}" for source in images["source"].to_pylist()]
     return pa.table([pa.array(names, pa.string()), *images.columns[1:]], schema=EXCLUDED)
 

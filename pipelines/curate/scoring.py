@@ -25,7 +25,7 @@ from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import differences, digest, pretty_json, to_dict
 from infra.errors import UsageError
-from infra.paths import AnyPath, path_of, write_bytes
+from infra.paths import AnyPath, glob, path_of, read_all, write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
 from pipelines.curate.kept import Keeping, KeptUnit
@@ -280,7 +280,8 @@ def known(folder: AnyPath, listing: Listing, *, transient: bool) -> Known:
 
 def _parts(folder: AnyPath, *, transient: bool) -> Iterator[pa.Table]:
     """Yield the tables by name, without what may pass; and then, if wanted, what may pass."""
-    parts = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+    tables = read_all(glob(folder, "*.parquet"))
+    parts = [pq.read_table(pa.BufferReader(table)) for table in tables]
     passing = [pc.is_in(part["drop_reason"], pa.array(sorted(TRANSIENT))) for part in parts]
     yield from (part.filter(pc.invert(mask)) for part, mask in zip(parts, passing, strict=True))
     if transient:

@@ -16,6 +16,7 @@ from torch import Tensor
 from datasets.decoding import single_threaded
 from datasets.degradation.parameters import DegradationParameters, degradation_preset
 from datasets.degradation.reference import draw_parameters
+from infra.copies import at_hand
 from infra.errors import UsageError, UserError
 from models.checkpoint import CheckpointError
 from models.frozen import Identity, load_posterior_mean, load_regressor, load_vae
@@ -145,13 +146,13 @@ def load_models(rule: EncodeRule) -> Models:
     identities = {}
     option = f"--vae {rule.vae}"
     try:
-        vae, identities["vae"] = load_vae(rule.vae)
+        vae, identities["vae"] = load_vae(at_hand(rule.vae))
         if rule.source != "lq":
             option = f"--predictor {rule.predictor}"
-            predictor, identities["predictor"] = load_posterior_mean(rule.predictor)
+            predictor, identities["predictor"] = load_posterior_mean(at_hand(rule.predictor))
         if rule.source == "regressed":
             option = f"--regressor {rule.regressor}"
-            regressor, identities["regressor"] = load_regressor(rule.regressor)
+            regressor, identities["regressor"] = load_regressor(at_hand(rule.regressor))
     except (CheckpointError, OSError) as error:
         raise UsageError(f"{option}: {error}") from error
     return Models(vae, predictor, regressor, identities)

@@ -157,7 +157,7 @@ class EarlierSet:
             raise UserError(
                 f"--reuse {self.folder} has changed since this run began; run the command again"
             )
-        self._files = shards_of(opened)
+        self._shards, self._files = opened.shards_folder, shards_of(opened)
         hashes = {entry["name"]: entry["sha256"] for entry in opened.manifest["shards"]}
         self._table = LatentTable(self.folder / STATISTICS, latent.height * latent.width)
         self._checked = functools.cache(lambda shard: self._check(shard, hashes[shard]))
@@ -241,7 +241,7 @@ class EarlierSet:
 
     def _check(self, name: str, expected: str) -> None:
         try:
-            found = sha256(self.folder / name)
+            found = sha256(self._shards / name)
         except OSError as error:
             raise UserError(self._damaged(name, str(error.strerror))) from error
         if found != expected:

@@ -29,7 +29,7 @@ from pipelines.encode.config import EncodeRule
 from pipelines.encode.members import Computed, GenerationSpec, Packer
 from pipelines.encode.networks import Encoder, Image, batch_size
 from pipelines.encode.reuse import TARGETS, EarlierSet
-from pipelines.jobs.plan import planned, record_path
+from pipelines.jobs.plan import Plan, record_path
 from pipelines.jobs.progress import tallied
 from pipelines.jobs.stage import Stopwatch
 
@@ -51,6 +51,7 @@ class EncodeShard:
         self.threads = PREPARERS_PER_GPU if rule.device == "cuda" else 0
         self.draws = range(spec.first, spec.last)
         self.watch = Stopwatch()
+        self.plan = Plan(path_of(spec.plan))
 
     @functools.cached_property
     def images(self) -> ImageSet:
@@ -66,7 +67,7 @@ class EncodeShard:
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
-        path, rows = planned(path_of(self.spec.plan), unit)
+        path, rows = self.plan.of(unit)
         self.parameters = functools.cache(self.encoder.parameters)
         self.packer = Packer(self.spec, self.images, self.latent, self.parameters, self.earlier)
         try:
