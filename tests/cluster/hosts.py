@@ -163,6 +163,7 @@ class Host:
                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                     "HOME": "/srv/home",
                     "TMPDIR": "/tmp",
+                    "PYTHONUNBUFFERED": "1",
                     "OMP_NUM_THREADS": "1",
                     **variables,
                 },
