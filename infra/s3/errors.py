@@ -230,10 +230,11 @@ def _region(error: Exception) -> str:
 
 
 def _headers(error: Exception) -> Mapping[str, Any]:
-    headers: Mapping[str, Any] = _response(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    answer = _response(error).get("ResponseMetadata", {})
+    headers: Mapping[str, Any] = answer.get("HTTPHeaders", {})
     return headers
 
 
-def _response(error: Exception) -> Mapping[str, Any]:
-    """Return the answer that an error came from; of a connection that broke there is none."""
+def _response(error: Exception) -> dict[str, Any]:
+    """Return the server's answer; empty where there was none, for which some errors hold None."""
     return getattr(error, "response", None) or {}

@@ -230,12 +230,16 @@ class Curation:
         self._save_listing(listing, staging)
         held_out.HeldOut(self.held_out).add(scores, self.config.cut)
         self.set.publish(staging)
-        for folder in self.state.glob("kept-*"):
-            paths.remove_tree(folder)
         return []
 
     def report(self, scores: pa.Table, listing: Listing, times: list[StageTime]) -> dict[str, Any]:
-        """Write the page and print the summary; returns the set's manifest."""
+        """Write the page of the published set and print the summary; returns its manifest.
+
+        What was only needed to publish it goes first: a kill may have kept it.
+        """
+        for left in ("cut-*", "kept-*", "mending*"):
+            for folder in self.state.glob(left):
+                paths.remove_tree(folder)
         manifest = claimed_set(self.folder, "image set").manifest
         rule, limit = self.config.crop, self.config.max_pixels
         pictures = curation_report.Pictures(self.folder, listing, rule, limit)
