@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from infra import storage
 from infra.ahead import map_ahead
@@ -25,6 +26,7 @@ from infra.errors import UserError
 from infra.folders.bucket_path import BucketPath
 from infra.folders.contract import Missing
 from infra.folders.opening import bucket_path
+from infra.folders.stream import Stream
 from infra.storage import AtomicFile, explained
 
 AnyPath = Path | BucketPath
@@ -110,6 +112,17 @@ def opened(path: AnyPath, buffer: int = BUFFER) -> io.BufferedReader:
     return io.BufferedReader(path.parent.folder.opened(path.name), buffer)
 
 
+def streamed(path: AnyPath) -> BinaryIO:
+    """Open a file for reading from its start to its end, which in a bucket is read ahead.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if isinstance(path, Path):
+        return path.open("rb")
+    return io.BufferedReader(Stream(path.parent.folder.pieces(path.name)))
+
+
 def size(path: AnyPath) -> int | None:
     """Return the length of a file in bytes, None if there is no such file."""
     if isinstance(path, Path):
@@ -161,8 +174,12 @@ def sha256(path: AnyPath) -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    with opened(path, buffer=8 << 20) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(path, Path):
+        return storage.sha256(path)
+    digest = hashlib.sha256()
+    for piece in path.parent.folder.pieces(path.name):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def move(source: AnyPath, target: AnyPath) -> None:

@@ -222,12 +222,16 @@ def server(endpoint: str | None) -> str:
 
 
 def _region(error: Exception) -> str:
-    named = getattr(error, "response", {}).get("Error", {}).get("Region")
+    named = _answer(error).get("Error", {}).get("Region")
     region = _headers(error).get("x-amz-bucket-region") or named
     return f"the region {region}" if region else "another region"
 
 
 def _headers(error: Exception) -> Mapping[str, Any]:
-    answer = getattr(error, "response", {}).get("ResponseMetadata", {})
-    headers: Mapping[str, Any] = answer.get("HTTPHeaders", {})
+    headers: Mapping[str, Any] = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return headers
+
+
+def _answer(error: Exception) -> Mapping[str, Any]:
+    """Return what the server answered: nothing, where a connection broke."""
+    return getattr(error, "response", None) or {}
