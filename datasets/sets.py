@@ -58,9 +58,8 @@ class PublishedSet:
 
     @property
     def shards_folder(self) -> AnyPath:
-        """Where the shards are: of a version of a set that grew, with those of the set."""
-        above = self.folder.parent
-        return above.parent if above.name == VERSIONS else self.folder
+        """Where the shards are, see `shards_folder`."""
+        return shards_folder(self.folder)
 
     def table(self, name: str, **read: Any) -> pa.Table:
         """Read a table that is the one of the manifest; options go to `pyarrow.parquet`.
@@ -145,6 +144,16 @@ class PublishedSet:
                 f"{self.folder}: {table} has members in {strange[0]}, which {MANIFEST} does not "
                 f"name; {COPY}"
             )
+
+
+def shards_folder(folder: AnyPath) -> AnyPath:
+    """Return where the shards of a set are: of a version of one that grew, with those of the set.
+
+    Args:
+        folder: of the set, or of the version.
+    """
+    above = folder.parent
+    return above.parent if above.name == VERSIONS else folder
 
 
 class EmptySplitError(UserError):

@@ -30,6 +30,7 @@ from infra.paths import (
     move,
     move_all,
     opened,
+    read_if_there,
     remove_tree,
     sha256,
     size,
@@ -156,13 +157,17 @@ def save_record(path: AnyPath, shard: Shard) -> None:
 
 def load_record(path: AnyPath) -> Shard | None:
     """Read a finished shard's record; None unless the shard is there at its full length."""
-    try:
-        record = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    content = read_if_there(path)
+    shard = None if content is None else parsed_record(content)
+    if shard is None or not has_size(path.with_name(shard.name), shard.bytes):
         return None
+    return shard
+
+
+def parsed_record(content: bytes) -> Shard:
+    """Read the content of a finished shard's record."""
+    record = json.loads(content)
     entry = record["entry"]
-    if not has_size(path.with_name(entry["name"]), entry["bytes"]):
-        return None
     members = tuple(Member(*member) for member in record["members"])
     return Shard(entry["name"], entry["samples"], entry["bytes"], entry["sha256"], members)
 

@@ -13,7 +13,15 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from datasets.shards import INDEX, MANIFEST, file_entries, read_manifest, read_table
+from datasets.sets import shards_folder
+from datasets.shards import (
+    INDEX,
+    MANIFEST,
+    file_entries,
+    read_manifest,
+    read_table,
+    shard_sizes,
+)
 from infra.config import canonical_json, flat, from_dict
 from infra.errors import UserError
 from infra.folders.contract import Missing, Unavailable
@@ -43,8 +51,11 @@ def damaged(folder: AnyPath, manifest: Mapping[str, Any]) -> list[str]:
 
 def _damages(folder: AnyPath, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Say what is wrong with each file of a manifest that is not as it says, by its name."""
-    entries = file_entries(manifest).items()
-    found = {name: _damage(folder / name, entry) for name, entry in entries}
+    tars, shards = shards_folder(folder), shard_sizes(manifest)
+    found = {
+        name: _damage((tars if name in shards else folder) / name, entry)
+        for name, entry in file_entries(manifest).items()
+    }
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
@@ -109,7 +120,7 @@ def set_problems(folder: AnyPath, inspect: Inspect, inspected: Inspected) -> Ite
     yield from _names(folder, manifest)
     inspected.is_whole = not wrong
     for entry in manifest["shards"]:
-        yield from _whole_shard(folder / entry["name"], entry, inspect, inspected)
+        yield from _whole_shard(shards_folder(folder) / entry["name"], entry, inspect, inspected)
     if inspected.is_whole:
         yield from guarded(INDEX, _index(folder, inspected))
         yield from _totals(manifest, inspected)

@@ -9,12 +9,13 @@ read range by range, as shards are, goes through `infra.folders`.
 """
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import io
 import os
+import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,15 +23,14 @@ from typing import BinaryIO
 from infra import storage
 from infra.ahead import map_ahead
 from infra.config import digest
-from infra.errors import UserError
 from infra.folders.bucket_path import BucketPath
-from infra.folders.contract import Missing
 from infra.folders.opening import bucket_path
 from infra.folders.stream import Stream
 from infra.storage import AtomicFile, explained
 
 AnyPath = Path | BucketPath
 MOVES = 8  # copies that a server is asked for at a time
+READS = 32  # small files that are under way from a bucket at a time
 BUFFER = 1 << 20  # bytes of an object that are read at a time
 
 
@@ -83,6 +83,42 @@ def written_by_name(path: AnyPath) -> Iterator[Path]:
 
 
 @contextmanager
+def written_in_place(path: AnyPath) -> Iterator[Path]:
+    """Yield a local path to write what may be lost: of a kill, a part of the file may stay.
+
+    On a disk it is ``path`` itself, which is not flushed. What goes to a bucket appears there when
+    the block ends without an error.
+    """
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    with _temporary(path.name) as local:
+        yield local
+        if local.exists():
+            path.parent.folder.put_file(path.name, local, storage.sha256(local))
+
+
+def read_if_there(path: AnyPath) -> bytes | None:
+    """Return all bytes of a file, None if there is no such file; a bucket is asked once."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def read_all(files: Sequence[AnyPath]) -> Iterator[bytes]:
+    """Yield the bytes of small files in order, several read at once in a bucket.
+
+    Raises:
+        FileNotFoundError: one is not there.
+    """
+    is_remote = any(isinstance(path, BucketPath) for path in files)
+    threads = min(READS, len(files)) if is_remote else 0
+    return map_ahead(lambda path: path.read_bytes(), files, threads=threads)
+
+
+@contextmanager
 def fetched(path: AnyPath) -> Iterator[Path]:
     """Yield a local file with the bytes of a file: itself, or a copy for the time of the block.
 
@@ -121,6 +157,47 @@ def streamed(path: AnyPath) -> BinaryIO:
     if isinstance(path, Path):
         return path.open("rb")
     return io.BufferedReader(Stream(path.parent.folder.pieces(path.name)))
+
+
+def scanned(path: AnyPath) -> io.BufferedReader:
+    """Open a file whose headers are read one after another, such as those of an archive.
+
+    In a bucket, what lies between them is read through or passed over, whichever is faster.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if isinstance(path, Path):
+        return path.open("rb")
+    from infra.s3.scanning import LEAST, ScannedFile
+
+    return io.BufferedReader(path.parent.folder.opened(path.name, ScannedFile), LEAST)
+
+
+def read_range(path: AnyPath, offset: int, length: int) -> bytes:
+    """Return bytes of a file; in a bucket by one request.
+
+    Args:
+        path: of the file.
+        offset: of the first byte.
+        length: number of bytes; on a disk there are fewer where the file ends.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Short: in a bucket, it ends before.
+    """
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    data = bytearray(length)
+    path.parent.folder.read_into(path.name, offset, [memoryview(data)])
+    return bytes(data)
+
+
+def path_from(text: str) -> AnyPath:
+    """Return the path that gave this text by `str`; nothing is refused, as a user's would be."""
+    return bucket_path(text) or Path(text)
 
 
 def size(path: AnyPath) -> int | None:
@@ -235,55 +312,47 @@ def remove_partial(folder: AnyPath) -> None:
 
 
 @contextmanager
-def exclusive(folder: AnyPath) -> Iterator[None]:
+def exclusive(folder: AnyPath) -> Iterator[Callable[[], None]]:
     """Hold a folder for this process alone, until the block ends or the process dies.
 
     On a disk the others are those of all machines that see it, as far as its file system tells
     them of locks; in a bucket those of all machines.
+
+    Yields:
+        A function that refuses to go on where the folder was lost meanwhile: a process in a bucket
+        that gives no sign of life for a minute, because its machine slept, is taken for dead.
 
     Raises:
         UserError: another process holds it, or it cannot be created or written.
     """
     if isinstance(folder, Path):
         with storage.exclusive(folder):
-            yield
+            yield lambda: None
         return
     from infra.s3.lease import held
 
-    with held((folder / "lock").folder, str(folder.parent)):
-        yield
+    with held((folder / "lock").folder, str(folder.parent)) as lease:
+        yield lease.check
 
 
-def local_copy(path: AnyPath) -> Path:
-    """Return a local file or folder with what is there, kept on this machine for the next time.
+def check_writable(folder: AnyPath) -> None:
+    """Refuse a folder in which nothing can be written; leaves nothing there.
 
-    A copy is made once for all processes of a machine, below $XDG_CACHE_HOME/latent-pmrf (by
-    default ~/.cache), and again when something there has changed.
+    Args:
+        folder: that need not exist.
 
     Raises:
-        Missing: there is nothing in the bucket.
-        UserError: it cannot be read, or the disk has no room.
+        UserError: it cannot be written.
     """
-    if isinstance(path, Path):
-        return path
-    entries = [one for one in path.parent.folder.list(path.name) if _is_of(one.name, path.name)]
-    if not entries:
-        raise Missing(f"{path}: there is nothing in the bucket under this name; check it")
-    versions = digest([str(path), *[[one.name, one.size, one.version] for one in entries]])
-    copy = cache_folder() / "copies" / versions[:16]
-    try:
-        copy.mkdir(parents=True, exist_ok=True)
-        with (copy / "lock").open("a+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for one in entries:
-                target = copy / one.name
-                if not storage.has_size(target, one.size):
-                    path.parent.folder.fetch(one.name, target)
-    except OSError as error:
-        if isinstance(error, UserError):
-            raise
-        raise explained(error, copy) from error
-    return copy / path.name
+    if isinstance(folder, Path):
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not os.access(above, os.W_OK | os.X_OK) or not above.is_dir():
+            code = errno.EACCES if above.is_dir() else errno.ENOTDIR
+            raise explained(OSError(code, os.strerror(code), str(above)), folder)
+        return
+    name = f".unfinished/trial-{secrets.token_hex(8)}"
+    folder.folder.put(name, b"")
+    folder.folder.delete(name)
 
 
 def local_twin(folder: AnyPath) -> Path:
@@ -296,21 +365,17 @@ def local_twin(folder: AnyPath) -> Path:
     return cache_folder() / "twins" / digest(str(folder))[:16] / folder.name
 
 
-def _is_of(name: str, top: str) -> bool:
-    return name == top or name.startswith(f"{top}/")
-
-
 def cache_folder() -> Path:
     """Return the folder of this machine's disk for what may be fetched again.
 
     It is $XDG_CACHE_HOME/latent-pmrf, by default in ~/.cache, or where there is no home that can be
     written, in the folder for temporary files.
     """
-    named = os.environ.get("XDG_CACHE_HOME")
-    with contextlib.suppress(RuntimeError):  # no home is known
-        home = Path(named) if named else Path("~/.cache").expanduser()
-        above = home if home.exists() else home.parent
-        if os.access(above, os.W_OK):
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with contextlib.suppress(RuntimeError, OSError):  # no home is known, or none can be made
+        home = named if named.is_absolute() else Path("~/.cache").expanduser()
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
             return home / "latent-pmrf"
     return Path(tempfile.gettempdir(), f"latent-pmrf-{os.getuid()}")
 

@@ -133,22 +133,17 @@ def test_batches_of_a_bucket_are_those_of_the_disk(
     )
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_processes_that_read_ahead_read_a_bucket(disk: Path, bucket: AnyPath, method: str) -> None:
-    """However they start, after this process has used its own client; with a cache that they share.
-
-    Loaded by `Loader`, as trainers do.
-    """
-    cache = Cache(bucket_cache(disk, method), 10**9)
-    processes = LoaderConfig(workers=2, processes=True, start_method=method)
-    compare(
-        Loader(open_crops(disk), TWO, ALONE), Loader(open_crops(bucket, cache), TWO, processes), 5
-    )
-
-
-def bucket_cache(disk: Path, name: str) -> Path:
-    """Return a new folder for a cache."""
-    return disk.with_name(f"{disk.name}-cache-{name}")
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [("fork", 2), ("forkserver", 1), pytest.param("spawn", 1, marks=pytest.mark.slow)],
+)
+def test_processes_that_read_ahead_read_a_bucket(
+    disk: Path, bucket: AnyPath, tmp_path: Path, method: str, workers: int
+) -> None:
+    """However they start, after this process has used its client; with a cache that they share."""
+    found = open_crops(bucket, Cache(tmp_path, 10**9))
+    config = LoaderConfig(workers=workers, processes=True, start_method=method)
+    compare(Loader(open_crops(disk), TWO, ALONE), Loader(found, TWO, config), 5)
 
 
 @kinds

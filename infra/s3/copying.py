@@ -2,12 +2,16 @@
 
 from typing import Any
 
+from boto3.s3.transfer import TransferConfig
+
 from infra.errors import UserError
 from infra.folders.contract import Missing
-from infra.s3.client import tried
+from infra.s3.client import call, tried
 from infra.s3.reading import Object
 from infra.s3.retries import Attempts
 from infra.s3.uploading import headed
+
+ONE_REQUEST = 256 << 20  # bytes; S3 allows 5 GiB, but the answer comes when all are copied
 
 
 def copy(source: Object, target: Object) -> None:
@@ -20,16 +24,23 @@ def copy(source: Object, target: Object) -> None:
     head = headed(source)
     if head is None:
         raise Missing(f"{source.uri}: there is no such object; check the name")
-    # One request copies 5 GiB at most. boto3 divides longer ones, and then leaves metadata out.
-    metadata = {"Metadata": head["Metadata"], "MetadataDirective": "REPLACE"}
-
-    def request(client: Any) -> None:
-        client.copy(source.place, target.bucket, target.key, ExtraArgs=metadata)
-
-    tried(Attempts("copy_object", target.uri), request)
+    if head["ContentLength"] <= ONE_REQUEST:
+        call("copy_object", target.uri, **target.place, CopySource=source.place)
+    else:
+        _copy_in_parts(source, target, head)
     made = headed(target)
     if made is None or made["ContentLength"] != head["ContentLength"]:
         raise UserError(
             f"{target.uri}: the server's copy of {source.uri} has another length; run the same "
             "command again"
         )
+
+
+def _copy_in_parts(source: Object, target: Object, head: Any) -> None:
+    metadata = {"Metadata": head["Metadata"]}  # which copies in parts do not take over
+    config = TransferConfig(multipart_threshold=ONE_REQUEST, multipart_chunksize=ONE_REQUEST)
+
+    def request(client: Any) -> None:
+        client.copy(source.place, target.bucket, target.key, ExtraArgs=metadata, Config=config)
+
+    tried(Attempts("copy_object", target.uri), request)

@@ -30,6 +30,7 @@ from infra.config import pretty_json
 from infra.errors import UserError
 from infra.folders.contract import Missing, Taken
 from infra.s3.client import call
+from infra.s3.errors import UNREACHABLE
 from infra.s3.folder import S3Folder
 from infra.s3.reading import Object
 
@@ -39,6 +40,10 @@ RENEWED = 15.0
 """Seconds between renewals: three may fail."""
 LOOKS = 3.0
 """Seconds between looks at another's record."""
+
+
+_held_here: set[str] = set()
+"""Tokens of the leases of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +66,20 @@ class Holder:
         pid = os.getpid()
         return cls(socket.gethostname(), _machine(), pid, _start(pid), secrets.token_hex(8))
 
+    def is_here(self) -> bool:
+        """Tell whether it is or was a process of this machine."""
+        return self.machine == _machine()
+
     def is_dead(self) -> bool:
-        """Tell whether it was a process of this machine that is there no more."""
-        return self.machine == _machine() and _start(self.pid) != self.started
+        """Tell whether it was a process of this machine that is there no more.
+
+        Of what this process itself has held it is known whether it holds it still.
+        """
+        if not self.is_here():
+            return False
+        if self.pid == os.getpid() and self.started == _start(self.pid):
+            return self.token not in _held_here
+        return _start(self.pid) != self.started
 
 
 def _machine() -> str:
@@ -81,7 +97,7 @@ def _start(pid: int) -> str:
 
 
 @contextmanager
-def held(folder: S3Folder, noun: str) -> Iterator[None]:
+def held(folder: S3Folder, noun: str) -> Iterator["Lease"]:
     """Hold a folder until the block ends or the process dies.
 
     Args:
@@ -92,17 +108,73 @@ def held(folder: S3Folder, noun: str) -> Iterator[None]:
         UserError: another process holds it, or it cannot be written.
     """
     me = Holder.here()
-    number = _taken(folder, me, noun)
-    done = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(folder, number, me, noun, done), daemon=True)
+    lease = Lease(folder, _taken(folder, me, noun), me, noun)
+    renewal = threading.Thread(target=lease.renew, daemon=True)
+    _held_here.add(me.token)
     renewal.start()
+    is_reachable = True
     try:
-        yield
+        yield lease
+    except UserError as error:
+        is_reachable = not isinstance(error.__cause__, UNREACHABLE)
+        raise
     finally:
-        done.set()
-        renewal.join()
-        with suppress(UserError):  # a record that stays runs out
-            folder.put(_name(number), _content(me, 0, released=True))
+        _held_here.remove(me.token)
+        lease.done.set()
+        if is_reachable:  # else the user would only wait
+            renewal.join()
+            lease.release()
+
+
+class Lease:
+    """A folder that this process holds.
+
+    Args:
+        folder: where the records are.
+        number: of the record.
+        me: this process.
+        noun: what is held, for messages.
+    """
+
+    def __init__(self, folder: S3Folder, number: int, me: "Holder", noun: str) -> None:
+        self._folder, self._number, self._me, self._noun = folder, number, me, noun
+        self._is_lost = False
+        self.done = threading.Event()
+
+    def check(self) -> None:
+        """Refuse to go on if another process holds the folder now, because this one slept.
+
+        Raises:
+            UserError: it does, or the store cannot be asked.
+        """
+        if _newest(self._folder) > self._number:
+            self._is_lost = True
+            raise UserError(self._said_lost())
+
+    def _said_lost(self) -> str:
+        return (
+            f"{self._noun} was taken over by another process, because this one gave no sign of "
+            f"life for {SECONDS:g} seconds; this one ends"
+        )
+
+    def renew(self) -> None:
+        """Renew the record until told to end; end this process if another one holds the folder."""
+        renewals = 0
+        while not self.done.wait(RENEWED):
+            renewals += 1
+            with suppress(UserError):  # the store is away: the next renewal may come through
+                self.check()
+                self._folder.put(_name(self._number), _content(self._me, renewals))
+            if self._is_lost:
+                sys.stderr.write(f"error: {self._said_lost()}\n")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def release(self) -> None:
+        """Give the folder up; renewals have ended."""
+        if not self._is_lost:
+            with suppress(UserError):  # a record that stays runs out
+                self._folder.put(_name(self._number), _content(self._me, 0, released=True))
 
 
 def _taken(folder: S3Folder, me: Holder, noun: str) -> int:
@@ -117,7 +189,7 @@ def _taken(folder: S3Folder, me: Holder, noun: str) -> int:
             if _follows(folder, me, number):
                 return number + 1
             continue
-        if seen is not None and found.renewals != seen.renewals:
+        if found.holder.is_here() or (seen is not None and found.differs_from(seen)):
             raise found.refusal(noun)
         if seen is None:
             found.say_waiting(noun)
@@ -131,28 +203,14 @@ def _follows(folder: S3Folder, me: Holder, number: int) -> bool:
         folder.put(_name(number + 1), _content(me, 0), exclusive=True)
     except Taken:
         return False
-    if _newest(folder) > number + 1:  # this process looked so long ago that others came and went
+    there = _numbers(folder)
+    if max(there) > number + 1:  # this process looked so long ago that others came and went
         folder.delete(_name(number + 1))
         return False
-    if number:
-        folder.delete(_name(number))
+    for earlier in there:
+        if earlier <= number:
+            folder.delete(_name(earlier))
     return True
-
-
-def _renew(folder: S3Folder, number: int, me: Holder, noun: str, done: threading.Event) -> None:
-    """Renew a record until told to end; end this process if another one holds the folder."""
-    renewals = 0
-    while not done.wait(RENEWED):
-        renewals += 1
-        with suppress(UserError):  # the store is away: the next renewal may come through
-            if _newest(folder) > number:
-                sys.stderr.write(
-                    f"{noun} was taken over by another process, because this one gave no sign of "
-                    f"life for {SECONDS:g} seconds; this one ends\n"
-                )
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            folder.put(_name(number), _content(me, renewals))
 
 
 def _name(number: int) -> str:
@@ -165,7 +223,11 @@ def _content(me: Holder, renewals: int, *, released: bool = False) -> bytes:
 
 def _newest(folder: S3Folder) -> int:
     """Return the highest number of a record; 0 if there is none."""
-    return max((int(entry.name.partition(".")[0]) for entry in folder.list()), default=0)
+    return max(_numbers(folder), default=0)
+
+
+def _numbers(folder: S3Folder) -> list[int]:
+    return [int(entry.name.partition(".")[0]) for entry in folder.list()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +251,10 @@ class _Record:
             return None
         holder = Holder(**fields["holder"])
         return cls(holder, fields["renewals"], fields["released"], _age(head))
+
+    def differs_from(self, earlier: "_Record") -> bool:
+        """Tell whether it was renewed, or is another holder's, since it was looked at."""
+        return (self.holder, self.renewals) != (earlier.holder, earlier.renewals)
 
     def is_over(self) -> bool:
         """Tell whether its holder has given the folder up, or is dead."""

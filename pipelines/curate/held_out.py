@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from infra.config import digest, pretty_json
 from infra.errors import UsageError
-from infra.paths import AnyPath, path_of, write_bytes
+from infra.paths import AnyPath, path_of, read_if_there, write_bytes
 from infra.storage import explained
 from pipelines.curate.config import CutRule
 from pipelines.curate.selection import uniform_of
@@ -60,7 +60,8 @@ class HeldOut:
 
     def __init__(self, path: AnyPath) -> None:
         self.path = path
-        record = json.loads(path.read_bytes()) if path.exists() else {"images": {}, "fractions": {}}
+        content = read_if_there(path)
+        record = json.loads(content) if content else {"images": {}, "fractions": {}}
         self.images: dict[str, str] = record["images"]
         self.fractions: dict[str, float] = record["fractions"]
 

@@ -8,7 +8,8 @@ The state of the job is in the output folder; a killed job loses at most the uni
     OUTPUT/report.html               the page to read
     OUTPUT/.curate/                  the state of the job, besides what `SetFolder` keeps
         candidates.json              the settings that the candidates depend on; others are refused
-        sources/                     listings, seek indexes and copies of archives
+        sources/                     listings, seek indexes and copies of archives; of a set in a
+                                     bucket each machine has its copies in the cache on its disk
         held_out.json                images that a set here held out of training
         listing.json                 digest of the published manifest; fingerprint of its inputs
         scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
@@ -26,12 +27,10 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets import shards
 from datasets.archives.archive import forget_copies
@@ -61,7 +60,7 @@ from pipelines.curate.pack import PackShard, located
 from pipelines.curate.selection import count_reasons, select, shard_tables
 from pipelines.jobs.folder import PAGE, SetFolder, plain
 from pipelines.jobs.inputs import listed
-from pipelines.jobs.plan import PLAN, units_left, write_plan
+from pipelines.jobs.plan import PLAN, finished, units_left, write_plan
 from pipelines.jobs.scorers import describe
 from pipelines.jobs.stage import Engine, Resources, StageTime, a_gpu_each, started
 from pipelines.jobs.times import save_times
@@ -173,9 +172,9 @@ class Curation:
         return listing.first(self.config.first).first(self.config.limit)
 
     @property
-    def sources(self) -> Path:
-        """Folder of what is kept of archives, on this machine's disk."""
-        return paths.local_twin(self.state / "sources")
+    def sources(self) -> AnyPath:
+        """Folder of what is kept of archives."""
+        return self.state / "sources"
 
     def select(self, candidates: pa.Table) -> pa.Table:
         """Decide every candidate; returns rows of `SCORES`."""
@@ -231,12 +230,16 @@ class Curation:
         self._save_listing(listing, staging)
         held_out.HeldOut(self.held_out).add(scores, self.config.cut)
         self.set.publish(staging)
-        for folder in self.state.glob("kept-*"):
-            paths.remove_tree(folder)
         return []
 
     def report(self, scores: pa.Table, listing: Listing, times: list[StageTime]) -> dict[str, Any]:
-        """Write the page and print the summary; returns the set's manifest."""
+        """Write the page of the published set and print the summary; returns its manifest.
+
+        What was only needed to publish it goes first: a kill may have kept it.
+        """
+        for left in ("cut-*", "kept-*", "mending*"):
+            for folder in self.state.glob(left):
+                paths.remove_tree(folder)
         manifest = claimed_set(self.folder, "image set").manifest
         rule, limit = self.config.crop, self.config.max_pixels
         pictures = curation_report.Pictures(self.folder, listing, rule, limit)
@@ -327,8 +330,7 @@ class Curation:
 
     def stage_manifest(self, staging: AnyPath, scores: pa.Table, listing: Listing) -> None:
         """Write the tables and, last, the manifest of a staged set."""
-        written = [shards.load_record(path) for path in paths.glob(staging, "*.done.json")]
-        complete = [shard for shard in written if shard is not None]
+        complete = finished(staging)
         manifest = claims(self.fields, self.scorer, self.threshold)
         ignored = ignored_table(listing)
         files = {
@@ -336,13 +338,14 @@ class Curation:
             SCORES_FILE: scores_bytes(scores, manifest),
             IGNORED_FILE: shards.parquet_bytes(ignored),
         }
-        for name, data in files.items():
-            paths.write_bytes(staging / name, data)
+        hashes = {name: paths.write_bytes(staging / name, data) for name, data in files.items()}
         entries = [shard.entry() for shard in complete]
         manifest |= {
             **counted(scores, ignored, entries),
             "shards": entries,
-            "files": {name: shards.file_entry(staging / name) for name in files},
+            "files": {
+                name: {"bytes": len(data), "sha256": hashes[name]} for name, data in files.items()
+            },
         }
         paths.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
 
@@ -434,7 +437,7 @@ class Curation:
         return scores
 
     def _published_scores(self) -> pa.Table:
-        table = pq.read_table(self.folder / SCORES_FILE)
+        table = shards.read_table(self.folder / SCORES_FILE)
         return table.replace_schema_metadata(None).cast(SCORES)
 
     def _is_of(self, manifest: Mapping[str, Any], scores: pa.Table) -> bool:
@@ -457,12 +460,12 @@ class Curation:
         One with images that could not be read for a transient reason is not: they are tried again.
         """
         manifest = shards.read_manifest(self.folder)
-        record = self.state / "listing.json"
-        if manifest is None or manifest["format"] != FORMAT or not record.exists():
+        record = paths.read_if_there(self.state / "listing.json")
+        if manifest is None or manifest["format"] != FORMAT or record is None:
             return False
         if manifest["config"] != self.fields or manifest["input"]["transient"]:
             return False
-        said = json.loads(record.read_bytes())
+        said = json.loads(record)
         return (
             said["manifest"] == paths.sha256(self.folder / shards.MANIFEST)
             and said["fingerprint"] == listing.fingerprint()

@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from datasets import verify
 from datasets.sample import SCORES
-from datasets.shards import INDEX, MANIFEST, read_manifest
+from datasets.shards import INDEX, MANIFEST, read_manifest, read_table
 from infra.paths import AnyPath
 from pipelines.curate.manifest import FORMAT, IGNORED_FILE, REPEATED, SCORES_FILE, counted
 
@@ -25,12 +23,12 @@ def problems(folder: AnyPath) -> Iterator[str]:
 
 
 def _claims(folder: AnyPath, manifest: Mapping[str, Any]) -> Iterator[str]:
-    table = pq.read_table(folder / SCORES_FILE)
+    table = read_table(folder / SCORES_FILE)
     repeated = yield from verify.repeated_claims(table, SCORES_FILE, REPEATED)
     if repeated is None:
         return
     scores = table.replace_schema_metadata(None).cast(SCORES)
-    ignored = pq.read_table(folder / IGNORED_FILE)
+    ignored = read_table(folder / IGNORED_FILE)
     expected = {**repeated, **counted(scores, ignored, manifest["shards"])}
     if expected["format"] != FORMAT:
         yield f"{SCORES_FILE}: format {expected['format']}, this version reads {FORMAT}"

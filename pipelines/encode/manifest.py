@@ -2,11 +2,11 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ from datasets.latent_pairs import PAIRS, pair_table
 from datasets.sets import FORMATS, PublishedSet, open_set
 from datasets.shards import Member, Shard
 from infra import paths
+from infra.ahead import map_ahead
 from infra.config import canonical_json, pretty_json, to_dict
 from infra.paths import AnyPath
 from pipelines.encode.members import GenerationSpec, statistics_path, table_path
@@ -25,6 +26,8 @@ from pipelines.jobs.plan import record_path
 
 LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 SIDES = ("target", "source")
+READS = 8  # small files that are read at a time: from a bucket it is the way that takes long
+T = TypeVar("T")
 REPEATED = ("format", "identity", "distortion", "latent", "draws", "generations")
 """Entries of the manifest that the metadata of `pairs.parquet` repeat, for `verify` to compare."""
 
@@ -44,14 +47,16 @@ class Generation:
 
     def shards(self) -> list[Shard]:
         """Return the finished shards, in order."""
-        found = [shards.load_record(record_path(self.staging / name)) for name in self.names]
+        found = self._of_each(lambda name: shards.load_record(record_path(self.staging / name)))
         return [shard for shard in found if shard is not None]
 
     def entry(self) -> dict[str, Any]:
         """Return the generation's entry in the manifest."""
-        sums = [
-            json.loads(statistics_path(self.staging / name).read_bytes()) for name in self.names
-        ]
+        sums = list(
+            self._of_each(
+                lambda name: json.loads(statistics_path(self.staging / name).read_bytes())
+            )
+        )
         channels = self.latent.channels
         reused = [part["reused"] for part in sums if "reused" in part]
         return {
@@ -72,8 +77,12 @@ class Generation:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the sums of every latent, shard by shard."""
-        for name in self.names:
-            yield from read_tables(table_path(self.staging / name))
+        found = self._of_each(lambda name: list(read_tables(table_path(self.staging / name))))
+        return chain.from_iterable(found)
+
+    def _of_each(self, read: Callable[[str], T]) -> Iterator[T]:
+        """Yield what ``read`` makes of the name of every shard, in order, several at a time."""
+        return map_ahead(read, self.names, threads=READS)
 
 
 def _reused(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

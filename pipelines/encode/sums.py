@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.latent_format import NPY_HEADER, LatentFormat
-from infra.paths import AnyPath, written_by_name
+from infra.paths import AnyPath, opened, written_by_name
 
 Channels = npt.NDArray[np.float64]
 SUMS = ("total", "square", "variance", "rounding")
@@ -151,10 +151,13 @@ def write_tables(path: AnyPath, tables: Iterable[pa.Table]) -> None:
 
 def read_tables(path: AnyPath) -> Iterator[pa.Table]:
     """Yield the tables that `write_tables` wrote; none if there is no such file."""
-    if path.exists():
-        with pq.ParquetFile(path) as file:
-            for number in range(file.num_row_groups):
-                yield file.read_row_group(number)
+    try:
+        file = opened(path)
+    except FileNotFoundError:
+        return
+    with file, pq.ParquetFile(file, pre_buffer=True) as table:
+        for number in range(table.num_row_groups):
+            yield table.read_row_group(number)
 
 
 class LatentTable:
@@ -167,18 +170,22 @@ class LatentTable:
 
     def __init__(self, path: AnyPath, cells: int) -> None:
         self.cells = cells
-        self._file = pq.ParquetFile(path)
-        groups = (self._file.metadata.row_group(i) for i in range(self._file.num_row_groups))
+        self._path = path
+        with opened(path) as file:
+            self._metadata = pq.read_metadata(file)
+        groups = (self._metadata.row_group(i) for i in range(self._metadata.num_row_groups))
         self._number = {group.column(0).statistics.min: i for i, group in enumerate(groups)}
 
     def sums(self, shards: Sequence[str]) -> Latents:
         """Return the sums of all latents of these shards; the table may lack some shards."""
+        numbers = [self._number[shard] for shard in shards if shard in self._number]
+        with opened(self._path) as file:
+            table = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=True)
+            rows = table.read_row_groups(numbers).to_pylist() if numbers else []
         found = {}
-        for shard in shards:
-            if shard in self._number:
-                for row in self._file.read_row_group(self._number[shard]).to_pylist():
-                    part = {name: np.array(row[name]) for name in SUMS}
-                    found[row["key"], row["extension"]] = {"count": self.cells, **part}
+        for row in rows:
+            part = {name: np.array(row[name]) for name in SUMS}
+            found[row["key"], row["extension"]] = {"count": self.cells, **part}
         return found
 
 

@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets import latent_pairs
 from datasets.decoding import UndecodableImage, decode
@@ -17,11 +15,11 @@ from datasets.degradation.parameters import DegradationConfig, DegradationParame
 from datasets.degradation.reference import draw_parameters
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
-from datasets.reading.files import shard_files
+from datasets.reading.files import shards_of
 from datasets.reading.image_set import ImageSample
 from datasets.reading.ranges import read_member
-from datasets.sets import claimed_set
-from datasets.shards import INDEX, MANIFEST, read_manifest, shard_sizes
+from datasets.sets import PublishedSet, claimed_set
+from datasets.shards import INDEX, MANIFEST
 from datasets.verify import Inspected, guarded, readable_manifest, set_problems
 from infra.config import differences, flat, from_dict, to_dict
 from infra.errors import UsageError, UserError
@@ -162,8 +160,8 @@ def recomputed(folder: AnyPath, options: VerifyConfig) -> Iterator[str]:
     Raises:
         UsageError: the images or weights cannot be read, or are not those of the set.
     """
-    manifest = read_manifest(folder)
-    assert manifest is not None, "problems() found none"
+    claimed = claimed_set(folder, "latent set")
+    manifest = claimed.manifest
     saved = json.loads((folder / "config.json").read_bytes())
     config = options.over(saved)
     images = open_images(path_of(config.input), config.limit)
@@ -175,7 +173,7 @@ def recomputed(folder: AnyPath, options: VerifyConfig) -> Iterator[str]:
             f"{folder} was not made with what is given ({'; '.join(changed)}); give what made it "
             "by --input, --vae, --predictor and --regressor"
         )
-    reader = _Reader(folder, manifest)
+    reader = _Reader(claimed)
     same = all(
         (name == "cpu") == (config.rule.device == "cpu")
         for generation in manifest["generations"]
@@ -197,16 +195,14 @@ def recomputed(folder: AnyPath, options: VerifyConfig) -> Iterator[str]:
                     )
 
 
-@dataclass(frozen=True, slots=True)
 class _Reader:
     """Reads single latents of a set."""
 
-    folder: AnyPath
-    manifest: Mapping[str, Any]
-
-    @property
-    def format(self) -> LatentFormat:
-        return from_dict(LatentFormat, self.manifest["latent"])
+    def __init__(self, claimed: PublishedSet) -> None:
+        self.manifest = claimed.manifest
+        self.format = from_dict(LatentFormat, claimed.manifest["latent"])
+        self._pairs, self._index = claimed.table(PAIRS), claimed.table(INDEX)
+        self._files = shards_of(claimed)
 
     @property
     def std(self) -> npt.NDArray[np.float64]:
@@ -214,14 +210,12 @@ class _Reader:
         return np.array(self.manifest["statistics"]["target"]["std"])[:, None, None]
 
     def pairs(self, key: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = pq.read_table(
-            self.folder / PAIRS, filters=[("key", "=", key)]
-        ).to_pylist()
+        rows: list[dict[str, Any]] = self._pairs.filter(pc.field("key") == key).to_pylist()
         return rows
 
     def parameters(self, pair: Mapping[str, Any]) -> DegradationParameters:
         """Read the stored draw of a pair from the JSON beside its source."""
-        index = pq.read_table(self.folder / INDEX, filters=[("key", "=", pair["key"])])
+        index = self._index.filter(pc.field("key") == pair["key"])
         place = index.filter(
             pc.and_(
                 pc.equal(index["extension"].cast("string"), "json"),
@@ -251,8 +245,7 @@ class _Reader:
         return np.zeros(1)
 
     def _read(self, shard: str, name: str, offset: int, size: int) -> bytes:
-        files = shard_files(self.folder, shard_sizes(self.manifest))
-        return read_member(files, shard, name, offset, size)
+        return read_member(self._files, shard, name, offset, size)
 
 
 def _in_range(latent: npt.NDArray[np.float32], form: LatentFormat) -> npt.NDArray[np.float32]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from infra.config import pretty_json
 from infra.errors import UserError
-from infra.paths import AnyPath, write_bytes
+from infra.paths import AnyPath, read_if_there, write_bytes
 
 LIMIT = 2
 """Deaths in which an item was the only one under way, after which it is given up."""
@@ -35,7 +35,8 @@ class Attempt:
     """
 
     def __init__(self, path: AnyPath, session: str, what: str) -> None:
-        before = json.loads(path.read_bytes()) if path.exists() else {}
+        left = read_if_there(path)
+        before = json.loads(left) if left else {}
         self._path, self._what = path, what
         self._note: dict[str, Any] = {
             "session": session,
