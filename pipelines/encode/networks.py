@@ -84,8 +84,9 @@ class Encoder:
         self.identity = identity(rule, models)
         if expected is not None and (changed := _changes(self.identity, expected)):
             raise UserError(
-                f"networks were replaced while the job ran ({'; '.join(changed)}); bring back those "
-                "that it began with and run the same command again, or encode anew with --overwrite"
+                f"networks were replaced while the job ran ({'; '.join(changed)}); bring back "
+                "those that it began with and run the same command again, or encode anew with "
+                "--overwrite"
             )
         self.vae = models.vae.to(self.device)
         predictor, regressor = models.predictor, models.regressor
