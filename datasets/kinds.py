@@ -3,17 +3,18 @@
 import json
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from datasets.names import IMAGE_EXTENSIONS
 from datasets.shards import MANIFEST
+from infra.paths import AnyPath, children
 
 LOOKED_AT = 1000  # entries of a folder; enough to say what it is, even where it holds millions
 UNFINISHED = {".curate": "curate", ".encode": "encode"}  # a job's own folder in that of its set
 KINDS = {"latent-pmrf/samples": "an image set", "latent-pmrf/latents": "a latent set"}
 
 
-def described(path: Path) -> str:
+def described(path: AnyPath) -> str:
     """Say what lies at a path, as the rest of a sentence that begins with the path.
 
     Nothing but names is read, and the manifest where there is one.
@@ -21,13 +22,13 @@ def described(path: Path) -> str:
     return next(_findings(path))
 
 
-def _findings(path: Path) -> Iterator[str]:
+def _findings(path: AnyPath) -> Iterator[str]:
     """Yield what can be said of a path, the most telling first."""
     if not path.exists():
         yield "there is no such folder"
     if not path.is_dir():
         yield "this is a file, not a folder"
-    entries = list(islice(path.iterdir(), LOOKED_AT))
+    entries = list(islice(children(path), LOOKED_AT))
     names = sorted(entry.name for entry in entries)
     if MANIFEST in names:
         yield _by_manifest(path / MANIFEST)
@@ -48,7 +49,7 @@ def _findings(path: Path) -> Iterator[str]:
         yield f"this folder holds the sets {_listed(sets)}: give one of them"
     if any(name.endswith(".tar") for name in names):
         yield f"this folder holds tar files and no {MANIFEST}: no set, or an incomplete copy of one"
-    photographs = [name for name in names if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
+    photographs = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS]
     if photographs:
         yield f"this is a folder of image files ({_listed(photographs)})"
     yield f"this folder holds {_listed(names)}"
@@ -59,7 +60,7 @@ def kind_of(format_name: object) -> str | None:
     return KINDS.get(str(format_name).rpartition("/")[0])
 
 
-def _by_manifest(path: Path) -> str:
+def _by_manifest(path: AnyPath) -> str:
     try:
         kind = kind_of(json.loads(path.read_bytes())["format"])
     except (OSError, ValueError, KeyError, TypeError):

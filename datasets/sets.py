@@ -17,7 +17,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 from datasets.kinds import described, kind_of
 from datasets.shards import INDEX, MANIFEST, lacking, parsed_manifest, shard_sizes
 from infra.errors import UserError
-from infra.storage import sha256
+from infra.paths import AnyPath, sha256
 
 Kind = Literal["image set", "latent set"]
 FORMATS: Mapping[Kind, Sequence[str]] = {
@@ -39,6 +38,8 @@ MAKERS: Mapping[Kind, str] = {
     "latent set": "python -m pipelines.encode makes one of an image set",
 }
 ARTICLES: Mapping[Kind, str] = {"image set": "an", "latent set": "a"}
+VERSIONS = "versions"
+"""Folder of a set with what it was before it grew, see `datasets.versions`."""
 COPY = "copy the set anew, or make it again"
 
 
@@ -46,7 +47,7 @@ COPY = "copy the set anew, or make it again"
 class PublishedSet:
     """A set as its manifest describes it."""
 
-    folder: Path
+    folder: AnyPath
     """Where it is."""
     manifest: dict[str, Any]
     """What it claims."""
@@ -54,6 +55,11 @@ class PublishedSet:
     """Its identity: the SHA-256 of the manifest, which names that of every file."""
     kind: Kind
     """What it holds."""
+
+    @property
+    def shards_folder(self) -> AnyPath:
+        """Where the shards are, see `shards_folder`."""
+        return shards_folder(self.folder)
 
     def table(self, name: str, **read: Any) -> pa.Table:
         """Read a table that is the one of the manifest; options go to `pyarrow.parquet`.
@@ -115,8 +121,10 @@ class PublishedSet:
         Raises:
             UserError: it was removed, or another set was published in its place.
         """
-        path = self.folder / MANIFEST
-        shards = json.loads(path.read_bytes())["shards"] if path.exists() else []
+        try:
+            shards = json.loads((self.folder / MANIFEST).read_bytes())["shards"]
+        except FileNotFoundError:
+            shards = []
         if any(entry not in shards for entry in self.manifest["shards"]):
             raise UserError(
                 f"{self.folder} was replaced while it was read: another set has been published "
@@ -138,18 +146,28 @@ class PublishedSet:
             )
 
 
+def shards_folder(folder: AnyPath) -> AnyPath:
+    """Return where the shards of a set are: of a version of one that grew, with those of the set.
+
+    Args:
+        folder: of the set, or of the version.
+    """
+    above = folder.parent
+    return above.parent if above.name == VERSIONS else folder
+
+
 class EmptySplitError(UserError):
     """A set that has nothing of the split that is wanted."""
 
 
-def open_set(folder: Path, kind: Kind) -> PublishedSet:
+def open_set(folder: AnyPath, kind: Kind) -> PublishedSet:
     """Open a set of a kind, all of whose shards are there.
 
     Raises:
         UserError: there is no such set here; the message says what there is instead.
     """
     found = claimed_set(folder, kind)
-    lost = lacking(folder, shard_sizes(found.manifest))
+    lost = lacking(found.shards_folder, shard_sizes(found.manifest))
     if lost:
         raise UserError(
             f"{folder}: {len(lost)} of {len(found.manifest['shards'])} shards are missing or have "
@@ -158,7 +176,7 @@ def open_set(folder: Path, kind: Kind) -> PublishedSet:
     return found
 
 
-def claimed_set(folder: Path, kind: Kind) -> PublishedSet:
+def claimed_set(folder: AnyPath, kind: Kind) -> PublishedSet:
     """Read the claims of a set of a kind, whose files may be missing or damaged.
 
     Raises:
@@ -174,7 +192,7 @@ def claimed_set(folder: Path, kind: Kind) -> PublishedSet:
     return PublishedSet(folder, manifest, hashlib.sha256(content).hexdigest(), kind)
 
 
-def _refuse_other(folder: Path, manifest: Mapping[str, Any], kind: Kind) -> None:
+def _refuse_other(folder: AnyPath, manifest: Mapping[str, Any], kind: Kind) -> None:
     said = manifest.get("format")
     if kind_of(said) != f"{ARTICLES[kind]} {kind}":
         raise UserError(_instead(folder, kind))
@@ -185,6 +203,6 @@ def _refuse_other(folder: Path, manifest: Mapping[str, Any], kind: Kind) -> None
         )
 
 
-def _instead(folder: Path, kind: Kind) -> str:
+def _instead(folder: AnyPath, kind: Kind) -> str:
     wanted = f"{ARTICLES[kind]} {kind}"
     return f"{folder}: {described(folder)}; {wanted} is wanted here, {MAKERS[kind]}"

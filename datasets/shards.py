@@ -13,7 +13,6 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +20,21 @@ import pyarrow.parquet as pq
 
 from infra.config import pretty_json
 from infra.errors import UserError
-from infra.storage import AtomicFile, has_size, move, remove_tree, sha256, write_bytes
+from infra.paths import (
+    AnyPath,
+    atomic_file,
+    glob,
+    has_size,
+    move,
+    move_all,
+    opened,
+    read_if_there,
+    remove_tree,
+    sha256,
+    size,
+    sizes,
+    write_bytes,
+)
 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
@@ -68,7 +81,7 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06d}.tar"
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
+def write_shard(path: AnyPath, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
     """Write a tar atomically, with the members of each sample in the order given.
 
     Args:
@@ -81,7 +94,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     """
     members = []
     count = 0
-    with AtomicFile(path) as file:
+    with atomic_file(path) as file:
         for key, contents in samples:
             count += 1
             for extension, content in contents.items():
@@ -112,39 +125,43 @@ def fits_ustar(key: str) -> bool:
     return True
 
 
-def scan(path: Path) -> Shard:
+def scan(path: AnyPath) -> Shard:
     """Describe a tar that `write_shard` wrote, by reading it.
 
     Raises:
         tarfile.TarError: it is damaged.
     """
     members = []
-    with tarfile.open(path, "r:") as tar:
+    with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
             key, _, extension = info.name.partition(".")
-            file = tar.extractfile(info)
-            content = b"" if file is None else file.read()
+            member = tar.extractfile(info)
+            content = b"" if member is None else member.read()
             place = info.offset_data, info.size, zlib.crc32(content)
             members.append(Member(key, extension, *place))
     keys = {member.key for member in members}
-    return Shard(path.name, len(keys), path.stat().st_size, sha256(path), tuple(members))
+    return Shard(path.name, len(keys), size(path) or 0, sha256(path), tuple(members))
 
 
-def save_record(path: Path, shard: Shard) -> None:
+def save_record(path: AnyPath, shard: Shard) -> None:
     """Write the record of a finished shard; a shard with a record is not written again."""
     members = [list(astuple(member)) for member in shard.members]
     write_bytes(path, pretty_json({"entry": shard.entry(), "members": members}))
 
 
-def load_record(path: Path) -> Shard | None:
+def load_record(path: AnyPath) -> Shard | None:
     """Read a finished shard's record; None unless the shard is there at its full length."""
-    try:
-        record = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    content = read_if_there(path)
+    shard = None if content is None else parsed_record(content)
+    if shard is None or not has_size(path.with_name(shard.name), shard.bytes):
         return None
+    return shard
+
+
+def parsed_record(content: bytes) -> Shard:
+    """Read the content of a finished shard's record."""
+    record = json.loads(content)
     entry = record["entry"]
-    if not has_size(path.with_name(entry["name"]), entry["bytes"]):
-        return None
     members = tuple(Member(*member) for member in record["members"])
     return Shard(entry["name"], entry["samples"], entry["bytes"], entry["sha256"], members)
 
@@ -171,7 +188,18 @@ def parquet_bytes(table: pa.Table, row_group_size: int = 1 << 17) -> bytes:
     return buffer.getvalue()
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_table(path: AnyPath, **read: Any) -> pa.Table:
+    """Read a table, whether of a set or not; options go to `pyarrow.parquet`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        pyarrow.ArrowException: it is no table.
+    """
+    with opened(path) as file:
+        return pq.read_table(file, **read)
+
+
+def read_manifest(folder: AnyPath) -> dict[str, Any] | None:
     """Read a set's manifest; None where there is no complete set.
 
     Raises:
@@ -184,7 +212,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def parsed_manifest(path: Path, content: bytes) -> dict[str, Any]:
+def parsed_manifest(path: AnyPath, content: bytes) -> dict[str, Any]:
     """Read the content of a manifest.
 
     Raises:
@@ -209,17 +237,18 @@ def file_entries(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {**{entry["name"]: entry for entry in manifest["shards"]}, **manifest["files"]}
 
 
-def lacking(folder: Path, sizes: Mapping[str, int]) -> list[str]:
-    """List the files of a folder that are absent or of another length than ``sizes`` says."""
-    return [name for name, size in sizes.items() if not has_size(folder / name, size)]
+def lacking(folder: AnyPath, wanted: Mapping[str, int]) -> list[str]:
+    """List the files of a folder that are absent or of another length than ``wanted`` says."""
+    there = sizes(folder)
+    return [name for name, length in wanted.items() if there.get(name) != length]
 
 
-def file_entry(path: Path) -> dict[str, Any]:
+def file_entry(path: AnyPath) -> dict[str, Any]:
     """Return what a manifest says of a file that is no shard."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"bytes": size(path), "sha256": sha256(path)}
 
 
-def publish(staging: Path, folder: Path) -> None:
+def publish(staging: AnyPath, folder: AnyPath) -> None:
     """Replace the set in ``folder`` by a staged one, such that no mixture of both counts as a set.
 
     ``staging`` holds a manifest and every file it names. Killed at any point, the same call
@@ -231,11 +260,9 @@ def publish(staging: Path, folder: Path) -> None:
         raise FileNotFoundError(staging / MANIFEST)
     (folder / MANIFEST).unlink(missing_ok=True)
     names = [entry["name"] for entry in manifest["shards"]] + list(manifest["files"])
-    for stale in folder.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
+    for stale in glob(folder, "*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
         if stale.name not in names:
             stale.unlink()
-    for name in names:
-        if (staging / name).exists():
-            move(staging / name, folder / name)
+    move_all(staging, folder, names)
     move(staging / MANIFEST, folder / MANIFEST)
     remove_tree(staging)

@@ -7,20 +7,26 @@ import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from datasets.shards import INDEX, MANIFEST, file_entries, read_manifest
+from datasets.sets import shards_folder
+from datasets.shards import (
+    INDEX,
+    MANIFEST,
+    file_entries,
+    read_manifest,
+    read_table,
+    shard_sizes,
+)
 from infra.config import canonical_json, flat, from_dict
 from infra.errors import UserError
-from infra.storage import sha256
+from infra.paths import AnyPath, glob, opened, sha256, size
 
 
-def problems(folder: Path) -> Generator[str, None, bool]:
+def problems(folder: AnyPath) -> Generator[str, None, bool]:
     """Yield one sentence for everything in an image set that is not as its own records say.
 
     Returns whether every file is as the manifest says.
@@ -36,15 +42,18 @@ def problems(folder: Path) -> Generator[str, None, bool]:
     return inspected.is_whole
 
 
-def damaged(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def damaged(folder: AnyPath, manifest: Mapping[str, Any]) -> list[str]:
     """List the files of a manifest that are absent or have another length or SHA-256."""
     return list(_damages(folder, manifest))
 
 
-def _damages(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+def _damages(folder: AnyPath, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Say what is wrong with each file of a manifest that is not as it says, by its name."""
-    entries = file_entries(manifest).items()
-    found = {name: _damage(folder / name, entry) for name, entry in entries}
+    tars, shards = shards_folder(folder), shard_sizes(manifest)
+    found = {
+        name: _damage((tars if name in shards else folder) / name, entry)
+        for name, entry in file_entries(manifest).items()
+    }
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
@@ -63,12 +72,12 @@ def claim_problems(said: Mapping[str, Any], expected: Mapping[str, Any]) -> Iter
             yield f"{MANIFEST}: {name} is {one!r}, found {other!r}"
 
 
-def _damage(path: Path, entry: Mapping[str, Any]) -> str:
+def _damage(path: AnyPath, entry: Mapping[str, Any]) -> str:
     """Say what is wrong with a file, by its entry in the manifest; nothing if it is whole."""
-    if not path.exists():
+    if (found_size := size(path)) is None:
         return "missing"
-    if (size := path.stat().st_size) != entry["bytes"]:
-        return f"{size} bytes, the manifest says {entry['bytes']}"
+    if found_size != entry["bytes"]:
+        return f"{found_size} bytes, the manifest says {entry['bytes']}"
     if (found := sha256(path)) != entry["sha256"]:
         return f"SHA-256 {found[:12]}, the manifest says {entry['sha256'][:12]}"
     return ""
@@ -88,12 +97,12 @@ class Inspected:
     """Whether every file has the length and SHA-256 that the manifest says."""
 
 
-Inspect = Callable[[Path, str, dict[str, bytes], Inspected], Iterator[str]]
+Inspect = Callable[[AnyPath, str, dict[str, bytes], Inspected], Iterator[str]]
 """A function of a shard, a key, its members' contents by extension, and what was inspected before;
 it yields what is wrong with the sample, and adds the sample to what was inspected."""
 
 
-def set_problems(folder: Path, inspect: Inspect, inspected: Inspected) -> Iterator[str]:
+def set_problems(folder: AnyPath, inspect: Inspect, inspected: Inspected) -> Iterator[str]:
     """Yield one sentence for everything that is wrong with a set of any kind.
 
     Checked: the manifest exists; every file has its length and SHA-256, no shard is missing, extra
@@ -108,7 +117,7 @@ def set_problems(folder: Path, inspect: Inspect, inspected: Inspected) -> Iterat
     yield from (f"{name}: {what}" for name, what in wrong.items())
     yield from _names(folder, manifest)
     for entry in manifest["shards"]:
-        path = folder / entry["name"]
+        path = shards_folder(folder) / entry["name"]
         if path.exists():
             yield from guarded(path.name, _shard(path, entry, inspect, inspected))
     inspected.is_whole = not wrong
@@ -143,7 +152,7 @@ class _Form:
     totals: dict[str, int]
 
 
-def readable_manifest(folder: Path) -> Generator[str, None, dict[str, Any] | None]:
+def readable_manifest(folder: AnyPath) -> Generator[str, None, dict[str, Any] | None]:
     """Return the manifest of a set; or yield what is wrong with it, and return None."""
     try:
         manifest = read_manifest(folder)
@@ -187,9 +196,9 @@ def guarded(where: str, found: Iterator[str]) -> Iterator[str]:
         yield f"{where}: damaged, or not what it should be ({type(error).__name__}: {error})"
 
 
-def _names(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def _names(folder: AnyPath, manifest: dict[str, Any]) -> Iterator[str]:
     named = {entry["name"] for entry in manifest["shards"]}
-    for path in sorted(folder.glob("*.tar")):
+    for path in glob(folder, "*.tar"):
         if path.name not in named:
             yield f"{path.name}: a shard that the manifest does not name"
     counters: dict[str, int] = {}
@@ -201,13 +210,13 @@ def _names(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def _shard(
-    path: Path, entry: dict[str, Any], inspect: Inspect, inspected: Inspected
+    path: AnyPath, entry: dict[str, Any], inspect: Inspect, inspected: Inspected
 ) -> Iterator[str]:
     """Inspect every sample of a tar, one in memory at a time."""
     keys: set[str] = set()
     current, contents = "", dict[str, bytes]()
     try:
-        with tarfile.open(path, "r:") as tar:
+        with opened(path) as opened_file, tarfile.open(fileobj=opened_file, mode="r:") as tar:
             for info in tar:
                 yield from _header(path, info)
                 key, _, extension = info.name.partition(".")
@@ -234,12 +243,14 @@ def _shard(
         yield f"{path.name}: {len(keys)} samples, the manifest says {entry['samples']}"
 
 
-def _header(path: Path, info: tarfile.TarInfo) -> Iterator[str]:
+def _header(path: AnyPath, info: tarfile.TarInfo) -> Iterator[str]:
     if info.pax_headers or info.mtime or info.uid or info.gid or info.uname or info.gname:
         yield f"{path.name}: {info.name} is not plain USTAR with zero time and ids"
 
 
-def _sample(path: Path, key: str, members: dict[str, bytes], inspected: Inspected) -> Iterator[str]:
+def _sample(
+    path: AnyPath, key: str, members: dict[str, bytes], inspected: Inspected
+) -> Iterator[str]:
     """Inspect a sample of an image set."""
     where = f"{path.name}: {key}"
     if key in inspected.shard_of:
@@ -268,10 +279,10 @@ def _sample(path: Path, key: str, members: dict[str, bytes], inspected: Inspecte
         yield f"{where}: source image {label['source']} is in the splits {other} and {split}"
 
 
-def _index(folder: Path, inspected: Inspected) -> Iterator[str]:
+def _index(folder: AnyPath, inspected: Inspected) -> Iterator[str]:
     index = folder / INDEX
     if index.exists():
-        rows = pq.read_table(index).to_pylist()
+        rows = read_table(index).to_pylist()
         listed = [(*row.values(), *[None] * (6 - len(row))) for row in rows]
         found = [  # sets of an earlier format have no checksums
             member if row[-1] is not None else (*member[:-1], None)
@@ -282,10 +293,10 @@ def _index(folder: Path, inspected: Inspected) -> Iterator[str]:
             yield f"{INDEX}: differs from the shards, first at {wrong}"
 
 
-def _scores(folder: Path, inspected: Inspected) -> Iterator[str]:
+def _scores(folder: AnyPath, inspected: Inspected) -> Iterator[str]:
     scores = folder / "scores.parquet"
     if scores.exists():
-        rows = pq.read_table(scores, columns=["key", "shard", "group", "split"]).to_pylist()
+        rows = read_table(scores, columns=["key", "shard", "group", "split"]).to_pylist()
         kept = {row["key"]: row["shard"] for row in rows if row["shard"] is not None}
         for key in sorted(kept.keys() | inspected.shard_of.keys()):
             if kept.get(key) != inspected.shard_of.get(key):

@@ -2,16 +2,15 @@
 
 Growing adds shards and changes none. So a version is its manifest, its tables, and links to those
 of the grown set's shards that it had: whatever takes the folder of a set takes that of a version.
+In a bucket, which has no links, the readers of this project look for its shards with the set's.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from datasets.sets import PublishedSet, claimed_set
+from datasets.sets import VERSIONS, PublishedSet, claimed_set
 from datasets.shards import MANIFEST
-from infra.storage import remove_tree, write_bytes
+from infra.paths import AnyPath, glob, link, remove_tree, write_bytes
 
-VERSIONS = "versions"
 SHORT = 12  # digits of a digest that name a version
 
 
@@ -20,19 +19,17 @@ def keep_version(opened: PublishedSet) -> None:
     folder = opened.folder / VERSIONS / opened.digest[:SHORT]
     folder.mkdir(parents=True, exist_ok=True)
     for entry in opened.manifest["shards"]:
-        link = folder / entry["name"]
-        if not link.is_symlink():
-            link.symlink_to(Path("..", "..", entry["name"]))
+        link(folder / entry["name"], f"../../{entry['name']}")
     for name in [*opened.manifest["files"], MANIFEST]:  # without its manifest it is no set
         write_bytes(folder / name, (opened.folder / name).read_bytes())
 
 
-def forget_versions(folder: Path) -> None:
+def forget_versions(folder: AnyPath) -> None:
     """Remove the versions of a set whose shards are about to be replaced."""
     remove_tree(folder / VERSIONS)
 
 
 def versions(opened: PublishedSet) -> Iterator[PublishedSet]:
     """Yield the earlier versions of a set that are kept."""
-    for manifest in sorted(opened.folder.glob(f"{VERSIONS}/*/{MANIFEST}")):
+    for manifest in glob(opened.folder, f"{VERSIONS}/*/{MANIFEST}"):
         yield claimed_set(manifest.parent, opened.kind)

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from infra.config import from_dict, merged, read_object, refusal, to_dict
 from infra.errors import UsageError, UserError
-from infra.storage import explained, local_path
+from infra.paths import path_of
+from infra.storage import explained
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ def parse(
     base = presets[known.preset]
     if known.config is not None:
         name = f"--config {known.config}"
-        saved = read_object(local_path(known.config), name)
+        saved = read_object(path_of(known.config), name)
         base = from_dict(cls, merged(to_dict(base), saved), name)
     usage = (
         f"{description}\n\nBesides the options below: --preset {{{','.join(presets)}}} "

@@ -13,6 +13,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from infra.errors import UsageError
+from infra.folders.bucket_path import BucketPath
+from infra.folders.contract import Missing
 from infra.storage import explained
 
 T = TypeVar("T")
@@ -32,7 +34,7 @@ def pretty_json(value: object) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def read_object(path: Path, name: str) -> dict[str, Any]:
+def read_object(path: Path | BucketPath, name: str) -> dict[str, Any]:
     """Read a JSON object that a user wrote.
 
     Args:
@@ -44,8 +46,10 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_bytes())
+    except Missing as error:
+        raise UsageError(str(error)) from error
     except OSError as error:
-        raise UsageError(str(explained(error, path))) from error
+        raise UsageError(str(explained(error, str(path)))) from error
     except ValueError as error:
         raise UsageError(f"{name}: not a JSON file ({error})") from error
     if not isinstance(values, dict):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,17 +16,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.latent_format import LatentFormat
-from datasets.latent_pairs import PAIRS, pair_table, problems
+from datasets.latent_pairs import PAIR, PAIRS, pair_table, problems
 from datasets.reading.latents import LatentBatch, LatentPairs, check_belongs
 from datasets.reading.memory import Memory
 from datasets.reading.order import Picks
 from datasets.sets import open_set
-from datasets.shards import BLOCK, load_record, save_record
+from datasets.shards import (
+    BLOCK,
+    file_entry,
+    load_record,
+    parquet_bytes,
+    read_manifest,
+    save_record,
+)
+from datasets.verify import damaged
 from infra.errors import UserError
+from infra.storage import write_bytes
 from tests.support.published_sets import (
     SMALL,
     latent,
     publish_latents,
+    restate,
     sample,
     write_latent_shard,
     write_latents,
@@ -318,10 +329,30 @@ def test_a_table_of_another_set_is_noticed(tmp_path: Path) -> None:
     assert f"{shard}: something else is where the pair table has {KEYS[0]}" in batch.skipped[0]
     assert batch.keys == [KEYS[7], KEYS[8], KEYS[8]]
     assert torch.equal(batch.target[1], batch.target[2])
-    assert any(
-        "something else is at byte" in problem
-        for problem in problems(open_set(tmp_path / "a", "latent set"))
-    )
+    manifest = read_manifest(tmp_path / "a")
+    assert manifest is not None
+    assert [line.partition(": SHA-256")[0] for line in damaged(tmp_path / "a", manifest)] == [shard]
+
+
+def test_a_pair_table_that_is_not_of_the_index_is_noticed(tmp_path: Path) -> None:
+    """A target where the index has another member, and one that reaches over the end of a tar."""
+    samples = [sample(SMALL, key) for key in KEYS]
+    folder = write_latents(tmp_path, samples)
+    rows = pq.read_table(folder / PAIRS).to_pylist()
+    rows[0]["target_offset"] = rows[1]["target_offset"]
+    rows[1]["target_offset"] = 10**9
+    rows[2]["target_size"] += 1
+    rows[3]["target_crc32"] ^= 1
+    write_bytes(folder / PAIRS, parquet_bytes(pa.Table.from_pylist(rows, PAIR)))
+    restate(folder, lambda said: said["files"].update({PAIRS: file_entry(folder / PAIRS)}))
+    found = list(problems(open_set(folder, "latent set")))
+
+    assert [line.split(": ")[1].partition(" of ")[0] for line in found] == [
+        f"index.parquet has something else at byte {rows[0]['target_offset']}",
+        "index.parquet has something else at byte 1000000000",
+        f"{SMALL.member_bytes + 1} bytes, the format has {SMALL.member_bytes}",
+        "pairs.parquet and index.parquet have different checksums",
+    ]
 
 
 @pytest.mark.parametrize("draws", [[0], [0, 2]])

@@ -40,6 +40,7 @@ COMMANDS = sorted(
 ENTRIES = {
     *(f"{command}.__main__" for command in COMMANDS),
     *(name for name in MODULES if FILES[name].parent == ROOT / "trainers"),
+    "infra.deploy.__main__",
     "infra.tracking.__main__",
 }
 CONFIGS = [name for name in MODULES if name.endswith(".config") and name != "infra.config"]

@@ -1,6 +1,7 @@
 """The progress bar: what is done is counted image by image, and the rate is that of the stage."""
 
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from pipelines.jobs import progress as bar
 from pipelines.jobs.progress import Watched, progress, rate_and_left, tallied, under_way
 
 
-def test_units_under_way_are_counted_item_by_item(tmp_path: Path) -> None:
+def test_units_under_way_are_counted_item_by_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A unit that ends, or is done again after its worker died, is not counted twice."""
+    monkeypatch.setattr(bar, "NOTED", 0)
     first, second = (tallied(tmp_path / name, range(4)) for name in ("a.tar", "b.tar"))
     counts = []
     for items in (first, second, first, first, second):
@@ -26,6 +30,17 @@ def test_units_under_way_are_counted_item_by_item(tmp_path: Path) -> None:
     assert list(second) == [2, 3]
     assert under_way(tmp_path) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unit_is_noted_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However quick its items are: in a bucket a note is a request."""
+    clock = itertools.count(0, 0.125)
+    notes: list[bytes] = []
+    monkeypatch.setattr(bar.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(bar, "write_bytes", lambda _, data: notes.append(data))
+    list(tallied(tmp_path / "a.tar", range(1000)))
+
+    assert len(notes) == pytest.approx(1000 * 0.125, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +67,7 @@ def test_the_bar_advances_before_a_unit_ends(
     console = rich.console.Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(rich.console, "Console", lambda **_: console)
     monkeypatch.setattr(bar, "POLLED", 0.001)
+    monkeypatch.setattr(bar, "NOTED", 0)
     unit = tallied(tmp_path / "a.tar", range(5))
     for _ in range(4):  # three are noted
         next(unit)

@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from datasets.reading import ranges as ranged
 from datasets.reading.ranges import CachedFiles, LocalFiles, Ranges, UnreadableRange, names_member
 from datasets.shards import BLOCK, write_shard
 from infra.errors import UsageError, UserError
+from infra.folders.pool import Request
 
 CONTENT = random.Random(0).randbytes(4096)
 NAME = "train-000000.tar"
@@ -37,14 +39,20 @@ def read(files: Ranges, offset: int, *sizes: int, name: str = NAME) -> bytes:
     return b"".join(buffers)
 
 
-def fetch_from(folder: Path) -> Callable[[str, int, int], bytes]:
-    """Make a fetch function that reads a folder, as a bucket would be read."""
+class Slow(LocalFiles):
+    """Shards in a folder, as a bucket would have them; it notes what was asked for together."""
 
-    def fetch(name: str, offset: int, size: int) -> bytes:
-        with (folder / name).open("rb") as file:
-            return os.pread(file.fileno(), size, offset)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, {NAME: len(CONTENT)})
+        self.asked: list[list[tuple[int, int]]] = []
 
-    return fetch
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder,)
+
+    def read_many(self, requests: Sequence[Request]) -> Iterator[UnreadableRange | None]:
+        """Read all at once, as a distant storage does."""
+        self.asked.append([(one.offset, one.size) for one in requests])
+        return iter(list(super().read_many(requests)))
 
 
 def held(cache: Path) -> int:
@@ -61,7 +69,7 @@ def held(cache: Path) -> int:
 def test_both_kinds_give_the_bytes_of_the_file(folder: Path, offset: int, sizes: list[int]) -> None:
     """Whatever the range and its division: local, fetched, and kept."""
     expected = CONTENT[offset : offset + sum(sizes)]
-    cached = CachedFiles(folder.parent / "cache", fetch_from(folder), limit=10**6)
+    cached = CachedFiles(folder.parent / "cache", Slow(folder), limit=10**6)
 
     assert read(LocalFiles(folder, {NAME: 4096}), offset, *sizes) == expected
     assert read(cached, offset, *sizes) == expected
@@ -138,23 +146,18 @@ def test_threads_share_a_reader(folder: Path) -> None:
 
 def test_kept_ranges_are_not_fetched_again(folder: Path) -> None:
     """The second reader of a range, in this process or a later one, asks nobody."""
-    asked = []
-
-    def fetch(name: str, offset: int, size: int) -> bytes:
-        asked.append((name, offset, size))
-        return fetch_from(folder)(name, offset, size)
-
+    slow = Slow(folder)
     for _ in range(2):
-        files = CachedFiles(folder.parent / "cache", fetch, limit=1000)
+        files = CachedFiles(folder.parent / "cache", slow, limit=1000)
         assert read(files, 100, 50) == CONTENT[100:150]
 
-    assert asked == [(NAME, 100, 50)]
+    assert slow.asked == [[(100, 50)]]
 
 
 def test_the_least_recently_used_goes_first(folder: Path) -> None:
     """A range that was just read stays; the one not read for longest goes."""
     cache = folder.parent / "cache"
-    files = CachedFiles(cache, fetch_from(folder), limit=350)
+    files = CachedFiles(cache, Slow(folder), limit=350)
     for age, offset in enumerate((0, 100, 200)):
         read(files, offset, 100)
         os.utime(cache / NAME / f"{offset}-100", (age, age))
@@ -165,7 +168,7 @@ def test_the_least_recently_used_goes_first(folder: Path) -> None:
 
 
 def _load(folder: Path, seed: int) -> bool:
-    files = CachedFiles(folder.parent / "cache", fetch_from(folder), limit=1000)
+    files = CachedFiles(folder.parent / "cache", Slow(folder), limit=1000)
     offsets = [random.Random(seed).randrange(40) * 100 for _ in range(200)]
     return all(
         read(files, offset, 90) == CONTENT[offset : offset + 90]
@@ -184,7 +187,7 @@ def test_processes_share_a_cache(folder: Path) -> None:
 def test_a_kill_between_counting_and_keeping_costs_only_space(folder: Path) -> None:
     """A count left too high, and a temporary file, are put right at the next eviction."""
     cache = folder.parent / "cache"
-    files = CachedFiles(cache, fetch_from(folder), limit=400)
+    files = CachedFiles(cache, Slow(folder), limit=400)
     read(files, 0, 100)
     (cache / NAME / ".dead.partial").write_bytes(b"x" * 100)
     (cache / "bytes").write_bytes((390).to_bytes(8, "little"))
@@ -198,7 +201,7 @@ def test_a_kill_between_counting_and_keeping_costs_only_space(folder: Path) -> N
 def test_a_kept_range_cut_short_is_fetched_again(folder: Path) -> None:
     """What a power failure left half-written is no hit."""
     cache = folder.parent / "cache"
-    files = CachedFiles(cache, fetch_from(folder), limit=1000)
+    files = CachedFiles(cache, Slow(folder), limit=1000)
     read(files, 0, 100)
     os.truncate(cache / NAME / "0-100", 60)
 
@@ -206,26 +209,44 @@ def test_a_kept_range_cut_short_is_fetched_again(folder: Path) -> None:
     assert (cache / NAME / "0-100").stat().st_size == 100
 
 
-def test_a_short_fetch_is_an_error_with_the_shard(folder: Path) -> None:
-    """A remote shard that ends early is not filled up with what was in the buffer."""
-    with pytest.raises(UnreadableRange, match=f"{NAME}: 96 bytes came for the 200"):
-        read(CachedFiles(folder.parent / "cache", fetch_from(folder), limit=1000), 4000, 200)
+def test_what_is_not_kept_is_asked_for_at_once(folder: Path) -> None:
+    """The misses of a batch are one call, hits are none; every request gets its own answer."""
+    slow = Slow(folder)
+    files = CachedFiles(folder.parent / "cache", slow, limit=10**6)
+    read(files, 200, 50)
+    slow.asked.clear()
+    requests = [
+        Request(NAME, offset, [memoryview(bytearray(20)), memoryview(bytearray(30))])
+        for offset in (0, 200, 5000, 100, 0)
+    ]
+    errors = list(files.read_many(requests))
+
+    assert slow.asked == [[(0, 50), (5000, 50), (100, 50), (0, 50)]]
+    assert [error is None for error in errors] == [True, True, False, True, True]
+    assert "ends before byte 5050" in str(errors[2])
+    for number in (0, 1, 3, 4):
+        start = requests[number].offset
+        assert b"".join(requests[number].buffers) == CONTENT[start : start + 50]
+    assert held(folder.parent / "cache") == 3 * 50
 
 
-def test_a_failing_fetch_is_an_error_with_the_shard(folder: Path) -> None:
-    """Whatever the network says, the shard and the range are in the message."""
+def test_what_another_process_deletes_meanwhile_is_fetched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A range that was there a moment ago and is gone when it is read: it is fetched after all."""
+    slow = Slow(folder)
+    files = CachedFiles(folder.parent / "cache", slow, limit=10**6)
+    read(files, 0, 100)
+    monkeypatch.setattr(ranged, "has_size", lambda path, size: not path.unlink())
 
-    def fetch(name: str, offset: int, size: int) -> bytes:
-        raise ConnectionResetError("reset")
-
-    with pytest.raises(UnreadableRange, match=f"{NAME}: bytes 5 to 15: reset"):
-        read(CachedFiles(folder.parent / "cache", fetch, limit=1000), 5, 10)
+    assert read(files, 0, 100) == CONTENT[:100]
+    assert slow.asked == [[(0, 100)], [(0, 100)]]
 
 
 def test_a_limit_below_one_read_is_refused(folder: Path) -> None:
     """The message has both numbers."""
     with pytest.raises(UsageError, match=r"limit of 50 bytes .* 100 bytes"):
-        read(CachedFiles(folder.parent / "cache", fetch_from(folder), limit=50), 0, 100)
+        read(CachedFiles(folder.parent / "cache", Slow(folder), limit=50), 0, 100)
 
 
 def test_a_cache_that_cannot_be_written_says_so(folder: Path) -> None:
@@ -233,7 +254,7 @@ def test_a_cache_that_cannot_be_written_says_so(folder: Path) -> None:
     (folder.parent / "cache").write_text("")
 
     with pytest.raises(UserError, match="cache"):
-        read(CachedFiles(folder.parent / "cache", fetch_from(folder), limit=500), 0, 100)
+        read(CachedFiles(folder.parent / "cache", Slow(folder), limit=500), 0, 100)
 
 
 @pytest.mark.parametrize(

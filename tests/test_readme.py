@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from infra import cli
+from infra.deploy import config as services
 from pipelines.curate import config as curate
 from pipelines.encode import config as encode
 from pipelines.score import config as score
@@ -35,6 +36,7 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "trainers.vae": (vae.VAEConfig, vae.PRESETS),
     "trainers.predictor": (predictor.PredictorConfig, predictor.PRESETS),
     "trainers.flow": (flow.FlowConfig, flow.PRESETS),
+    "infra.deploy": (services.ServicesConfig, services.PRESETS),
 }
 """The configuration and the presets of every program that reads its options from them."""
 VERIFIERS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
@@ -47,7 +49,10 @@ SUBCOMMANDS: dict[tuple[str, str], tuple[int, tuple[Any, Mapping[str, Any]] | No
     ("pipelines.encode", "verify"): (1, VERIFIERS[1]),
 }
 """How many paths a subcommand takes, and what reads the options that follow, if any may follow."""
-OTHERS = ("python3", ".", "export", ".venv/bin/pip", "mlflow")
+OTHERS = (
+    *("python3", ".", "export", "cd", "install", ".venv/bin/pip"),
+    *("mlflow", "docker", "ray", "sbatch"),
+)
 """What begins a command that runs nothing of this project."""
 
 
@@ -72,7 +77,8 @@ def _program(words: list[str]) -> tuple[str, list[str]] | None:
     That is what follows ``-m``, or the file that a launcher is given; None: a program of others.
     """
     for place, word in enumerate(words):
-        if re.match(rf"{OURS}(\.|/|$)", word):
+        is_run = word.endswith(".py") or words[place - 1] in ("-m", "--module")
+        if is_run and re.match(rf"{OURS}(\.|/|$)", word):
             return word.removesuffix(".py").replace("/", "."), words[place + 1 :]
     return None
 

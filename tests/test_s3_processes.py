@@ -112,7 +112,7 @@ def test_1500_objects_are_listed_and_read(folder: Folder, s3_server: S3Server) -
         ]
         errors = Pool(below, threads=8).read_many(requests)
 
-    assert [name for name, _ in entries] == sorted(names)
+    assert [one.name for one in entries] == sorted(names)
     assert errors == [None] * 1500
     assert [data.decode() for data in found] == sorted(names)
 

@@ -58,7 +58,7 @@ def test_read_only_credentials_may_read(
     (tmp_path / "file").write_bytes(b"")
 
     assert folder.read("name") == b"content"
-    assert [name for name, _ in folder.list()] == ["name"]
+    assert [one.name for one in folder.list()] == ["name"]
     for action, call, permission in (
         (lambda: folder.put("new", b""), "PutObject", "s3:PutObject"),
         (lambda: folder.delete("name"), "DeleteObject", "s3:DeleteObject"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets import fetching
 from datasets.decoding import Pixels
 from datasets.unusable import UnreadableImage
 from infra.errors import BudgetExceeded, UsageError, UserError
@@ -121,7 +122,7 @@ def test_an_image_on_which_anything_fails_is_a_row(
     """Reading, decoding and scoring; the others of its batch have their scores."""
     source, table = pictures(5), tmp_path / "scores.csv"
     (source / "cut.png").write_bytes((source / "photo-00.png").read_bytes()[:300])
-    read = judge.read
+    read = fetching.read
 
     def reading(ref: judge.ImageRef) -> bytes:
         if ref.key == "photo-01":
@@ -131,7 +132,7 @@ def test_an_image_on_which_anything_fails_is_a_row(
         return read(ref)
 
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "read", reading)
+        patch.setattr(fetching, "read", reading)
         patch.setattr(score, "load", lambda *_: Fragile({176}))
         score.main(arguments(source, table))
     found = {row["key"]: row for row in rows(table)}

@@ -158,7 +158,7 @@ def test_publishing_stopped_at_any_rename_shows_no_set_and_can_be_finished(
 ) -> None:
     """Fail the n-th rename, for every n: a manifest never stands beside another set's shards."""
     folder = tmp_path / "set"
-    import datasets.shards as module
+    from infra import storage as module
 
     real = module.move
     for n in range(4):

@@ -27,8 +27,9 @@ from tests.support.training_sets import (
     start_trainer,
     write_latent_set,
 )
-from trainers.loop.checkpoints import METRICS, Checkpoints
+from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.integrity import MANIFEST, seal
+from trainers.loop.stores import METRICS, LocalStore
 
 STEPS = 16
 TINY = ["trainers.flow", *SMOKE, "--workers", "1"]
@@ -247,7 +248,7 @@ def test_a_rank_that_hangs_ends_the_job(latents: Path, tmp_path: Path) -> None:
 
 def _checkpoints(folder: Path, keep_last: int = 2, keep_best: int = 1) -> Checkpoints:
     return Checkpoints(
-        folder / "checkpoints", keep_last=keep_last, keep_best=keep_best, best="-loss"
+        LocalStore(folder / "checkpoints"), keep_last=keep_last, keep_best=keep_best, best="-loss"
     )
 
 

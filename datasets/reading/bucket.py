@@ -3,17 +3,16 @@
 `Cache.over` keeps what was read of them on a local disk.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from datasets.reading.ranges import UnreadableRange
-from datasets.shards import shard_sizes
+from datasets.reading.ranges import Ranges, UnreadableRange
 from infra.errors import UserError
-from infra.folders.contract import Folder
+from infra.folders.contract import Folder, Missing
 from infra.folders.pool import Pool, Request
 
 
-class BucketFiles:
+class BucketFiles(Ranges):
     """Shards in a folder.
 
     Args:
@@ -24,43 +23,23 @@ class BucketFiles:
     def __init__(self, folder: Folder, sizes: Mapping[str, int]) -> None:
         self.folder = folder
         self.sizes = dict(sizes)
-        self._pool = Pool(folder)
-        self._complete: set[str] = set()
-
-    @classmethod
-    def of(cls, folder: Folder, manifest: Mapping[str, Any]) -> Self:
-        """Open the shards of a set."""
-        return cls(folder, shard_sizes(manifest))
+        self._pool = Pool(folder, lengths=self.sizes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.sizes)
 
-    def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill ``buffers`` with the bytes of shard ``name`` from ``offset``; see `Ranges`."""
-        (error,) = self.read_many([Request(name, offset, buffers)])
-        if error is not None:
-            raise error
+    def read_many(self, requests: Sequence[Request]) -> Iterator[UnreadableRange | None]:
+        """Fill the memory of many requests at once; see `Ranges`."""
+        errors = self._pool.read_many(requests)
+        return (
+            None if error is None else self._unreadable(one.name, error)
+            for one, error in zip(requests, errors, strict=True)
+        )
 
-    def read_many(self, requests: Sequence[Request]) -> list[UnreadableRange | None]:
-        """Fill the memory of many requests at once; returns what is wrong with each, or None."""
-        wrong = {name: self._length_error(name) for name in {one.name for one in requests}}
-        found = iter(self._pool.read_many([one for one in requests if not wrong[one.name]]))
-        errors = [wrong[one.name] or next(found) for one in requests]
-        return [None if error is None else UnreadableRange(str(error)) for error in errors]
-
-    def _length_error(self, name: str) -> UserError | None:
-        """Say what is wrong with a shard's length, which is asked for once."""
-        if name in self._complete:
-            return None
-        try:
-            size = self.folder.size(name)
-        except UserError as error:
-            return error
-        if size != self.sizes[name]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            return UserError(
-                f"{self.folder.uri}/{name}: {found}, the manifest says {self.sizes[name]} bytes; "
-                "copy the shard anew"
+    def _unreadable(self, name: str, error: UserError) -> UnreadableRange:
+        if isinstance(error, Missing):
+            return UnreadableRange(
+                f"{self.folder.uri}/{name}: there is no such file; bring the shard back, or make "
+                "the set again"
             )
-        self._complete.add(name)
-        return None
+        return UnreadableRange(str(error))

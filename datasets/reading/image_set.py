@@ -3,19 +3,20 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.decoding import Pixels, UndecodableImage, decode
-from datasets.reading.ranges import Cache, UnreadableRange, read_member, shards_of
+from datasets.reading.files import shards_of
+from datasets.reading.ranges import Cache, Place, UnreadableRange, read_members, readable
 from datasets.sets import EmptySplitError, open_set
 from datasets.shards import INDEX
 from infra.errors import UserError
+from infra.paths import AnyPath
 
 ROW = pa.schema(
     [
@@ -72,7 +73,7 @@ class ImageSet:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         *,
         split: str | None = None,
         limit: int | None = None,
@@ -82,7 +83,7 @@ class ImageSet:
         self.opened = open_set(folder, "image set")
         self.manifest, digest = self.opened.manifest, self.opened.digest
         self.digest = digest if split is None else f"{digest}/{split}"
-        self.files = shards_of(folder, self.manifest, digest, cache)
+        self.files = shards_of(self.opened, cache)
         entries = self.manifest["shards"]
         names = [entry["name"] for entry in entries if split in (None, entry["split"])]
         self.rows = _rows(folder / INDEX, self.opened.index(), names).slice(0, limit)
@@ -133,8 +134,17 @@ class ImageSet:
         Raises:
             UnreadableRange: the shard is missing or damaged; the message names it and the key.
         """
-        row = self.row(index)
-        return self._decoded(row, self._member(row, "png"))
+        (found,) = self.many_pixels([index])
+        return readable(found)
+
+    def many_pixels(self, indices: Iterable[int]) -> Iterator[Pixels | UnreadableRange]:
+        """Yield the images of samples as `pixels` returns them, or why one is unreadable.
+
+        All are asked for at once, and decoded one by one.
+        """
+        rows = [self.row(index) for index in indices]
+        for row, png in zip(rows, self._members(rows, ["png"]), strict=True):
+            yield png if isinstance(png, UnreadableRange) else _decoded(row, png)
 
     def label(self, row: Row) -> dict[str, Any]:
         """Read the JSON of a sample.
@@ -142,12 +152,17 @@ class ImageSet:
         Raises:
             UnreadableRange: as for `pixels`.
         """
-        try:
-            label: dict[str, Any] = json.loads(self._member(row, "json"))
-        except ValueError as error:
-            where = f"{row['shard']}: {row['key']}.json"
-            raise UnreadableRange(f"{where}: {error}; copy the shard anew") from error
+        (label,) = self.labels([row])
         return label
+
+    def labels(self, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+        """Yield the JSONs of samples, which are asked for at once.
+
+        Raises:
+            UnreadableRange: as for `pixels`.
+        """
+        for row, label in zip(rows, self._members(rows, ["json"]), strict=True):
+            yield _parsed(row, readable(label))
 
     def sample(self, row: Row) -> ImageSample:
         """Read a sample and compare it with its own record, and its size with the set's.
@@ -155,13 +170,26 @@ class ImageSet:
         Raises:
             UserError: damaged, or of another size; the message names the key.
         """
-        label, png = self.label(row), self._member(row, "png")
+        (sample,) = self.samples([row])
+        return sample
+
+    def samples(self, rows: Sequence[Row]) -> Iterator[ImageSample]:
+        """Yield samples as `sample` returns them; all are asked for at once.
+
+        Raises:
+            UserError: as for `sample`.
+        """
+        members = self._members(rows, ["json", "png"])
+        for row, label, png in zip(rows, members, members, strict=True):
+            yield self._sample(row, _parsed(row, readable(label)), readable(png))
+
+    def _sample(self, row: Row, label: Mapping[str, Any], png: bytes) -> ImageSample:
         if hashlib.sha256(png).hexdigest() != label["sha256"]:
             raise UserError(
                 f"{self.folder / row['shard']}: {row['key']}.png is not what its JSON says; the "
                 "image set is damaged: copy the shard anew, or curate again"
             )
-        image = self._decoded(row, png)
+        image = readable(_decoded(row, png))
         if image.shape != (self.size, self.size, 3):
             raise UserError(
                 f"{row['key']}: {image.shape[1]} x {image.shape[0]} pixels in a set of "
@@ -170,25 +198,49 @@ class ImageSet:
             )
         return ImageSample(row["key"], image, label)
 
-    def _member(self, row: Row, extension: str) -> bytes:
-        name = f"{row['key']}.{extension}"
-        place = [row[f"{extension}_{what}"] for what in PLACE]
-        if place[0] is None:
-            raise UnreadableRange(
-                f"{self.folder / INDEX} lists no {name}; make the set with python -m "
-                "pipelines.curate, which describes every image in a JSON member"
-            )
-        return read_member(self.files, row["shard"], name, *place)
+    def _members(
+        self, rows: Sequence[Row], extensions: Sequence[str]
+    ) -> Iterator[bytes | UnreadableRange]:
+        """Yield the members of samples, of each in the order of ``extensions``."""
+        wanted = [(row, extension) for row in rows for extension in extensions]
+        places = [_place(row, extension) for row, extension in wanted]
+        found = read_members(self.files, [place for place in places if place is not None])
+        for (row, extension), place in zip(wanted, places, strict=True):
+            yield self._unlisted(row, extension) if place is None else next(found)
 
-    def _decoded(self, row: Row, png: bytes) -> Pixels:
-        try:
-            return decode(png)
-        except UndecodableImage as error:
-            where = f"{row['shard']}: {row['key']}.png"
-            raise UnreadableRange(f"{where}: {error}; copy the shard anew") from error
+    def _unlisted(self, row: Row, extension: str) -> UnreadableRange:
+        return UnreadableRange(
+            f"{self.folder / INDEX} lists no {row['key']}.{extension}; make the set with python -m "
+            "pipelines.curate, which describes every image in a JSON member"
+        )
 
 
-def _rows(path: Path, index: pa.Table, shards: Sequence[str]) -> pa.Table:
+def _decoded(row: Row, png: bytes) -> Pixels | UnreadableRange:
+    try:
+        return decode(png)
+    except UndecodableImage as error:
+        where = f"{row['shard']}: {row['key']}.png"
+        return UnreadableRange(f"{where}: {error}; copy the shard anew")
+
+
+def _place(row: Row, extension: str) -> Place | None:
+    """Return where a member of a sample is; None if the sample has no such member."""
+    offset, size, crc32 = (row[f"{extension}_{what}"] for what in PLACE)
+    if offset is None:
+        return None
+    return Place(row["shard"], f"{row['key']}.{extension}", offset, size, crc32)
+
+
+def _parsed(row: Row, content: bytes) -> dict[str, Any]:
+    try:
+        label: dict[str, Any] = json.loads(content)
+    except ValueError as error:
+        where = f"{row['shard']}: {row['key']}.json"
+        raise UnreadableRange(f"{where}: {error}; copy the shard anew") from error
+    return label
+
+
+def _rows(path: AnyPath, index: pa.Table, shards: Sequence[str]) -> pa.Table:
     """Return the samples of some shards from the index of an image set, as in `ROW`."""
     if "crc32" not in index.column_names:
         index = index.append_column("crc32", pa.nulls(len(index), pa.uint32()))

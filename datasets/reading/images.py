@@ -101,18 +101,23 @@ class Mixture:
         Raises:
             UserError: another set has taken the place of one of these.
         """
-        keys, images, unreadable = [], [], {}
-        for row, (which, index) in enumerate(zip(picks.set_index, picks.index, strict=True)):
-            keys.append(self.sets[which].key(int(index)))
-            try:
-                images.append(self.sets[which].pixels(int(index)))
-            except UnreadableRange as error:
-                self.sets[which].opened.refuse_if_replaced()
-                unreadable[row] = str(error)
-                images.append(np.empty((0, 0, 3), np.uint8))
+        keys = [""] * len(picks.index)
+        images: list[Pixels] = [np.empty((0, 0, 3), np.uint8)] * len(keys)
+        unreadable: dict[int, str] = {}
+        for which, of_set in enumerate(self.sets):
+            rows = np.flatnonzero(picks.set_index == which).tolist()
+            indices = picks.index[rows].tolist()
+            for row, index, found in zip(rows, indices, of_set.many_pixels(indices), strict=True):
+                keys[row] = of_set.key(index)
+                if isinstance(found, UnreadableRange):
+                    unreadable[row] = str(found)
+                else:
+                    images[row] = found
+            if unreadable.keys() & set(rows):
+                of_set.opened.refuse_if_replaced()
         for row, other in stand_ins(unreadable, len(images)).items():
             keys[row], images[row] = keys[other], images[other]
-        return keys, images, list(unreadable.values())
+        return keys, images, [unreadable[row] for row in sorted(unreadable)]
 
 
 class Crops(Mixture):

@@ -1,12 +1,13 @@
 """Batches of latent sets: pairs of source E(posterior mean) and target E(HQ), for the flow.
 
-    pairs = LatentPairs(Path("data/latents"))
+    pairs = LatentPairs(path_of("s3://faces/latents"))
     check_belongs(pairs.manifest, vae=vae_digest, predictor=predictor_digest)
     for batch, state in Loader(pairs, layout, LoaderConfig()): ...
 
-A pair whose members are neighbours in the tar is read at once, any other pair in two reads; nothing
-is read but the latents and their headers. The kernel copies straight into the batch. The headers
-are compared with what the pair table says, so a shard that is not the one it describes is noticed.
+A pair whose members are neighbours in the tar is one range, any other pair is two; nothing is read
+but the latents and their headers, straight into the batch. All ranges of a batch are asked for
+together, which a bucket answers at once and a disk one after the other. The headers are compared
+with what the pair table says, so a shard that is not the one it describes is noticed.
 Flipped bits inside a latent are noticed with ``checked=True``, by the CRC-32 of each member, which
 costs 0.19 ms of a processor for a pair of 2 x 256 KiB; else only by `verify`.
 """
@@ -14,9 +15,9 @@ costs 0.19 ms of a processor for a pair of 2 x 256 KiB; else only by `verify`.
 import functools
 import shlex
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -28,24 +29,27 @@ from torch import Tensor
 
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
+from datasets.reading.files import shards_of
 from datasets.reading.finite import refuse_not_finite
 from datasets.reading.loader import stand_ins
 from datasets.reading.memory import Memory
 from datasets.reading.order import Order, Picks, WeightedSet, scattered
-from datasets.reading.ranges import Cache, UnreadableRange, flipped, names_member, shards_of
+from datasets.reading.ranges import Cache, UnreadableRange, flipped, names_member
 from datasets.sets import EmptySplitError, PublishedSet, open_set
 from datasets.shards import BLOCK, shard_sizes
 from datasets.versions import versions
 from infra.config import differences, from_dict
 from infra.errors import UsageError, UserError
+from infra.folders.pool import Request
+from infra.paths import AnyPath
 
 HEAD = BLOCK + NPY_HEADER  # bytes before the data of a member: headers of tar and .npy
 SIDES = ("source", "target")
 NO_CRC = -1  # of a latent that is not compared
 # key, variant, then shard, offset and CRC-32 of the source, and the same of the target
 _Pair = tuple[str, int, int, int, int, int, int, int]
-# number of the shard, offset, CRC-32, name, memory to read into
-_Member = tuple[int, int, int, bytes, memoryview]
+# number of the shard, offset, CRC-32, name, memory for the data, memory for the headers
+_Member = tuple[int, int, int, bytes, memoryview, memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class LatentPairs:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         *,
         split: str = "train",
         cache: Cache | None = None,
@@ -107,7 +111,8 @@ class LatentPairs:
         self._dtype = getattr(torch, self.latent.dtype)
         self._padding = -self.latent.member_bytes % BLOCK
         self._apart = BLOCK + self.latent.member_bytes + self._padding  # of neighbouring members
-        self.files = shards_of(folder, self.manifest, opened.digest, cache)
+        self._heads = HEAD + self._padding + HEAD  # bytes of a pair that are no data
+        self.files = shards_of(opened, cache)
         table = _pairs(opened, split, checked=checked)
         self.digest = _split_digest(opened, split)
         keys = table["key"].combine_chunks().dictionary_encode()
@@ -143,37 +148,52 @@ class LatentPairs:
     def _read(self, pairs: Iterable[_Pair], both: npt.NDArray[Any]) -> dict[int, str]:
         """Read pairs; returns a message for each row that could not be read.
 
-        All headers are read into the same two buffers and compared at once, while they are in the
-        processor's cache.
+        A pair is checked as soon as it was read: where the shards are on a disk it is still in the
+        processor's cache then.
 
         Args:
             pairs: the pairs to read.
             both: memory for sources and targets, [2, B, C, h, w].
         """
+        pairs = list(pairs)
+        members = list(self._members(pairs, both))
+        requests = [self._requests(*of_pair) for of_pair in members]
+        errors = self.files.read_many(list(chain.from_iterable(requests)))
+        unreadable = {}
+        for row, ((first, second), of_pair) in enumerate(zip(members, requests, strict=True)):
+            wrong = list(filter(None, islice(errors, len(of_pair))))
+            try:
+                if wrong:
+                    raise wrong[0]
+                self._check(first)
+                self._check(second)
+                key, variant, shard = pairs[row][:3]
+                refuse_not_finite(both[:, row], f"{self._shards[shard]}: {key} ({variant >> 2})")
+            except UnreadableRange as error:
+                unreadable[row] = str(error)
+        if unreadable:
+            self.opened.refuse_if_replaced()
+        return unreadable
+
+    def _members(
+        self, pairs: Iterable[_Pair], both: npt.NDArray[Any]
+    ) -> Iterator[tuple[_Member, _Member]]:
+        """Yield the two members of each pair, in the order of their bytes, with memory for them."""
         size, half = both[0, 0].nbytes, both[0].nbytes
         data = both.reshape(-1).view(np.uint8).data
-        heads = bytearray(HEAD), bytearray(self._padding + HEAD)
-        head, gap = memoryview(heads[0]), memoryview(heads[1])
-        unreadable = {}
+        heads = memoryview(bytearray(both.shape[1] * self._heads))
         for row, (key, variant, shard, at, crc, target_shard, target_at, target_crc) in enumerate(
             pairs
         ):
             name, (of_source, of_target) = key.encode(), _extensions(variant)
-            start = row * size
+            start, head = row * size, row * self._heads
             source = shard, at, crc, name + of_source, data[start : start + size]
             start += half
             into = data[start : start + size]
             target = target_shard, target_at, target_crc, name + of_target, into
             first, second = (source, target) if at < target_at else (target, source)
-            try:
-                self._fill(first, second, head, gap)
-                self._check(first, heads[0])
-                self._check(second, heads[1])
-                refuse_not_finite(both[:, row], f"{self._shards[shard]}: {key} ({variant >> 2})")
-            except UnreadableRange as error:
-                self.opened.refuse_if_replaced()
-                unreadable[row] = str(error)
-        return unreadable
+            middle, end = head + HEAD, head + self._heads
+            yield (*first, heads[head:middle]), (*second, heads[middle:end])
 
     def refuse_if_grown(self, state: Mapping[str, Any]) -> None:
         """Refuse to resume where the set has grown since, and say where its version of then is.
@@ -196,19 +216,22 @@ class LatentPairs:
                     "another --output"
                 )
 
-    def _fill(self, first: _Member, second: _Member, head: memoryview, gap: memoryview) -> None:
-        """Read two members with their headers, at once if they are neighbours."""
-        shard, offset, _, _, data = first
-        other_shard, other, _, _, other_data = second
+    def _requests(self, first: _Member, second: _Member) -> list[Request]:
+        """Ask for two members with their headers, at once if they are neighbours."""
+        shard, offset, _, _, data, head = first
+        other_shard, other, _, _, other_data, gap = second
         if shard == other_shard and other - offset == self._apart:
-            self.files.read(self._shards[shard], offset - BLOCK, [head, data, gap, other_data])
-        else:
-            self.files.read(self._shards[shard], offset - BLOCK, [head, data])
-            self.files.read(self._shards[other_shard], other - BLOCK, [gap[-HEAD:], other_data])
+            buffers = [head, data, gap, other_data]
+            return [Request(self._shards[shard], offset - BLOCK, buffers)]
+        return [
+            Request(self._shards[shard], offset - BLOCK, [head, data]),
+            Request(self._shards[other_shard], other - BLOCK, [gap[-HEAD:], other_data]),
+        ]
 
-    def _check(self, member: _Member, head: bytearray) -> None:
+    def _check(self, member: _Member) -> None:
         """Compare a member's headers, and its data if they are to be, with what they must be."""
-        shard, _, crc32, name, data = member
+        shard, _, crc32, name, data, memory = member
+        head = bytes(memory)
         usual = head.startswith(name, -HEAD)  # a short name fills the first field, with zeros
         if not (usual or names_member(head[-HEAD:], name[:-1])) or not head.endswith(self._header):
             raise UnreadableRange(

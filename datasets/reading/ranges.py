@@ -1,9 +1,9 @@
 """Byte ranges of shards, straight into memory that the caller owns.
 
-`LocalFiles` reads the files of a folder; `CachedFiles` fetches ranges from elsewhere and keeps
-them, up to a limit of bytes, in a folder that processes and sets may share (`Cache`). Both read at
-explicit offsets only (`preadv`), so threads and forked processes may use one object; a pickled one
-opens its files anew.
+`LocalFiles` reads the files of a folder; `CachedFiles` keeps what other `Ranges` read, up to a
+limit of bytes, in a folder that processes and sets may share (`Cache`). Both read at explicit
+offsets only (`preadv`), so threads and forked processes may use one object; a pickled one opens its
+files anew.
 """
 
 import fcntl
@@ -11,26 +11,41 @@ import functools
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, TypeVar
 
-from datasets.shards import BLOCK, shard_sizes
+from datasets.shards import BLOCK
 from infra.errors import UsageError, UserError
-from infra.storage import TEMPORARY_SUFFIX, explained
+from infra.folders.pool import Request
+from infra.storage import TEMPORARY_SUFFIX, explained, has_size
 
 MAX_OPEN = 256  # descriptors per object; a process usually may have 1024
-Fetch = Callable[[str, int, int], bytes]
+AT_ONCE = 256  # members that are asked for together
+T = TypeVar("T")
 
 
 class UnreadableRange(UserError):  # noqa: N818  (counted against a budget before it is a failure)
     """Bytes of a shard that are missing or not what they should be; the message names the shard."""
 
 
-class Ranges(Protocol):
+class Ranges(ABC):
     """A source of the bytes of a set's shards."""
+
+    @abstractmethod
+    def read_many(self, requests: Sequence[Request]) -> Iterator[UnreadableRange | None]:
+        """Fill the memory of many requests; yields what is wrong with each, None if nothing is.
+
+        The answers come in the order of the requests. A source on a disk reads a range when its
+        answer is asked for; a distant one reads all of them at once.
+
+        Raises:
+            UserError: where the shards lie cannot be asked, which is no fault of theirs.
+        """
 
     def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill ``buffers``, one after another, with the bytes of shard ``name`` from ``offset``.
@@ -41,8 +56,12 @@ class Ranges(Protocol):
             buffers: memory to fill, of bytes.
 
         Raises:
-            UnreadableRange: the shard is missing or shorter than that.
+            UnreadableRange: the shard is missing, or has another length than it must have.
+            UserError: as for `read_many`.
         """
+        for error in self.read_many([Request(name, offset, buffers)]):
+            if error is not None:
+                raise error
 
 
 class _Descriptor:
@@ -57,7 +76,7 @@ class _Descriptor:
             os.close(self.number)
 
 
-class LocalFiles:
+class LocalFiles(Ranges):
     """Shards in a folder.
 
     Args:
@@ -69,11 +88,6 @@ class LocalFiles:
         self.folder = folder
         self.sizes = dict(sizes)
         self._opened = functools.lru_cache(MAX_OPEN)(self._open)
-
-    @classmethod
-    def of(cls, folder: Path, manifest: Mapping[str, Any]) -> Self:
-        """Open the shards of a set."""
-        return cls(folder, shard_sizes(manifest))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.sizes)
@@ -93,8 +107,17 @@ class LocalFiles:
             )
         return file
 
-    def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill ``buffers`` with the bytes of shard ``name`` from ``offset``; see `Ranges`."""
+    def read_many(self, requests: Sequence[Request]) -> Iterator[UnreadableRange | None]:
+        """Fill the memory of requests, one after the other; see `Ranges`."""
+        for name, offset, buffers in requests:
+            try:
+                self._read(name, offset, buffers)
+            except UnreadableRange as error:
+                yield error
+            else:
+                yield None
+
+    def _read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
         file = self._opened(name)
         try:
             complete = read_fully(file.number, offset, buffers)
@@ -123,29 +146,71 @@ def read_fully(descriptor: int, offset: int, buffers: Sequence[memoryview]) -> b
     return True
 
 
+class Place(NamedTuple):
+    """Where a member of a shard is, by the index."""
+
+    shard: str
+    """Name of the shard."""
+    name: str
+    """Of the member."""
+    offset: int
+    """First byte of the content, behind the header."""
+    size: int
+    """Of the content in bytes."""
+    crc32: int | None = None
+    """Of the content; None where the set has no checksums."""
+
+
 def read_member(
     files: Ranges, shard: str, name: str, offset: int, size: int, crc32: int | None = None
 ) -> bytes:
-    """Read a member of a shard where the index has it.
-
-    Args:
-        files: the shards.
-        shard: name of the shard.
-        name: of the member.
-        offset: first byte of the content, behind the header.
-        size: of the content in bytes.
-        crc32: of the content; None where the set has no checksums.
+    """Read a member of a shard where the index has it; the arguments are those of a `Place`.
 
     Raises:
         UnreadableRange: the shard is missing or damaged, or has something else there.
     """
-    head, content = bytearray(BLOCK), bytearray(size)
-    files.read(shard, offset - BLOCK, [memoryview(head), memoryview(content)])
-    if not names_member(head, name.encode()):
-        raise UnreadableRange(f"{shard}: {name} is not where the index has it; copy the set anew")
-    if crc32 is not None and zlib.crc32(content) != crc32:
-        raise flipped(shard, name)
-    return bytes(content)
+    (found,) = read_members(files, [Place(shard, name, offset, size, crc32)])
+    return readable(found)
+
+
+def read_members(files: Ranges, places: Iterable[Place]) -> Iterator[bytes | UnreadableRange]:
+    """Yield the content of members, or what is wrong with them, in order.
+
+    Args:
+        files: the shards.
+        places: of the members; `AT_ONCE` of them are read together, and are in memory together.
+    """
+    waiting = iter(places)
+    while some := list(islice(waiting, AT_ONCE)):
+        memory = [(bytearray(BLOCK), bytearray(place.size)) for place in some]
+        requests = [
+            Request(place.shard, place.offset - BLOCK, [memoryview(head), memoryview(content)])
+            for place, (head, content) in zip(some, memory, strict=True)
+        ]
+        errors = files.read_many(requests)
+        for place, (head, content), error in zip(some, memory, errors, strict=True):
+            yield error or _wrong(place, head, content) or bytes(content)
+
+
+def _wrong(place: Place, head: bytearray, content: bytearray) -> UnreadableRange | None:
+    if not names_member(head, place.name.encode()):
+        return UnreadableRange(
+            f"{place.shard}: {place.name} is not where the index has it; copy the set anew"
+        )
+    if place.crc32 is not None and zlib.crc32(content) != place.crc32:
+        return flipped(place.shard, place.name)
+    return None
+
+
+def readable(found: T | UnreadableRange) -> T:
+    """Return what was read.
+
+    Raises:
+        UnreadableRange: it could not be read.
+    """
+    if isinstance(found, UnreadableRange):
+        raise found
+    return found
 
 
 def flipped(shard: str, name: str) -> UnreadableRange:
@@ -164,7 +229,7 @@ def names_member(header: bytes | bytearray | memoryview, name: bytes) -> bool:
     return stored == name
 
 
-class CachedFiles:
+class CachedFiles(Ranges):
     """Shards of a slower storage, whose ranges are kept on the local disk once they were read.
 
     Exactly the range asked for is fetched and kept. Under a global shuffle the next read of a shard
@@ -174,40 +239,45 @@ class CachedFiles:
 
     Args:
         folder: the cache; processes of one machine share it by giving the same folder.
-        fetch: returns the bytes for (name, offset, size); retries are its business.
+        files: the shards where they are slow to read.
         limit: number of bytes that the folder may hold.
         owner: prefix that tells the shards of a set from shards of the same name in other sets.
     """
 
-    def __init__(self, folder: Path, fetch: Fetch, *, limit: int, owner: str = "") -> None:
+    def __init__(self, folder: Path, files: Ranges, *, limit: int, owner: str = "") -> None:
         self.folder = folder
+        self.files = files
         self.limit = limit
         self.owner = owner
-        self._fetch = fetch
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = functools.partial(type(self), limit=self.limit, owner=self.owner)
-        return make, (self.folder, self._fetch)
+        return make, (self.folder, self.files)
 
-    def read(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill ``buffers`` with the bytes of shard ``name`` from ``offset``; see `Ranges`."""
-        size = sum(view.nbytes for view in buffers)
-        path = self.folder / f"{self.owner}{name}" / f"{offset}-{size}"
-        if self._kept(path, buffers):
-            return
-        try:
-            data = self._fetch(name, offset, size)
-        except OSError as error:
-            raise UnreadableRange(f"{name}: bytes {offset} to {offset + size}: {error}") from error
-        if len(data) != size:
-            raise UnreadableRange(
-                f"{name}: {len(data)} bytes came for the {size} from {offset}; the shard is cut off"
-            )
-        view, start = memoryview(data), 0
-        for buffer in buffers:
-            buffer[:] = view[start : start + buffer.nbytes]
-            start += buffer.nbytes
-        self._keep(path, data)
+    def read_many(self, requests: Sequence[Request]) -> Iterator[UnreadableRange | None]:
+        """Fill the memory of requests; what is not kept is fetched at once; see `Ranges`."""
+        absent = [one for one in requests if not has_size(self._path(one), one.size)]
+        fetched = self._fetched(absent)
+        rest = iter(absent)
+        missing = next(rest, None)
+        for request in requests:
+            if request is missing:
+                missing = next(rest, None)
+                yield next(fetched)
+            elif self._kept(self._path(request), request.buffers):
+                yield None
+            else:  # another process has deleted it meanwhile
+                yield from self._fetched([request])
+
+    def _path(self, request: Request) -> Path:
+        return self.folder / f"{self.owner}{request.name}" / f"{request.offset}-{request.size}"
+
+    def _fetched(self, requests: Sequence[Request]) -> Iterator[UnreadableRange | None]:
+        """Fill the memory of requests from the slower storage, and keep what came."""
+        for request, error in zip(requests, self.files.read_many(requests), strict=True):
+            if error is None:
+                self._keep(self._path(request), request)
+            yield error
 
     def _kept(self, path: Path, buffers: Sequence[memoryview]) -> bool:
         try:
@@ -220,25 +290,28 @@ class CachedFiles:
         except OSError as error:
             raise explained(error, path) from error
 
-    def _keep(self, path: Path, data: bytes) -> None:
+    def _keep(self, path: Path, request: Request) -> None:
         """Add a range; its bytes are counted first, so a killed process can only count too many."""
-        if len(data) > self.limit:
+        if request.size > self.limit:
             raise UsageError(
                 f"cache {self.folder}: a limit of {self.limit} bytes cannot hold one read of "
-                f"{len(data)} bytes; raise the limit"
+                f"{request.size} bytes; raise the limit"
             )
         temporary = path.with_name(f".{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.folder / "bytes") as counter:
-                held = int.from_bytes(os.pread(counter, 8, 0), "little") + len(data)
+                held = int.from_bytes(os.pread(counter, 8, 0), "little") + request.size
                 if held > self.limit:
-                    held = self._evict(max(0, self.limit * 9 // 10 - len(data))) + len(data)
+                    least = max(0, self.limit * 9 // 10 - request.size)
+                    held = self._evict(least) + request.size
                 os.pwrite(counter, held.to_bytes(8, "little"), 0)
-                temporary.write_bytes(data)  # not flushed: what a crash loses is fetched again
+                with temporary.open("wb") as file:
+                    file.writelines(request.buffers)  # not flushed: a crash costs a fetch
                 temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise explained(error, path) from error
 
     def _evict(self, target: int) -> int:
@@ -274,22 +347,7 @@ class Cache:
 
     def over(self, files: Ranges, digest: str) -> CachedFiles:
         """Read the shards of the set with this digest through the cache."""
-        fetch = functools.partial(_fetched, files)
-        return CachedFiles(self.folder, fetch, limit=self.limit, owner=f"{digest[:16]}-")
-
-
-def shards_of(
-    folder: Path, manifest: Mapping[str, Any], digest: str, cache: Cache | None
-) -> Ranges:
-    """Open the shards of the set with this manifest and digest, through a cache if there is one."""
-    files = LocalFiles.of(folder, manifest)
-    return files if cache is None else cache.over(files, digest)
-
-
-def _fetched(files: Ranges, name: str, offset: int, size: int) -> bytes:
-    data = bytearray(size)
-    files.read(name, offset, [memoryview(data)])
-    return bytes(data)
+        return CachedFiles(self.folder, files, limit=self.limit, owner=f"{digest[:16]}-")
 
 
 @contextmanager

@@ -11,12 +11,35 @@ from typing import NamedTuple, Protocol, Self
 from infra.errors import UserError
 
 
-class Missing(UserError):  # noqa: N818  (an answer that callers expect)
-    """There is nothing under this name."""
+class Missing(UserError, FileNotFoundError):  # noqa: N818  (an answer that callers expect)
+    """There is nothing under this name; whoever expects that of a disk expects it of a bucket."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.strerror = "there is no such file"
 
 
 class Taken(UserError):  # noqa: N818  (an answer that callers expect)
     """There is something else under a name that was to be written for the first time."""
+
+
+class Unavailable(UserError):  # noqa: N818  (an answer that callers expect)
+    """The place of a file cannot be asked: it is away, refuses, or the credentials have expired.
+
+    This says nothing of the file, so nobody may count it as a missing or a damaged one.
+    """
+
+
+class Refused(Unavailable):
+    """To read this file is refused, or it is missing and the place does not say so."""
+
+
+class Replaced(UserError):  # noqa: N818  (an answer that callers expect)
+    """The file is another version than the one that was meant."""
+
+
+class Short(UserError):  # noqa: N818  (an answer that callers expect)
+    """The file ends before the bytes that were asked for."""
 
 
 class Entry(NamedTuple):
@@ -26,6 +49,10 @@ class Entry(NamedTuple):
     """Its name, relative to the folder."""
     size: int
     """Its length in bytes."""
+    modified: int = 0
+    """When it was written, in nanoseconds since 1970."""
+    version: str = ""
+    """Another one as soon as it has other bytes (an ETag); empty where a folder has none."""
 
 
 class Folder(Protocol):
@@ -45,12 +72,22 @@ class Folder(Protocol):
             Missing: there is none.
         """
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], length: int | None = None
+    ) -> None:
         """Fill ``buffers``, one after another, with the bytes of a file from ``offset`` on.
+
+        Args:
+            name: of the file.
+            offset: first byte.
+            buffers: memory to fill, of bytes.
+            length: bytes that the whole file must have; None for any number.
 
         Raises:
             Missing: there is no such file.
-            UserError: it ends before the buffers are full.
+            Unavailable: nobody can say.
+            Short: it ends before the buffers are full.
+            UserError: it has another length.
         """
 
     def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:
@@ -128,3 +165,8 @@ def checked_name(name: str) -> str:
     if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
         raise ValueError(f"{name!r} is not the name of a file below a folder")
     return name
+
+
+def of_other_length(file: str, found: int | str, expected: int | None) -> str:
+    """Say that a file has another length, in bytes, than it must have."""
+    return f"{file}: has {found} bytes, and {expected} were expected; copy it anew"

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Self
 
 from infra.errors import UserError
-from infra.folders.contract import Entry, Missing, Taken, checked_name
+from infra.folders.contract import (
+    Entry,
+    Missing,
+    Short,
+    Taken,
+    checked_name,
+    of_other_length,
+)
 from infra.storage import (
     TEMPORARY_SUFFIX,
     AtomicFile,
@@ -48,14 +55,18 @@ class LocalFolder:
         with _explained(self._of(name)) as path:
             return path.read_bytes()
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], length: int | None = None
+    ) -> None:
         """Fill ``buffers`` with the bytes of a file from ``offset`` on."""
         with _explained(self._of(name)) as path, path.open("rb") as file:
+            if length not in (None, found := os.fstat(file.fileno()).st_size):
+                raise UserError(of_other_length(str(path), found, length))
             file.seek(offset)
             filled = sum(file.readinto(view) for view in buffers)
         wanted = sum(view.nbytes for view in buffers)
         if filled != wanted:
-            raise UserError(f"{path}: ends before byte {offset + wanted}; copy the file anew")
+            raise Short(f"{path}: ends before byte {offset + wanted}; copy the file anew")
 
     def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:
         """Copy a file to ``target``."""
@@ -88,10 +99,12 @@ class LocalFolder:
                 for name in names
                 if not name.endswith(TEMPORARY_SUFFIX)
             )
-            entries = [
-                Entry(str(file.relative_to(self.path)), file.stat().st_size) for file in files
-            ]
+            entries = [self._entry(file) for file in files]
         yield from sorted(entry for entry in entries if entry.name.startswith(prefix))
+
+    def _entry(self, file: Path) -> Entry:
+        status = file.stat()
+        return Entry(str(file.relative_to(self.path)), status.st_size, status.st_mtime_ns)
 
     def size(self, name: str) -> int | None:
         """Return the length of a file in bytes, None if there is no such file."""

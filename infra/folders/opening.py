@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from infra.errors import UsageError
+from infra.folders.bucket_path import BucketPath
 from infra.folders.contract import Folder
 from infra.folders.local import LocalFolder
 
@@ -15,15 +16,33 @@ def open_folder(uri: str) -> Folder:
     """Return the folder that a user named; nothing is read or written.
 
     Args:
-        uri: a local path, or `s3://bucket/prefix`. Everything behind the bucket is taken as it is:
-            spaces, `%`, `+`, `?` and `#` are characters of the key and are not decoded.
+        uri: a local path, or `s3://bucket/prefix`, see `bucket_path`.
 
     Raises:
         UsageError: it is neither.
     """
-    scheme = SCHEME.match(uri)
-    if scheme is None or (not scheme[2] and scheme[1].lower() != "s3"):
-        return LocalFolder(Path(uri).expanduser())
+    path = bucket_path(uri)
+    return LocalFolder(Path(uri).expanduser()) if path is None else path.folder
+
+
+def is_uri(text: str) -> bool:
+    """Tell whether a text is a URI and no local path, be it one that can be opened or not."""
+    scheme = SCHEME.match(text)
+    return scheme is not None and (bool(scheme[2]) or scheme[1].lower() == "s3")
+
+
+def bucket_path(uri: str) -> BucketPath | None:
+    """Return the path in a bucket that a user named; None for a local path.
+
+    Args:
+        uri: `s3://bucket/prefix`. Everything behind the bucket is taken as it is: spaces, `%`, `+`,
+            `?` and `#` are characters of the key and are not decoded.
+
+    Raises:
+        UsageError: it is a URI, and no such one.
+    """
+    if not is_uri(uri) or (scheme := SCHEME.match(uri)) is None:
+        return None
     if scheme[1] != "s3" or scheme[2] != "//":
         raise UsageError(
             f"{uri}: give a local path, or s3://bucket/prefix (small letters, two slashes); "
@@ -45,6 +64,4 @@ def open_folder(uri: str) -> Folder:
         raise UsageError(
             f"{uri}: a part of the prefix is empty, '.' or '..'; give it without such parts"
         )
-    from infra.s3.folder import S3Folder  # boto3 takes 0.2 s to import: only who needs it waits
-
-    return S3Folder(bucket, prefix)
+    return BucketPath(bucket, prefix)

@@ -8,16 +8,16 @@ carry 870 x 512 KiB = 456 MB/s, 3.7 Gbit/s.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from infra.ahead import map_ahead
-from infra.errors import UserError
-from infra.folders.contract import Folder, Missing
+from infra.errors import UsageError, UserError
+from infra.folders.contract import Folder, Missing, Unavailable
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A range of a file, and the memory that it is to fill."""
 
     name: str
@@ -25,9 +25,14 @@ class Request:
     buffers: Sequence[memoryview]
 
     @property
+    def size(self) -> int:
+        """Its number of bytes."""
+        return sum(view.nbytes for view in self.buffers)
+
+    @property
     def end(self) -> int:
         """The byte behind the last."""
-        return self.offset + sum(view.nbytes for view in self.buffers)
+        return self.offset + self.size
 
 
 def in_flight(rate: float, latency: float, size: int = 512 << 10, connection: float = 85e6) -> int:
@@ -52,15 +57,21 @@ class Pool:
         gap: neighbours that are at most so many bytes apart are read by one request, which throws
             the gap away: 64 KiB take less time than a request of their own.
         longest: bytes of a request that neighbours are joined into.
+        lengths: bytes that each file must have, by name; a file that is not named may have any.
     """
 
     folder: Folder
     threads: int = 32
     gap: int = 64 << 10
     longest: int = 8 << 20
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
     def read_many(self, requests: Sequence[Request]) -> list[UserError | None]:
-        """Fill the memory of all requests; returns what is wrong with each, None if nothing is."""
+        """Fill the memory of all requests; returns what is wrong with each, None if nothing is.
+
+        Raises:
+            Unavailable: the folder cannot be asked, which is no fault of a file.
+        """
         results: list[UserError | None] = [None] * len(requests)
         groups = list(joined(requests, self.gap, self.longest))
         read = map_ahead(
@@ -79,8 +90,11 @@ class Pool:
         for request in neighbours:
             buffers += [memoryview(bytearray(request.offset - end)), *request.buffers]
             end = request.end
+        name = neighbours[0].name
         try:
-            self.folder.read_into(neighbours[0].name, neighbours[0].offset, buffers)
+            self.folder.read_into(name, neighbours[0].offset, buffers, self.lengths.get(name))
+        except (Unavailable, UsageError):
+            raise
         except UserError as error:
             if len(neighbours) == 1 or isinstance(error, Missing):
                 return [error] * len(neighbours)

@@ -14,6 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
+from infra.folders.contract import Missing
 from infra.s3.errors import explained
 from infra.s3.retries import Attempts
 
@@ -31,6 +32,8 @@ class Connection:
         self._lock = threading.Lock()
         self._client: Any = None
         self.served = False
+        self.buckets: set[str] = set()
+        """Buckets that are known to exist, because a request for something in them was served."""
 
     def client(self) -> Any:
         """Return the client."""
@@ -103,7 +106,16 @@ def call(operation: str, uri: str, **parameters: Any) -> Any:
     Raises:
         UserError: it failed for good.
     """
-    return tried(Attempts(operation, uri), lambda client: getattr(client, operation)(**parameters))
+    try:
+        answer = tried(
+            Attempts(operation, uri), lambda client: getattr(client, operation)(**parameters)
+        )
+    except Missing:
+        if operation == "get_object":  # which says NoSuchBucket if that is what is missing
+            connection().buckets.add(parameters["Bucket"])
+        raise
+    connection().buckets.add(parameters["Bucket"])
+    return answer
 
 
 def tried(attempts: Attempts, request: Callable[[Any], T]) -> T:

@@ -1,6 +1,8 @@
 """Bytes of objects: ranges that go on where a connection broke, and whole files."""
 
 import hashlib
+import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from botocore import exceptions as boto
 
 from infra.ahead import map_ahead
 from infra.errors import UserError
+from infra.folders.contract import Short, of_other_length
 from infra.s3.client import tried
 from infra.s3.retries import Attempts
 from infra.storage import AtomicFile
@@ -59,7 +62,13 @@ def read(source: Object) -> bytes:
     raise UserError(f"{source.uri}: {_differs(found, str(expected))}")
 
 
-def read_into(source: Object, offset: int, buffers: Buffers, etag: str | None = None) -> None:
+def read_into(
+    source: Object,
+    offset: int,
+    buffers: Buffers,
+    etag: str | None = None,
+    length: int | None = None,
+) -> None:
     """Fill ``buffers`` with an object's bytes from ``offset`` on.
 
     Args:
@@ -67,14 +76,18 @@ def read_into(source: Object, offset: int, buffers: Buffers, etag: str | None = 
         offset: first byte.
         buffers: memory of the caller, filled in order.
         etag: version that the object must have.
+        length: bytes that the object must have; every answer says how many it has.
 
     Raises:
         Missing: there is no such object.
-        UserError: it is shorter, was replaced meanwhile, or cannot be read.
+        Unavailable: the store cannot be asked.
+        Short: it ends before the buffers are full.
+        Replaced: it has another version than ``etag``, or got another meanwhile.
+        UserError: it has another length.
     """
     size = sum(view.nbytes for view in buffers)
     if size:
-        _Download(source, offset, offset + size, etag).run(lambda _: buffers)
+        _Download(source, offset, offset + size, etag, length).run(lambda _: buffers)
 
 
 class _Download:
@@ -87,12 +100,19 @@ class _Download:
         start: first byte.
         end: byte behind the last; None for the end of the object.
         etag: version that the object must have; None takes the one that is found.
+        length: bytes that the whole object must have; None for any number.
     """
 
     def __init__(
-        self, source: Object, start: int, end: int | None, etag: str | None = None
+        self,
+        source: Object,
+        start: int,
+        end: int | None,
+        etag: str | None = None,
+        length: int | None = None,
     ) -> None:
         self.source, self.start, self.end, self.etag = source, start, end, etag
+        self.length = length
         self.attempts = Attempts("get_object", source.uri)
         self.rest: Buffers | None = None
         self.done = 0
@@ -127,13 +147,20 @@ class _Download:
         return {} if self.etag is None else {"IfMatch": self.etag}
 
     def _check(self, answer: Any) -> None:
-        """Refuse an answer with other bytes than those asked for: an object that is too short."""
+        """Refuse an answer with other bytes than those asked for, or of an object of other length.
+
+        The server says `bytes FIRST-LAST/LENGTH`.
+        """
         if "Range" not in self._range():
             return
         assert self.end is not None
         first, found = self.start + self.done, answer.get("ContentRange", "none")
+        total = found.rpartition("/")[2]
+        if self.length is not None and total != str(self.length):
+            raise UserError(of_other_length(self.source.uri, total, self.length))
         if not found.startswith(f"bytes {first}-{self.end - 1}/"):
-            raise UserError(
+            kind = UserError if found == "none" else Short
+            raise kind(
                 f"{self.source.uri}: bytes {first} to {self.end - 1} were asked for, and the "
                 f"server sent the range {found!r}: the object is shorter than it should be (copy "
                 "it anew), or the server serves no ranges"
@@ -159,6 +186,50 @@ def _pieces(body: Any, views: Iterator[memoryview]) -> Iterator[int]:
                 raise boto.IncompleteReadError(actual_bytes=filled, expected_bytes=view.nbytes)
             filled += count
             yield count
+
+
+class ObjectFile(io.RawIOBase):
+    """An object as a file that is read, one version of it; wrap it in a `BufferedReader`.
+
+    Args:
+        source: the object.
+        size: its length in bytes.
+        etag: its version.
+    """
+
+    def __init__(self, source: Object, size: int, etag: str) -> None:
+        super().__init__()
+        self.name = source.uri
+        self._source, self._size, self._etag = source, size, etag
+        self._place = 0
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that it can be sought in."""
+        return True
+
+    def tell(self) -> int:
+        """Return the offset of the next byte."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an offset, counted from the start, from here, or from the end."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"{self.name}: offset {start + offset} is before the file")
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the file goes, by one request; returns the number of bytes."""
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, self._size - self._place)]
+        read_into(self._source, self._place, [view], self._etag)
+        self._place += view.nbytes
+        return view.nbytes
 
 
 def fetch(source: Object, head: Any, target: Path, sha256: str | None) -> None:

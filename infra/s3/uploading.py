@@ -27,7 +27,7 @@ from infra.ahead import map_ahead
 from infra.errors import UserError
 from infra.folders.contract import Missing, Taken
 from infra.s3 import reading
-from infra.s3.client import call, wants_checksums
+from infra.s3.client import call, connection, wants_checksums
 from infra.s3.errors import UNREACHABLE, code_of
 from infra.s3.reading import Object
 
@@ -264,7 +264,8 @@ def abort_recorded(mark: Object) -> None:
 def headed(source: Object) -> Any:
     """Return the answer to HEAD; None if there is no such object.
 
-    A refusal of HEAD has no body that says why, so the object is asked for to learn it.
+    A refusal of HEAD has no body that says why, so the object is asked for to learn it; not if it
+    says that something is missing, and the bucket is known not to be.
 
     Raises:
         UserError: it cannot be told.
@@ -272,6 +273,8 @@ def headed(source: Object) -> Any:
     try:
         return call("head_object", source.uri, **source.place, ChecksumMode="ENABLED")
     except UserError as refusal:
+        if isinstance(refusal, Missing) and source.bucket in connection().buckets:
+            return None
         if not isinstance(refusal.__cause__, ClientError):
             raise
     try:

@@ -16,12 +16,11 @@ another --threshold: no score is computed twice.
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from infra import cli
 from infra.config import from_dict, read_object
 from infra.errors import UsageError
-from infra.storage import local_path
+from infra.paths import AnyPath, path_of
 from pipelines.curate.config import PRESETS, CurateConfig, VerifyConfig
 from pipelines.jobs.verdict import verdict
 
@@ -51,7 +50,7 @@ def verify(arguments: list[str]) -> int:
         raise UsageError("usage: python -m pipelines.curate verify PATH [--repair]")
     from datasets.sets import claimed_set
 
-    folder = local_path(arguments[0])
+    folder = path_of(arguments[0])
     presets = {"default": VerifyConfig()}
     config = cli.parse(VerifyConfig, presets, arguments[1:], "verify PATH", "Verify an image set.")
     from pipelines.curate.verify import problems
@@ -62,7 +61,7 @@ def verify(arguments: list[str]) -> int:
     return verdict(folder, problems(folder))
 
 
-def repair(folder: Path) -> None:
+def repair(folder: AnyPath) -> None:
     """Make damaged files of a set again, as its own config.json says, and name them."""
     from pipelines.curate.job import Curation
 
@@ -80,7 +79,7 @@ def export_scores(arguments: list[str]) -> int:
         )
     from pipelines.curate.scoring import export
 
-    count = export(local_path(arguments[0]), arguments[1])
+    count = export(path_of(arguments[0]), arguments[1])
     sys.stdout.write(f"{arguments[1]}: {count} scores\n")
     return 0
 

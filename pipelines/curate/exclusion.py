@@ -2,23 +2,22 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets.decoding import decode
+from datasets.fetching import read_ahead
 from datasets.fingerprint import near, perceptual_hash, unpacked
-from datasets.shards import parquet_bytes, read_manifest
-from datasets.sources import ImageRef, read
+from datasets.shards import parquet_bytes, read_manifest, read_table
+from datasets.sources import ImageRef
 from datasets.unusable import UnreadableImage, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import digest
 from infra.errors import UsageError, UserError
-from infra.storage import local_path, write_bytes
+from infra.paths import AnyPath, path_of, write_bytes
 from pipelines.jobs.inputs import listed
 from pipelines.jobs.progress import progress
 
@@ -28,7 +27,7 @@ EXCLUDED = pa.schema([("name", pa.string()), *((name, pa.string()) for name in H
 THREADS = 4  # decoding releases the interpreter
 
 
-def read_excluded(items: Sequence[str], cache: Path) -> pa.Table:
+def read_excluded(items: Sequence[str], cache: AnyPath) -> pa.Table:
     """Read the hashes of the images of sets, and hash the images of folders and archives.
 
     Args:
@@ -46,8 +45,8 @@ def read_excluded(items: Sequence[str], cache: Path) -> pa.Table:
     return pa.concat_tables(tables).sort_by("name")
 
 
-def _read_one(item: str, cache: Path) -> pa.Table:
-    path = local_path(item)
+def _read_one(item: str, cache: AnyPath) -> pa.Table:
+    path = path_of(item)
     if not path.exists():
         raise UsageError(f"--exclude {item}: no such file or folder; check the path")
     if path.is_dir() and read_manifest(path) is not None:
@@ -58,7 +57,7 @@ def _read_one(item: str, cache: Path) -> pa.Table:
     kept = cache / f"excluded-{digest([[ref.key, ref.size, ref.stamp] for ref in refs])[:16]}"
     if not kept.exists():
         write_bytes(kept, parquet_bytes(_hashed(refs, path)))
-    table = pq.read_table(kept)
+    table = read_table(kept)
     by_bytes = pc.sum(pc.is_null(table["source_phash"])).as_py()
     sys.stdout.write(
         f"exclude {item}: {len(refs):,} images, {by_bytes} of them by SHA-256 only; "
@@ -67,26 +66,30 @@ def _read_one(item: str, cache: Path) -> pa.Table:
     return table
 
 
-def _of_set(folder: Path) -> pa.Table:
-    scores = folder / "scores.parquet"
-    lacking = set(HASHES) - set(pq.read_schema(scores).names) if scores.exists() else HASHES
+def _of_set(folder: AnyPath) -> pa.Table:
+    try:
+        table = read_table(folder / "scores.parquet")
+    except FileNotFoundError:
+        table = pa.table({})
+    lacking = set(HASHES) - set(table.column_names)
     if lacking:
         raise UsageError(
             f"--exclude {folder}: a set whose images have no {' or '.join(sorted(lacking))}; "
             "curate it again, or give the folder of its photographs"
         )
-    table = pq.read_table(scores, filters=pc.field("shard").is_valid())
-    images = table.group_by("source").aggregate([(name, "min") for name in HASHES])
+    kept = table.filter(pc.is_valid(table["shard"]))
+    images = kept.group_by("source").aggregate([(name, "min") for name in HASHES])
     names = [f"{folder.name}/{source}" for source in images["source"].to_pylist()]
     return pa.table([pa.array(names, pa.string()), *images.columns[1:]], schema=EXCLUDED)
 
 
-def _hashed(refs: Sequence[ImageRef], path: Path) -> pa.Table:
+def _hashed(refs: Sequence[ImageRef], path: AnyPath) -> pa.Table:
     """Read and decode images; one that cannot be decoded is known by its bytes alone."""
 
-    def row(ref: ImageRef) -> dict[str, Any]:
+    def row(image: tuple[ImageRef, Callable[[], bytes]]) -> dict[str, Any]:
+        ref, fetch = image
         try:
-            data = read(ref)
+            data = fetch()
             phash = perceptual_hash(decode(data))
         except UnreadableImage as error:
             raise UserError(
@@ -100,7 +103,7 @@ def _hashed(refs: Sequence[ImageRef], path: Path) -> pa.Table:
 
     rows = []
     with progress("exclude", len(refs)) as advance:
-        for hashed in map_ahead(row, refs, threads=THREADS):
+        for hashed in map_ahead(row, read_ahead(refs), threads=THREADS):
             rows.append(hashed)
             advance(1)
     return pa.Table.from_pylist(rows, schema=EXCLUDED)

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.config import digest, pretty_json
 from infra.errors import UsageError
-from infra.storage import explained, local_path, write_bytes
+from infra.paths import AnyPath, path_of, read_if_there, write_bytes
+from infra.storage import explained
 from pipelines.curate.config import CutRule
 from pipelines.curate.selection import uniform_of
 
@@ -27,7 +27,7 @@ def read_val_list(path: str, keys: Collection[str]) -> frozenset[str]:
     if not path:
         return frozenset()
     try:
-        lines = local_path(path).read_text().splitlines()
+        lines = path_of(path).read_text().splitlines()
     except OSError as error:
         raise UsageError(f"--val-list: {explained(error, path)}") from error
     listed = [line.strip() for line in lines if line.strip()]
@@ -58,9 +58,10 @@ class HeldOut:
         path: the record, a JSON file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
-        record = json.loads(path.read_bytes()) if path.exists() else {"images": {}, "fractions": {}}
+        content = read_if_there(path)
+        record = json.loads(content) if content else {"images": {}, "fractions": {}}
         self.images: dict[str, str] = record["images"]
         self.fractions: dict[str, float] = record["fractions"]
 
@@ -77,7 +78,7 @@ class HeldOut:
         self.fractions[seed] = max(self.fractions.get(seed, 0.0), fraction)
         write_bytes(self.path, pretty_json({"images": self.images, "fractions": self.fractions}))
 
-    def check(self, scores: pa.Table, rule: CutRule, output: Path) -> None:
+    def check(self, scores: pa.Table, rule: CutRule, output: AnyPath) -> None:
         """Refuse a cut that puts images into training which were held out of it.
 
         Args:

@@ -8,7 +8,8 @@ The state of the job is in the output folder; a killed job loses at most the uni
     OUTPUT/report.html               the page to read
     OUTPUT/.curate/                  the state of the job, besides what `SetFolder` keeps
         candidates.json              the settings that the candidates depend on; others are refused
-        sources/                     listings, seek indexes and copies of archives
+        sources/                     listings, seek indexes and copies of archives; of a set in a
+                                     bucket each machine has its copies in the cache on its disk
         held_out.json                images that a set here held out of training
         listing.json                 digest of the published manifest; fingerprint of its inputs
         scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
@@ -26,12 +27,10 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets import shards
 from datasets.archives.archive import forget_copies
@@ -40,9 +39,10 @@ from datasets.sample import SCORES
 from datasets.sets import claimed_set
 from datasets.sources import ImageRef, Listing, ignored_table
 from datasets.verify import damaged
-from infra import storage
+from infra import paths
 from infra.config import digest, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
+from infra.paths import AnyPath, path_of
 from pipelines.curate import exclusion, held_out, kept, scoring
 from pipelines.curate import report as curation_report
 from pipelines.curate.config import CurateConfig
@@ -60,7 +60,7 @@ from pipelines.curate.pack import PackShard, located
 from pipelines.curate.selection import count_reasons, select, shard_tables
 from pipelines.jobs.folder import PAGE, SetFolder, plain
 from pipelines.jobs.inputs import listed
-from pipelines.jobs.plan import PLAN, units_left, write_plan
+from pipelines.jobs.plan import PLAN, finished, units_left, write_plan
 from pipelines.jobs.scorers import describe
 from pipelines.jobs.stage import Engine, Resources, StageTime, a_gpu_each, started
 from pipelines.jobs.times import save_times
@@ -78,7 +78,7 @@ class Curation:
     def __init__(self, config: CurateConfig) -> None:
         config = config.absolute()
         self.config = config
-        self.set = SetFolder(storage.local_path(config.output), ".curate", "a curated set")
+        self.set = SetFolder(paths.path_of(config.output), ".curate", "a curated set")
         self.folder, self.state = self.set.path, self.set.state
         self.scorer = describe(config.scorer, config.scoring_device)
         scoring.refuse_other_crop(self.scorer, config.crop)
@@ -172,7 +172,7 @@ class Curation:
         return listing.first(self.config.first).first(self.config.limit)
 
     @property
-    def sources(self) -> Path:
+    def sources(self) -> AnyPath:
         """Folder of what is kept of archives."""
         return self.state / "sources"
 
@@ -192,7 +192,7 @@ class Curation:
         sys.stdout.write(where)
 
     def _make(self, listing: Listing, engine: Engine) -> dict[str, Any]:
-        storage.write_bytes(self.state / "candidates.json", pretty_json(self.candidate_fields))
+        paths.write_bytes(self.state / "candidates.json", pretty_json(self.candidate_fields))
         while True:
             scores = self.select(self.score(listing, engine))
             if not pc.any(pc.is_valid(scores["shard"])).as_py():
@@ -201,7 +201,7 @@ class Curation:
                     f"{self.threshold}) or --size, or look at the inputs"
                 )
             held_out.HeldOut(self.held_out).check(scores, self.config.cut, self.folder)
-            storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
+            paths.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
             crashed = self.cut(scores, listing, engine)
             if not crashed:
                 return self.report(scores, listing, engine.times)
@@ -230,17 +230,21 @@ class Curation:
         self._save_listing(listing, staging)
         held_out.HeldOut(self.held_out).add(scores, self.config.cut)
         self.set.publish(staging)
-        for folder in self.state.glob("kept-*"):
-            storage.remove_tree(folder)
         return []
 
     def report(self, scores: pa.Table, listing: Listing, times: list[StageTime]) -> dict[str, Any]:
-        """Write the page and print the summary; returns the set's manifest."""
+        """Write the page of the published set and print the summary; returns its manifest.
+
+        What was only needed to publish it goes first: a kill may have kept it.
+        """
+        for left in ("cut-*", "kept-*", "mending*"):
+            for folder in self.state.glob(left):
+                paths.remove_tree(folder)
         manifest = claimed_set(self.folder, "image set").manifest
         rule, limit = self.config.crop, self.config.max_pixels
         pictures = curation_report.Pictures(self.folder, listing, rule, limit)
         page = curation_report.build(manifest, scores, pictures, times)
-        storage.write_bytes(self.folder / PAGE, page.encode())
+        paths.write_bytes(self.folder / PAGE, page.encode())
         save_times(self.state / "times.json", times)
         sys.stdout.write(curation_report.summary(manifest, times, self.folder))
         return manifest
@@ -266,12 +270,12 @@ class Curation:
         return scoring.known(self.scores_folder, listing, transient=True).rows
 
     @property
-    def held_out(self) -> Path:
+    def held_out(self) -> AnyPath:
         """The record of the images that were held out of training."""
         return self.state / "held_out.json"
 
     @property
-    def scores_folder(self) -> Path:
+    def scores_folder(self) -> AnyPath:
         """Folder of the scores of these candidates."""
         return self.state / f"scores-{digest([scoring.VERSION, self.candidate_fields])[:16]}"
 
@@ -289,18 +293,18 @@ class Curation:
         wanted, scorer = self.config.scorer_gpus, self.config.scorer.name
         return a_gpu_each(engine, wanted, f"--scorer {scorer}", otherwise), DECODERS_PER_GPU
 
-    def staging(self, scores: pa.Table) -> Path:
+    def staging(self, scores: pa.Table) -> AnyPath:
         """Return the staging folder of this set; removes those of other selections."""
         rows = hashlib.sha256(shards.parquet_bytes(scores)).hexdigest()
         identity = digest([FORMAT, self.candidate_fields, self.cut_fields, encoders(), rows])
         staging = self.state / f"cut-{identity[:16]}"
         for other in self.state.glob("cut-*"):
             if other != staging:
-                storage.remove_tree(other)
+                paths.remove_tree(other)
         return staging
 
     def pack(
-        self, staging: Path, tables: Mapping[str, pa.Table], listing: Listing, engine: Engine
+        self, staging: AnyPath, tables: Mapping[str, pa.Table], listing: Listing, engine: Engine
     ) -> list[ImageRef]:
         """Write every shard that is not written yet; returns images that killed their workers.
 
@@ -313,7 +317,7 @@ class Curation:
         refs = {ref.key: ref for ref in listing.images}
         plan = staging / PLAN
         folder = self.keeping().folder
-        rows = located(pa.concat_tables(tables.values()), refs, Path(folder))
+        rows = located(pa.concat_tables(tables.values()), refs, path_of(folder))
         ends = list(accumulate(table.num_rows for table in tables.values()))
         write_plan(plan, [rows[start:end] for start, end in pairwise([0, *ends])])
         units = units_left(staging, tables)
@@ -324,10 +328,9 @@ class Curation:
         crashed = {str(result["crashed"]) for result in results if "crashed" in result}
         return [refs[key] for key in sorted(crashed)]
 
-    def stage_manifest(self, staging: Path, scores: pa.Table, listing: Listing) -> None:
+    def stage_manifest(self, staging: AnyPath, scores: pa.Table, listing: Listing) -> None:
         """Write the tables and, last, the manifest of a staged set."""
-        written = [shards.load_record(path) for path in sorted(staging.glob("*.done.json"))]
-        complete = [shard for shard in written if shard is not None]
+        complete = finished(staging)
         manifest = claims(self.fields, self.scorer, self.threshold)
         ignored = ignored_table(listing)
         files = {
@@ -335,15 +338,16 @@ class Curation:
             SCORES_FILE: scores_bytes(scores, manifest),
             IGNORED_FILE: shards.parquet_bytes(ignored),
         }
-        for name, data in files.items():
-            storage.write_bytes(staging / name, data)
+        hashes = {name: paths.write_bytes(staging / name, data) for name, data in files.items()}
         entries = [shard.entry() for shard in complete]
         manifest |= {
             **counted(scores, ignored, entries),
             "shards": entries,
-            "files": {name: shards.file_entry(staging / name) for name in files},
+            "files": {
+                name: {"bytes": len(data), "sha256": hashes[name]} for name, data in files.items()
+            },
         }
-        storage.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
+        paths.write_bytes(staging / shards.MANIFEST, pretty_json(manifest))
 
     def mend_shards(
         self,
@@ -364,7 +368,7 @@ class Curation:
             UserError: one would not come out as it was; it was not replaced.
         """
         staging = self.state / "mending"
-        storage.remove_tree(staging)
+        paths.remove_tree(staging)
         if crashed := self.pack(staging, tables, listing, engine):
             raise UserError(
                 f"{crashed[0].path}: image {crashed[0].key} kills its worker now, and did not when "
@@ -372,7 +376,7 @@ class Curation:
             )
         for name in tables:
             self._replace(staging, name, manifest)
-        storage.remove_tree(staging)
+        paths.remove_tree(staging)
 
     def mend_tables(
         self,
@@ -394,21 +398,19 @@ class Curation:
         """
         staging = self.state / "mending"
         if SCORES_FILE in names:
-            storage.write_bytes(staging / SCORES_FILE, scores_bytes(scores, manifest))
+            paths.write_bytes(staging / SCORES_FILE, scores_bytes(scores, manifest))
             self._replace(staging, SCORES_FILE, manifest)
         if IGNORED_FILE in names:
-            storage.write_bytes(
-                staging / IGNORED_FILE, shards.parquet_bytes(ignored_table(listing))
-            )
+            paths.write_bytes(staging / IGNORED_FILE, shards.parquet_bytes(ignored_table(listing)))
             self._replace(staging, IGNORED_FILE, manifest)
         if shards.INDEX in names:
             whole = [shards.scan(self.folder / entry["name"]) for entry in manifest["shards"]]
             table = shards.parquet_bytes(shards.index_table(whole))
-            storage.write_bytes(staging / shards.INDEX, table)
+            paths.write_bytes(staging / shards.INDEX, table)
             self._replace(staging, shards.INDEX, manifest)
-        storage.remove_tree(staging)
+        paths.remove_tree(staging)
 
-    def _replace(self, staging: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    def _replace(self, staging: AnyPath, name: str, manifest: Mapping[str, Any]) -> None:
         if not self.set.replace_equal(staging, name, manifest):
             made, here = manifest["versions"], claims({}, self.scorer, None)["versions"]
             raise UserError(
@@ -435,7 +437,7 @@ class Curation:
         return scores
 
     def _published_scores(self) -> pa.Table:
-        table = pq.read_table(self.folder / SCORES_FILE)
+        table = shards.read_table(self.folder / SCORES_FILE)
         return table.replace_schema_metadata(None).cast(SCORES)
 
     def _is_of(self, manifest: Mapping[str, Any], scores: pa.Table) -> bool:
@@ -446,11 +448,11 @@ class Curation:
         is_same: bool = manifest["files"][SCORES_FILE]["sha256"] == wanted
         return is_same
 
-    def _save_listing(self, listing: Listing, folder: Path) -> None:
+    def _save_listing(self, listing: Listing, folder: AnyPath) -> None:
         """Note the inputs of a set, whose manifest is in ``folder``."""
-        manifest = storage.sha256(folder / shards.MANIFEST)
+        manifest = paths.sha256(folder / shards.MANIFEST)
         record = {"manifest": manifest, "fingerprint": listing.fingerprint()}
-        storage.write_bytes(self.state / "listing.json", pretty_json(record))
+        paths.write_bytes(self.state / "listing.json", pretty_json(record))
 
     def _is_published(self, listing: Listing) -> bool:
         """Tell whether the published set is the one asked for, by lengths and times of files.
@@ -458,14 +460,14 @@ class Curation:
         One with images that could not be read for a transient reason is not: they are tried again.
         """
         manifest = shards.read_manifest(self.folder)
-        record = self.state / "listing.json"
-        if manifest is None or manifest["format"] != FORMAT or not record.exists():
+        record = paths.read_if_there(self.state / "listing.json")
+        if manifest is None or manifest["format"] != FORMAT or record is None:
             return False
         if manifest["config"] != self.fields or manifest["input"]["transient"]:
             return False
-        said = json.loads(record.read_bytes())
+        said = json.loads(record)
         return (
-            said["manifest"] == storage.sha256(self.folder / shards.MANIFEST)
+            said["manifest"] == paths.sha256(self.folder / shards.MANIFEST)
             and said["fingerprint"] == listing.fingerprint()
             and not self.set.lacks(manifest)
         )

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +15,12 @@ from datasets.shards import save_record, write_shard
 from datasets.sources import ImageRef, read
 from datasets.unusable import UnusableImage
 from infra.errors import UserError
+from infra.paths import AnyPath, path_of
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
-from pipelines.curate.kept import PLACE, read_png, with_places
+from pipelines.curate.kept import PLACE, KeptReader, with_places
 from pipelines.jobs.attempts import Attempt, attempt
-from pipelines.jobs.plan import planned, record_path
+from pipelines.jobs.plan import Plan, record_path
 from pipelines.jobs.stage import Stopwatch
 
 LOCATED = pa.schema(
@@ -64,25 +65,26 @@ class PackShard:
         kept: str,
     ) -> None:
         single_threaded()
-        self.plan = Path(plan)
+        self.plan = Plan(path_of(plan))
         self.rule = rule
         self.scorer = scorer
         self.max_pixels = max_pixels
         self.notes = notes
-        self.kept = Path(kept)
+        self.kept = KeptReader(path_of(kept))
         self.watch = Stopwatch()
         self._image: tuple[str, Pixels] | None = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
-        path, rows = planned(self.plan, unit)
+        path, rows = self.plan.of(unit)
         folder, session = self.notes
-        with attempt(Path(folder), f"{path.parent.name}-{path.name}", session) as under_way:
+        with attempt(path_of(folder), f"{path.parent.name}-{path.name}", session) as under_way:
             for source in dict.fromkeys(row["source"] for row in rows):
                 if under_way.has_killed(source):
                     return {"done": 0, "seconds": self.watch.take(), "crashed": source}
             samples = self.watch.between("write", self.samples(rows, under_way))
-            shard = write_shard(path, samples)
+            with closing(self.kept):
+                shard = write_shard(path, samples)
             save_record(record_path(path), shard)
         return {"done": shard.samples, "seconds": self.watch.take()}
 
@@ -97,7 +99,7 @@ class PackShard:
 
     def _members(self, row: dict[str, Any]) -> dict[str, bytes]:
         with self.watch("read"):
-            png, digest = read_png(self.kept, row), row["png_sha256"]
+            png, digest = self.kept.read(row), row["png_sha256"]
         if png is None:
             png = self._made(row)
             digest = hashlib.sha256(png).hexdigest()
@@ -136,7 +138,7 @@ class PackShard:
             return decode(data, self.max_pixels)
 
 
-def located(table: pa.Table, refs: Mapping[str, ImageRef], kept: Path) -> pa.Table:
+def located(table: pa.Table, refs: Mapping[str, ImageRef], kept: AnyPath) -> pa.Table:
     """Add to the rows of all shards the columns of `LOCATED`: where image and PNG are read."""
     places = [dataclasses.asdict(refs[source]) for source in table["source"].to_pylist()]
     for field in list(LOCATED)[len(table.schema.names) : -len(PLACE)]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from datasets.sources import ImageRef, Listing, read
 from datasets.unusable import UnusableImage
 from infra.config import flat
 from infra.errors import UserError
+from infra.paths import AnyPath
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import Box, cut
 from pipelines.jobs import page as report
@@ -25,7 +25,7 @@ from pipelines.jobs.times import closing_lines, stage_metrics, time_section
 SHOWN = 6  # thumbnails a row
 
 
-def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) -> str:
+def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: AnyPath) -> str:
     """Return the lines that a run ends with."""
     totals, given, scorer = manifest["totals"], manifest["input"], manifest["scorer"]
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items())
@@ -198,7 +198,7 @@ class Pictures:
         max_pixels: the limit of the run.
     """
 
-    def __init__(self, folder: Path, listing: Listing, rule: CropRule, max_pixels: int) -> None:
+    def __init__(self, folder: AnyPath, listing: Listing, rule: CropRule, max_pixels: int) -> None:
         self.rule = rule
         self._images = ImageSet(folder)
         refs: dict[str, ImageRef] = {ref.key: ref for ref in listing.images}

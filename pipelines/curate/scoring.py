@@ -6,10 +6,9 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -17,16 +16,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, decode_picture, single_threaded
+from datasets.fetching import read_ahead
 from datasets.fingerprint import perceptual_hash
 from datasets.sample import CANDIDATE, empty_row
 from datasets.sets import claimed_set
 from datasets.shards import fits_ustar, parquet_bytes
-from datasets.sources import ImageRef, Listing, read
+from datasets.sources import ImageRef, Listing
 from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import differences, digest, pretty_json, to_dict
 from infra.errors import UsageError
-from infra.storage import local_path, write_bytes
+from infra.paths import AnyPath, glob, path_of, read_all, write_bytes
 from pipelines.curate.config import CropRule
 from pipelines.curate.crop import cut_all, patch_key
 from pipelines.curate.kept import Keeping, KeptUnit
@@ -67,7 +67,7 @@ class ScoreImages:
         choice: the scorer, which is loaded here.
         device: that a learned scorer computes on.
         max_pixels: larger images are dropped without being decoded.
-        decoders: threads that read and decode ahead while a device scores; 0 uses no threads.
+        decoders: threads that decode ahead while a device scores; 0 uses none.
         memory: what the job keeps of units; not needed to score without units.
     """
 
@@ -97,11 +97,11 @@ class ScoreImages:
         if its bytes are the same, they are taken over.
         """
         refs = [ImageRef(**fields) for fields in unit["refs"]]
-        path, (folder, session) = Path(unit["path"]), self.memory.notes
+        path, (folder, session) = path_of(unit["path"]), self.memory.notes
         self._before = {}
         for row in unit["before"]:
             self._before.setdefault(row["source"], []).append(row)
-        with attempt(Path(folder), path.stem, session) as under_way:
+        with attempt(path_of(folder), path.stem, session) as under_way:
             stamps = {ref.key: ref.stamp for ref in refs}
             keeping = self.memory.keeping
             with KeptUnit(keeping, path.stem) if keeping else nullcontext() as self._kept:
@@ -128,14 +128,16 @@ class ScoreImages:
         rows: list[dict[str, Any]] = []
 
         def opened() -> Iterator[Opened]:
-            for image_rows, patches in map_ahead(self.open, refs, threads=self.decoders):
+            images = read_ahead(refs)
+            opening = map_ahead(lambda image: self.open(*image), images, threads=self.decoders)
+            for image_rows, patches in opening:
                 rows.extend(image_rows)
                 yield image_rows, patches
 
         start, before = time.perf_counter(), self.watch.total()
         self.scored(opened())
-        opening = self.watch.total() - before
-        self.watch.add("score", max(0.0, time.perf_counter() - start - opening))
+        other = self.watch.total() - before
+        self.watch.add("score", max(0.0, time.perf_counter() - start - other))
         return rows
 
     def scored(self, images: Iterable[Opened]) -> list[dict[str, Any]]:
@@ -168,8 +170,12 @@ class ScoreImages:
             return (Quality(scores.get(waiting[0][0]["key"], math.nan)) for _ in patches)
         return self.scorer.score(images)
 
-    def open(self, ref: ImageRef) -> Opened:
-        """Read, decode and cut one image.
+    def open(self, ref: ImageRef, fetch: Callable[[], bytes]) -> Opened:
+        """Decode and cut one image.
+
+        Args:
+            ref: the image.
+            fetch: returns its bytes, or raises what `datasets.sources.read` does.
 
         Returns:
             Its rows without scores, and a patch for each of them; one dropped row and no patch
@@ -181,7 +187,7 @@ class ScoreImages:
             return [row | {"drop_reason": "key_too_long"}], []
         try:
             with self.watch("read"):
-                data = read(ref)
+                data = fetch()
                 row["source_sha256"] = hashlib.sha256(data).hexdigest()
             before = self._before.get(ref.key, ())
             if same := [r for r in before if r["source_sha256"] == row["source_sha256"]]:
@@ -224,7 +230,7 @@ class Known(NamedTuple):
     """Rows of images whose file has the same length and another time: perhaps the same bytes."""
 
 
-def units(images: Sequence[ImageRef], known: Known, folder: Path) -> list[dict[str, Any]]:
+def units(images: Sequence[ImageRef], known: Known, folder: AnyPath) -> list[dict[str, Any]]:
     """Group the images to score into units.
 
     Args:
@@ -253,7 +259,7 @@ def units(images: Sequence[ImageRef], known: Known, folder: Path) -> list[dict[s
     ]
 
 
-def known(folder: Path, listing: Listing, *, transient: bool) -> Known:
+def known(folder: AnyPath, listing: Listing, *, transient: bool) -> Known:
     """Read the scores of a listing's images; each image's from one table only.
 
     What a row says of the place of its image is the listing's: the scores do not depend on it.
@@ -279,9 +285,10 @@ def known(folder: Path, listing: Listing, *, transient: bool) -> Known:
     return Known(_placed(pa.concat_tables(tables), listing), _placed(stale, listing))
 
 
-def _parts(folder: Path, *, transient: bool) -> Iterator[pa.Table]:
+def _parts(folder: AnyPath, *, transient: bool) -> Iterator[pa.Table]:
     """Yield the tables by name, without what may pass; and then, if wanted, what may pass."""
-    parts = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+    tables = read_all(glob(folder, "*.parquet"))
+    parts = [pq.read_table(pa.BufferReader(table)) for table in tables]
     passing = [pc.is_in(part["drop_reason"], pa.array(sorted(TRANSIENT))) for part in parts]
     yield from (part.filter(pc.invert(mask)) for part, mask in zip(parts, passing, strict=True))
     if transient:
@@ -299,7 +306,7 @@ def _placed(table: pa.Table, listing: Listing) -> pa.Table:
     return table
 
 
-def give_up(folder: Path, refs: Sequence[ImageRef]) -> None:
+def give_up(folder: AnyPath, refs: Sequence[ImageRef]) -> None:
     """Let images that were scored and then killed their worker in packing be `crashed`."""
     rows = [image_row(ref) | {"drop_reason": "crashed", "stamp": ref.stamp} for ref in refs]
     table = parquet_bytes(pa.Table.from_pylist(rows, schema=PART))
@@ -307,7 +314,7 @@ def give_up(folder: Path, refs: Sequence[ImageRef]) -> None:
     write_bytes(folder / f"crashed-{hashlib.sha256(table).hexdigest()[:16]}.parquet", table)
 
 
-def export(folder: Path, name: str) -> int:
+def export(folder: AnyPath, name: str) -> int:
     """Write the scores of all scored candidates of a set.
 
     Args:
@@ -323,7 +330,7 @@ def export(folder: Path, name: str) -> int:
     """
     claimed = claimed_set(folder, "image set")
     manifest = claimed.manifest
-    target, authors = local_path(name.removeprefix(AUTHORS)), name.startswith(AUTHORS)
+    target, authors = path_of(name.removeprefix(AUTHORS)), name.startswith(AUTHORS)
     config, scorer = manifest["config"], dict(manifest["scorer"])
     if scorer["name"] == "none":
         raise UsageError(f"{folder}: nothing was scored (--scorer none), so there are no scores")

@@ -1,18 +1,16 @@
 """Verification of an image set: besides its files, every value that its manifest claims."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from datasets import verify
 from datasets.sample import SCORES
-from datasets.shards import INDEX, MANIFEST, read_manifest
+from datasets.shards import INDEX, MANIFEST, read_manifest, read_table
+from infra.paths import AnyPath
 from pipelines.curate.manifest import FORMAT, IGNORED_FILE, REPEATED, SCORES_FILE, counted
 
 
-def problems(folder: Path) -> Iterator[str]:
+def problems(folder: AnyPath) -> Iterator[str]:
     """Yield one sentence for everything that is not as the set's own records say.
 
     Checked, besides `datasets.verify.problems`: what the manifest counts is what its scores and
@@ -24,13 +22,13 @@ def problems(folder: Path) -> Iterator[str]:
         yield from verify.guarded(SCORES_FILE, _claims(folder, manifest))
 
 
-def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    table = pq.read_table(folder / SCORES_FILE)
+def _claims(folder: AnyPath, manifest: Mapping[str, Any]) -> Iterator[str]:
+    table = read_table(folder / SCORES_FILE)
     repeated = yield from verify.repeated_claims(table, SCORES_FILE, REPEATED)
     if repeated is None:
         return
     scores = table.replace_schema_metadata(None).cast(SCORES)
-    ignored = pq.read_table(folder / IGNORED_FILE)
+    ignored = read_table(folder / IGNORED_FILE)
     expected = {**repeated, **counted(scores, ignored, manifest["shards"])}
     if expected["format"] != FORMAT:
         yield f"{SCORES_FILE}: format {expected['format']}, this version reads {FORMAT}"

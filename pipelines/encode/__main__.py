@@ -17,12 +17,11 @@ again.
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from infra import cli
 from infra.config import read_object, to_dict
 from infra.errors import UsageError
-from infra.storage import local_path
+from infra.paths import AnyPath, path_of
 from pipelines.encode.config import PRESETS, EncodeConfig, VerifyConfig
 from pipelines.jobs.verdict import verdict
 
@@ -55,7 +54,7 @@ def verify(arguments: list[str]) -> int:
         raise UsageError(
             "usage: python -m pipelines.encode verify PATH [--repair] [--recompute N ...]"
         )
-    folder = local_path(arguments[0])
+    folder = path_of(arguments[0])
     presets = {"default": VerifyConfig()}
     description = "Verify a latent set."
     config = cli.parse(VerifyConfig, presets, arguments[1:], "verify PATH", description)
@@ -68,7 +67,7 @@ def verify(arguments: list[str]) -> int:
     return verdict(folder, all_problems(folder, config))
 
 
-def _repair(folder: Path, options: VerifyConfig) -> None:
+def _repair(folder: AnyPath, options: VerifyConfig) -> None:
     from pipelines.encode.job import Encoding
     from pipelines.encode.repair import repair
 

@@ -8,7 +8,7 @@ more numbers: the PSNR of D(g(E(x_hat))) against x; and ||g(E(x_hat)) - E(x)|| d
 - E(x)||, which g was trained to make small. If that is 1 or more, g was trained for other latents.
 """
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from datasets.decoding import encode_png
 from datasets.degradation.batched import degrade_batch
 from datasets.reading.image_set import ImageSample, ImageSet
 from infra.config import pretty_json
-from infra.storage import write_bytes
+from infra.paths import AnyPath, path_of, write_bytes
 from models.metrics.fidelity import psnr
 from models.ranges import unit_to_uint8
 from pipelines.encode.config import EncodeRule
@@ -41,21 +41,24 @@ class Probe:
         rule: the networks, as for the encoding.
         images: folder of the image set.
         folder: folder for the result and the pictures.
+        networks: identity that the networks must have.
     """
 
-    def __init__(self, rule: EncodeRule, images: str, folder: str) -> None:
-        self.encoder = Encoder(rule)
-        self.images = Path(images)
-        self.folder = Path(folder)
+    def __init__(
+        self, rule: EncodeRule, images: str, folder: str, networks: Mapping[str, Any]
+    ) -> None:
+        self.encoder = Encoder(rule, networks)
+        self.images = path_of(images)
+        self.folder = path_of(folder)
         self.watch = Stopwatch()
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Measure the images of ``unit["rows"]``; the result is written last."""
         sums = ChannelSums(self.encoder.vae.latent_channels)
         images, found = ImageSet(self.images), []
-        for number, row in enumerate(unit["rows"]):
+        for number, sample in enumerate(images.samples(unit["rows"])):
             with self.watch("probe"):
-                measured, pictures = self._measure(images.sample(row), sums)
+                measured, pictures = self._measure(sample, sums)
             found.append(measured)
             if number < SHOWN:
                 for name, picture in pictures.items():
@@ -108,7 +111,7 @@ def bound(result: dict[str, Any]) -> dict[str, Any]:
     return {"images": len(images), "keys": [image["key"] for image in images], **means}
 
 
-def picture_path(folder: Path, number: int, name: str) -> Path:
+def picture_path(folder: AnyPath, number: int, name: str) -> AnyPath:
     """Return the path of a picture of the probe."""
     return folder / f"{number}-{name}.png"
 

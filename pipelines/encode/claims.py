@@ -2,30 +2,29 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets.latent_pairs import PAIRS
 from datasets.sets import FORMATS
-from datasets.shards import INDEX, MANIFEST
+from datasets.shards import INDEX, MANIFEST, read_table
 from datasets.verify import claim_problems, repeated_claims
+from infra.paths import AnyPath
 from pipelines.encode.manifest import REPEATED, joined_statistics, repeated
 from pipelines.encode.sums import STATISTICS
 
 TABLES = (INDEX, PAIRS, STATISTICS)
 
 
-def problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+def problems(folder: AnyPath, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yield one sentence for every value of a manifest that its tables contradict.
 
     Counts and statistics are computed again; the rest is what the metadata of the table of pairs
     repeat. The lengths and hashes of files are `datasets.verify`'s. How many latents were copied
     from another set is not checked: no other file tells.
     """
-    table = pq.read_table(folder / PAIRS)
+    table = read_table(folder / PAIRS)
     expected = yield from repeated_claims(table, PAIRS, REPEATED)
     if expected is None:
         return

@@ -1,7 +1,6 @@
 """The image set that is encoded, and which of its samples make which latent shard."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,9 +8,10 @@ import pyarrow.compute as pc
 from datasets.reading.image_set import ImageSet
 from datasets.shards import shard_name
 from infra.errors import UsageError, UserError
+from infra.paths import AnyPath
 
 
-def open_images(folder: Path, limit: int | None = None) -> ImageSet:
+def open_images(folder: AnyPath, limit: int | None = None) -> ImageSet:
     """Open the image set of --input, or its first ``limit`` samples.
 
     Raises:

@@ -20,16 +20,16 @@ another set.
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from datasets import shards
 from datasets.latent_format import LatentFormat
 from datasets.sets import open_set
 from datasets.versions import forget_versions, keep_version
-from infra import storage
+from infra import paths
 from infra.config import from_dict, pretty_json, to_dict
 from infra.errors import UsageError
+from infra.paths import AnyPath
 from models.checkpoint import CheckpointError
 from models.frozen import check_takes
 from pipelines.encode import report as encoding_report
@@ -65,9 +65,9 @@ class Encoding:
         config = config.absolute()
         self.config = config
         self.rule = config.rule
-        self.set = SetFolder(storage.local_path(config.output), ".encode", "a latent set")
+        self.set = SetFolder(paths.path_of(config.output), ".encode", "a latent set")
         self.folder, self.state = self.set.path, self.set.state
-        self.images = open_images(storage.local_path(config.input), config.limit)
+        self.images = open_images(paths.path_of(config.input), config.limit)
         models = load_models(self.rule)
         factor = models.vae.downsample_factor
         if self.images.size % factor:
@@ -82,12 +82,13 @@ class Encoding:
                 check_takes(models.regressor, self.shape)
             except CheckpointError as error:
                 raise UsageError(f"--regressor {self.rule.regressor}: {error}") from error
+        self.networks = plain(identity(self.rule, models))
         self.identity = plain(
             {
                 "images": self.images.digest,
                 "limit": config.limit,
                 "size": self.images.size,
-                **identity(self.rule, models),
+                **self.networks,
                 "dtype": config.dtype,
                 "keep_images": config.keep_images,
                 "samples_per_shard": config.samples_per_shard,
@@ -115,7 +116,7 @@ class Encoding:
             with started(engine, self.config.workers) as running:
                 self._work(running)
 
-    def earlier(self) -> tuple[Path, dict[str, Any]] | None:
+    def earlier(self) -> tuple[AnyPath, dict[str, Any]] | None:
         """Return the folder and the manifest of the set that --reuse names, if any.
 
         Raises:
@@ -123,7 +124,7 @@ class Encoding:
         """
         if not self.config.reuse:
             return None
-        folder = storage.local_path(self.config.reuse)
+        folder = paths.path_of(self.config.reuse)
         return folder, earlier_manifest(folder, self.folder)
 
     def reuse(self, latent: LatentFormat) -> tuple[Reuse | None, str]:
@@ -181,8 +182,8 @@ class Encoding:
         return a_gpu_each(engine, self.config.gpus, "--device cuda", otherwise)
 
     def _make(self, engine: Engine, resources: Resources) -> dict[str, Any]:
-        storage.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
-        storage.write_bytes(self.state / "identity.json", pretty_json(self.identity))
+        paths.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
+        paths.write_bytes(self.state / "identity.json", pretty_json(self.identity))
         probe = self._probe(engine, resources)
         for staging in self.state.glob("draws-*"):  # killed while publishing
             if shards.read_manifest(staging) is not None:
@@ -192,7 +193,7 @@ class Encoding:
             self._generation(manifest, probe, engine, resources)
             manifest = self.published()
         page = encoding_report.build(manifest, probe, self.state / "probe", engine.times)
-        storage.write_bytes(self.folder / "report.html", page.encode())
+        paths.write_bytes(self.folder / "report.html", page.encode())
         save_times(self.state / "times.json", engine.times)
         sys.stdout.write(encoding_report.summary(manifest, engine.times, self.folder))
         return manifest
@@ -202,7 +203,7 @@ class Encoding:
         folder = self.state / "probe"
         if not (folder / RESULT).exists():
             rows = self.images.spread(IMAGES)
-            arguments = (self.rule, str(self.images.folder), str(folder))
+            arguments = (self.rule, str(self.images.folder), str(folder), self.networks)
             units = [{"rows": rows}]
             for _ in engine.run("probe", units, Probe, arguments, len(rows), resources):
                 pass
@@ -238,6 +239,7 @@ class Encoding:
             first=first,
             last=last,
             latent=to_dict(latent),
+            networks=self.networks,
             keep_images=self.config.keep_images,
             reuse=reuse,
         )
@@ -254,7 +256,7 @@ class Encoding:
         stage_manifest(self.folder, manifest, new, entries)
         self.set.publish(staging)
 
-    def _staging(self, first: int) -> Path:
+    def _staging(self, first: int) -> AnyPath:
         """Return the folder of the next generation; removes those that no longer fit."""
         begun = []
         for folder in self.state.glob("draws-*"):
@@ -262,7 +264,7 @@ class Encoding:
             if start == first and end <= self.config.draws:
                 begun.append((end, folder))
             else:
-                storage.remove_tree(folder)
+                paths.remove_tree(folder)
         return max(begun)[1] if begun else self.state / f"draws-{first}-{self.config.draws}"
 
     def latent_format(self, probe: dict[str, Any]) -> LatentFormat:

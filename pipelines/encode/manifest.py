@@ -2,14 +2,11 @@
 
 import json
 import platform
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import chain
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,14 +16,18 @@ from datasets.latent_format import LatentFormat
 from datasets.latent_pairs import PAIRS, pair_table
 from datasets.sets import FORMATS, PublishedSet, open_set
 from datasets.shards import Member, Shard
-from infra import storage
+from infra import paths
+from infra.ahead import map_ahead
 from infra.config import canonical_json, pretty_json, to_dict
+from infra.paths import AnyPath
 from pipelines.encode.members import GenerationSpec, statistics_path, table_path
 from pipelines.encode.sums import STATISTICS, ChannelSums, read_tables, write_tables
 from pipelines.jobs.plan import record_path
 
 LIBRARIES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 SIDES = ("target", "source")
+READS = 8  # small files that are read at a time: from a bucket it is the way that takes long
+T = TypeVar("T")
 REPEATED = ("format", "identity", "distortion", "latent", "draws", "generations")
 """Entries of the manifest that the metadata of `pairs.parquet` repeat, for `verify` to compare."""
 
@@ -35,7 +36,7 @@ REPEATED = ("format", "identity", "distortion", "latent", "draws", "generations"
 class Generation:
     """Draws that were encoded together, in a staging folder."""
 
-    staging: Path
+    staging: AnyPath
     """Folder of the shards, their records and their sums."""
     names: tuple[str, ...]
     """Names of the shards."""
@@ -46,14 +47,16 @@ class Generation:
 
     def shards(self) -> list[Shard]:
         """Return the finished shards, in order."""
-        found = [shards.load_record(record_path(self.staging / name)) for name in self.names]
+        found = self._of_each(lambda name: shards.load_record(record_path(self.staging / name)))
         return [shard for shard in found if shard is not None]
 
     def entry(self) -> dict[str, Any]:
         """Return the generation's entry in the manifest."""
-        sums = [
-            json.loads(statistics_path(self.staging / name).read_bytes()) for name in self.names
-        ]
+        sums = list(
+            self._of_each(
+                lambda name: json.loads(statistics_path(self.staging / name).read_bytes())
+            )
+        )
         channels = self.latent.channels
         reused = [part["reused"] for part in sums if "reused" in part]
         return {
@@ -74,8 +77,12 @@ class Generation:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the sums of every latent, shard by shard."""
-        for name in self.names:
-            yield from read_tables(table_path(self.staging / name))
+        found = self._of_each(lambda name: list(read_tables(table_path(self.staging / name))))
+        return chain.from_iterable(found)
+
+    def _of_each(self, read: Callable[[str], T]) -> Iterator[T]:
+        """Yield what ``read`` makes of the name of every shard, in order, several at a time."""
+        return map_ahead(read, self.names, threads=READS)
 
 
 def _reused(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -87,7 +94,7 @@ def _reused(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def stage_manifest(
-    folder: Path,
+    folder: AnyPath,
     before: Mapping[str, Any] | None,
     new: Generation,
     entries: Mapping[str, Any],
@@ -102,10 +109,9 @@ def stage_manifest(
     """
     published = None if before is None else open_set(folder, "latent set")
     written = [*(_published(published) if published else ()), *new.shards()]
-    with _side_by_side(folder, new.staging, written) as together:
-        pairs = pair_table(together, written)
+    pairs = pair_table(folder, written, new.staging)
     index = shards.parquet_bytes(shards.index_table(written))
-    storage.write_bytes(new.staging / shards.INDEX, index)
+    paths.write_bytes(new.staging / shards.INDEX, index)
     old = _statistics(published) if published else ()
     write_tables(new.staging / STATISTICS, chain(old, new.tables()))
     generations = [*(before["generations"] if before else []), new.entry()]
@@ -119,7 +125,7 @@ def stage_manifest(
         "draws": new.spec.last,
         "generations": generations,
     }
-    storage.write_bytes(new.staging / PAIRS, pairs_bytes(pairs, claims))
+    paths.write_bytes(new.staging / PAIRS, pairs_bytes(pairs, claims))
     manifest = {
         **{name: value for name, value in claims.items() if name != "generations"},
         "statistics": statistics,
@@ -137,7 +143,7 @@ def stage_manifest(
         },
         "generations": generations,
     }
-    storage.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
+    paths.write_bytes(new.staging / shards.MANIFEST, pretty_json(manifest))
 
 
 def pairs_bytes(pairs: pa.Table, manifest: Mapping[str, Any]) -> bytes:
@@ -181,13 +187,3 @@ def _statistics(opened: PublishedSet) -> Iterator[pa.Table]:
     if STATISTICS in opened.manifest["files"]:
         opened.check(STATISTICS)
         yield from read_tables(opened.folder / STATISTICS)
-
-
-@contextmanager
-def _side_by_side(folder: Path, staging: Path, written: Sequence[Shard]) -> Iterator[Path]:
-    """Yield a folder in which published and staged shards appear together."""
-    with tempfile.TemporaryDirectory(dir=staging) as together:
-        for shard in written:
-            there = staging if (staging / shard.name).exists() else folder
-            (Path(together) / shard.name).symlink_to((there / shard.name).absolute())
-        yield Path(together)

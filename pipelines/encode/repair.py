@@ -7,7 +7,6 @@ of statistics keeps what is not in the shards, so that for it alone all of them 
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +15,10 @@ from datasets import shards
 from datasets.latent_pairs import PAIRS, pair_table
 from datasets.sets import claimed_set
 from datasets.verify import damaged
-from infra import storage
+from infra import paths
 from infra.config import differences, flat
 from infra.errors import UserError
+from infra.paths import AnyPath
 from pipelines.encode.images import latent_shards
 from pipelines.encode.job import Encoding
 from pipelines.encode.manifest import pairs_bytes
@@ -52,7 +52,7 @@ def repair(job: Encoding, engine: Engine | None = None) -> list[str]:
             )
         names = damaged(job.folder, manifest)
         staging = job.state / "mending"
-        storage.remove_tree(staging)
+        paths.remove_tree(staging)
         every = [entry["name"] for entry in manifest["shards"]]
         lost = every if STATISTICS in names else [name for name in every if name in names]
         if lost:
@@ -62,12 +62,16 @@ def repair(job: Encoding, engine: Engine | None = None) -> list[str]:
             if name in names:
                 _replace(job, staging, name, manifest)
         _tables(job, manifest, names, staging)
-        storage.remove_tree(staging)
+        paths.remove_tree(staging)
         return [*restored, *names]
 
 
 def _encode(
-    job: Encoding, manifest: Mapping[str, Any], names: Sequence[str], staging: Path, engine: Engine
+    job: Encoding,
+    manifest: Mapping[str, Any],
+    names: Sequence[str],
+    staging: AnyPath,
+    engine: Engine,
 ) -> None:
     """Encode some shards of a set into a folder, each as in the generation that it belongs to."""
     taken: dict[str, int] = {}
@@ -87,7 +91,7 @@ def _encode_draws(
     manifest: Mapping[str, Any],
     tables: Mapping[str, pa.Table],
     draws: range,
-    staging: Path,
+    staging: AnyPath,
     engine: Engine,
 ) -> None:
     write_plan(staging / PLAN, list(tables.values()))
@@ -98,6 +102,7 @@ def _encode_draws(
         first=draws.start,
         last=draws.stop,
         latent=manifest["latent"],
+        networks=job.networks,
         keep_images=job.config.keep_images,
     )
     units = units_left(staging, tables)
@@ -108,7 +113,7 @@ def _encode_draws(
 
 
 def _tables(
-    job: Encoding, manifest: Mapping[str, Any], names: Sequence[str], staging: Path
+    job: Encoding, manifest: Mapping[str, Any], names: Sequence[str], staging: AnyPath
 ) -> None:
     """Make damaged tables again from the shards, which are whole now, or from what was encoded."""
     every = [entry["name"] for entry in manifest["shards"]]
@@ -123,11 +128,11 @@ def _tables(
             PAIRS: lambda: pairs_bytes(pair_table(job.folder, whole), manifest),
         }
         for name in contents.keys() & names:
-            storage.write_bytes(staging / name, contents[name]())
+            paths.write_bytes(staging / name, contents[name]())
             _replace(job, staging, name, manifest)
 
 
-def _replace(job: Encoding, staging: Path, name: str, manifest: Mapping[str, Any]) -> None:
+def _replace(job: Encoding, staging: AnyPath, name: str, manifest: Mapping[str, Any]) -> None:
     if not job.set.replace_equal(staging, name, manifest):
         made = [(g["devices"], g["batches"], g["versions"]) for g in manifest["generations"]]
         raise UserError(

@@ -1,13 +1,13 @@
 """The report of an encoding: the lines that it ends with, its numbers for MLflow, its page."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.decoding import decode
 from infra.config import flat
+from infra.paths import AnyPath
 from pipelines.encode.bound import REGRESSED, SHOWN, picture_path
 from pipelines.jobs import page as report
 from pipelines.jobs.stage import StageTime
@@ -56,7 +56,7 @@ def latents_by_origin(manifest: dict[str, Any]) -> tuple[int, int]:
     return reused, 2 * totals["samples"] + totals["pairs"] + totals["gray"] - reused
 
 
-def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) -> str:
+def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: AnyPath) -> str:
     """Return the lines that a run ends with."""
     totals, found = manifest["totals"], manifest["distortion"]
     reused, computed = latents_by_origin(manifest)
@@ -72,7 +72,7 @@ def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: Path) 
 
 
 def build(
-    manifest: dict[str, Any], probe: dict[str, Any], folder: Path, times: Sequence[StageTime]
+    manifest: dict[str, Any], probe: dict[str, Any], folder: AnyPath, times: Sequence[StageTime]
 ) -> str:
     """Make the page of a set.
 
@@ -151,7 +151,7 @@ def _bound_section(manifest: dict[str, Any], probe: dict[str, Any]) -> str:
     )
 
 
-def _galleries(probe: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
+def _galleries(probe: dict[str, Any], folder: AnyPath) -> list[tuple[str, str]]:
     """Show the first images, each from HQ to both reconstructions."""
     sections = []
     for number, image in enumerate(probe["images"][:SHOWN]):

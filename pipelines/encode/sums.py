@@ -8,7 +8,6 @@ each latent, 0.4 % of 32 channels in float16.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.latent_format import NPY_HEADER, LatentFormat
-from infra.storage import written_by_name
+from infra.paths import AnyPath, opened, written_by_name
 
 Channels = npt.NDArray[np.float64]
 SUMS = ("total", "square", "variance", "rounding")
@@ -143,19 +142,22 @@ def shard_table(shard: str, latents: Latents) -> pa.Table:
     return pa.table(arrays, schema=ROW)
 
 
-def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+def write_tables(path: AnyPath, tables: Iterable[pa.Table]) -> None:
     """Write a set's table atomically, one shard in memory at a time."""
     with written_by_name(path) as temporary, pq.ParquetWriter(temporary, ROW) as writer:
         for table in tables:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
-def read_tables(path: Path) -> Iterator[pa.Table]:
+def read_tables(path: AnyPath) -> Iterator[pa.Table]:
     """Yield the tables that `write_tables` wrote; none if there is no such file."""
-    if path.exists():
-        with pq.ParquetFile(path) as file:
-            for number in range(file.num_row_groups):
-                yield file.read_row_group(number)
+    try:
+        file = opened(path)
+    except FileNotFoundError:
+        return
+    with file, pq.ParquetFile(file, pre_buffer=True) as table:
+        for number in range(table.num_row_groups):
+            yield table.read_row_group(number)
 
 
 class LatentTable:
@@ -166,24 +168,28 @@ class LatentTable:
         cells: number of values in a channel of a latent, h x w.
     """
 
-    def __init__(self, path: Path, cells: int) -> None:
+    def __init__(self, path: AnyPath, cells: int) -> None:
         self.cells = cells
-        self._file = pq.ParquetFile(path)
-        groups = (self._file.metadata.row_group(i) for i in range(self._file.num_row_groups))
+        self._path = path
+        with opened(path) as file:
+            self._metadata = pq.read_metadata(file)
+        groups = (self._metadata.row_group(i) for i in range(self._metadata.num_row_groups))
         self._number = {group.column(0).statistics.min: i for i, group in enumerate(groups)}
 
     def sums(self, shards: Sequence[str]) -> Latents:
         """Return the sums of all latents of these shards; the table may lack some shards."""
+        numbers = [self._number[shard] for shard in shards if shard in self._number]
+        with opened(self._path) as file:
+            table = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=True)
+            rows = table.read_row_groups(numbers).to_pylist() if numbers else []
         found = {}
-        for shard in shards:
-            if shard in self._number:
-                for row in self._file.read_row_group(self._number[shard]).to_pylist():
-                    part = {name: np.array(row[name]) for name in SUMS}
-                    found[row["key"], row["extension"]] = {"count": self.cells, **part}
+        for row in rows:
+            part = {name: np.array(row[name]) for name in SUMS}
+            found[row["key"], row["extension"]] = {"count": self.cells, **part}
         return found
 
 
-def problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+def problems(folder: AnyPath, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each side whose statistics are not those of the table.
 
     The table of a set that grew from one without a table is incomplete and is not compared.

@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets import latent_pairs
 from datasets.decoding import UndecodableImage, decode
@@ -18,14 +15,15 @@ from datasets.degradation.parameters import DegradationConfig, DegradationParame
 from datasets.degradation.reference import draw_parameters
 from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
 from datasets.latent_pairs import PAIRS
+from datasets.reading.files import shards_of
 from datasets.reading.image_set import ImageSample
-from datasets.reading.ranges import LocalFiles, read_member
-from datasets.sets import claimed_set
-from datasets.shards import INDEX, MANIFEST, read_manifest
+from datasets.reading.ranges import read_member
+from datasets.sets import PublishedSet, claimed_set
+from datasets.shards import INDEX, MANIFEST
 from datasets.verify import Inspected, guarded, readable_manifest, set_problems
 from infra.config import differences, flat, from_dict, to_dict
 from infra.errors import UsageError, UserError
-from infra.storage import local_path
+from infra.paths import AnyPath, path_of
 from pipelines.encode import claims
 from pipelines.encode import sums as latent_table
 from pipelines.encode.config import VerifyConfig
@@ -38,7 +36,7 @@ EXACT = 1e-3  # of a standard deviation: sums are rounded differently in other b
 LOOSE = 0.05  # the same at low precision or on another device, where JPEG amplifies the difference
 
 
-def all_problems(folder: Path, options: VerifyConfig) -> Iterator[str]:
+def all_problems(folder: AnyPath, options: VerifyConfig) -> Iterator[str]:
     """Yield the `problems` of a set; if there are none, those of its latents, computed again."""
     sound = True
     for problem in problems(folder):
@@ -48,7 +46,7 @@ def all_problems(folder: Path, options: VerifyConfig) -> Iterator[str]:
         yield from recomputed(folder, options)
 
 
-def problems(folder: Path) -> Iterator[str]:
+def problems(folder: AnyPath) -> Iterator[str]:
     """Yield one sentence for everything that is not as the set's own records say.
 
     Checked, besides `datasets.verify.set_problems`: every sample has a target of both flips
@@ -73,7 +71,7 @@ def problems(folder: Path) -> Iterator[str]:
         yield from guarded(MANIFEST, _draws(manifest, inspector))
 
 
-def _pairs(folder: Path, inspector: "_Inspector") -> Iterator[str]:
+def _pairs(folder: AnyPath, inspector: "_Inspector") -> Iterator[str]:
     claimed = claimed_set(folder, "latent set")
     yield from latent_pairs.problems(claimed)
     table = claimed.table(PAIRS, columns=["key", "draw"])
@@ -101,7 +99,7 @@ class _Inspector:
         self.draws: set[tuple[str, int]] = set()
 
     def sample(
-        self, path: Path, key: str, members: dict[str, bytes], inspected: Inspected
+        self, path: AnyPath, key: str, members: dict[str, bytes], inspected: Inspected
     ) -> Iterator[str]:
         """Inspect the part of a sample that is in one tar; see `datasets.verify.Inspect`."""
         where = f"{path.name}: {key}"
@@ -153,7 +151,7 @@ class _Inspector:
             yield f"{where}: flip or gray differs from its parameters"
 
 
-def recomputed(folder: Path, options: VerifyConfig) -> Iterator[str]:
+def recomputed(folder: AnyPath, options: VerifyConfig) -> Iterator[str]:
     """Compute some latents again, from pixels and stored draws; yield what differs.
 
     Allowed is half a step of the dtype, and a thousandth of a standard deviation for the rounding
@@ -162,11 +160,11 @@ def recomputed(folder: Path, options: VerifyConfig) -> Iterator[str]:
     Raises:
         UsageError: the images or weights cannot be read, or are not those of the set.
     """
-    manifest = read_manifest(folder)
-    assert manifest is not None, "problems() found none"
+    claimed = claimed_set(folder, "latent set")
+    manifest = claimed.manifest
     saved = json.loads((folder / "config.json").read_bytes())
     config = options.over(saved)
-    images = open_images(local_path(config.input), config.limit)
+    images = open_images(path_of(config.input), config.limit)
     encoder = Encoder(config.rule)
     wanted = {**encoder.identity, "images": images.digest}
     made = {name: manifest["identity"].get(name) for name in wanted}
@@ -175,7 +173,7 @@ def recomputed(folder: Path, options: VerifyConfig) -> Iterator[str]:
             f"{folder} was not made with what is given ({'; '.join(changed)}); give what made it "
             "by --input, --vae, --predictor and --regressor"
         )
-    reader = _Reader(folder, manifest)
+    reader = _Reader(claimed)
     same = all(
         (name == "cpu") == (config.rule.device == "cpu")
         for generation in manifest["generations"]
@@ -197,16 +195,14 @@ def recomputed(folder: Path, options: VerifyConfig) -> Iterator[str]:
                     )
 
 
-@dataclass(frozen=True, slots=True)
 class _Reader:
     """Reads single latents of a set."""
 
-    folder: Path
-    manifest: Mapping[str, Any]
-
-    @property
-    def format(self) -> LatentFormat:
-        return from_dict(LatentFormat, self.manifest["latent"])
+    def __init__(self, claimed: PublishedSet) -> None:
+        self.manifest = claimed.manifest
+        self.format = from_dict(LatentFormat, claimed.manifest["latent"])
+        self._pairs, self._index = claimed.table(PAIRS), claimed.table(INDEX)
+        self._files = shards_of(claimed)
 
     @property
     def std(self) -> npt.NDArray[np.float64]:
@@ -214,14 +210,12 @@ class _Reader:
         return np.array(self.manifest["statistics"]["target"]["std"])[:, None, None]
 
     def pairs(self, key: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = pq.read_table(
-            self.folder / PAIRS, filters=[("key", "=", key)]
-        ).to_pylist()
+        rows: list[dict[str, Any]] = self._pairs.filter(pc.field("key") == key).to_pylist()
         return rows
 
     def parameters(self, pair: Mapping[str, Any]) -> DegradationParameters:
         """Read the stored draw of a pair from the JSON beside its source."""
-        index = pq.read_table(self.folder / INDEX, filters=[("key", "=", pair["key"])])
+        index = self._index.filter(pc.field("key") == pair["key"])
         place = index.filter(
             pc.and_(
                 pc.equal(index["extension"].cast("string"), "json"),
@@ -251,7 +245,7 @@ class _Reader:
         return np.zeros(1)
 
     def _read(self, shard: str, name: str, offset: int, size: int) -> bytes:
-        return read_member(LocalFiles.of(self.folder, self.manifest), shard, name, offset, size)
+        return read_member(self._files, shard, name, offset, size)
 
 
 def _in_range(latent: npt.NDArray[np.float32], form: LatentFormat) -> npt.NDArray[np.float32]:

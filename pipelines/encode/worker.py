@@ -9,7 +9,6 @@ its neighbours fill; where a batch is one image, as on a CPU, that changes no bi
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,17 @@ from datasets.shards import save_record, write_shard
 from infra.ahead import map_ahead, once
 from infra.config import from_dict
 from infra.errors import UserError
+from infra.paths import path_of
 from models.ranges import unit_to_uint8
 from pipelines.encode.config import EncodeRule
 from pipelines.encode.members import Computed, GenerationSpec, Packer
 from pipelines.encode.networks import Encoder, Image, batch_size
 from pipelines.encode.reuse import TARGETS, EarlierSet
-from pipelines.jobs.plan import planned, record_path
+from pipelines.jobs.plan import Plan, record_path
 from pipelines.jobs.progress import tallied
 from pipelines.jobs.stage import Stopwatch
 
+COPIERS = 4  # threads that read what is copied, a sample each
 PREPARERS_PER_GPU = 6  # threads that decode and degrade, since JPEG and noise are made on the CPU
 
 
@@ -45,17 +46,18 @@ class EncodeShard:
 
     def __init__(self, spec: GenerationSpec, rule: EncodeRule) -> None:
         self.spec = spec
-        self.encoder = Encoder(rule)
+        self.encoder = Encoder(rule, spec.networks)
         self.latent = from_dict(LatentFormat, spec.latent)
         self.batch = batch_size(rule, self.encoder.vae, spec.size)
         self.threads = PREPARERS_PER_GPU if rule.device == "cuda" else 0
         self.draws = range(spec.first, spec.last)
         self.watch = Stopwatch()
+        self.plan = Plan(path_of(spec.plan))
 
     @functools.cached_property
     def images(self) -> ImageSet:
         """Return the image set, opened by the first unit, whose errors reach the user."""
-        return ImageSet(Path(self.spec.images))
+        return ImageSet(path_of(self.spec.images))
 
     @functools.cached_property
     def earlier(self) -> EarlierSet | None:
@@ -66,7 +68,7 @@ class EncodeShard:
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write shard ``unit["name"]`` from row group ``unit["row_group"]`` beside the plan."""
-        path, rows = planned(Path(self.spec.plan), unit)
+        path, rows = self.plan.of(unit)
         self.parameters = functools.cache(self.encoder.parameters)
         self.packer = Packer(self.spec, self.images, self.latent, self.parameters, self.earlier)
         try:
@@ -90,6 +92,8 @@ class EncodeShard:
         groups = list(self._groups(rows))
         calls = self._preparations(groups)
         prepared = map_ahead(operator.call, calls, threads=self.threads)
+        copiers = COPIERS if self.earlier is not None else 0
+        copies = map_ahead(self.packer.read_copies, rows, threads=copiers)
         for group in groups:
             samples = next(prepared)[0]
             computed = Computed(labels={sample.key: sample.label for sample in samples})
@@ -99,7 +103,7 @@ class EncodeShard:
                 self._draw(number, next(prepared), computed)
             for row in group:
                 with self.watch("pack"):
-                    packed = self.packer.pack(row, computed)
+                    packed = self.packer.pack(row, computed, next(copies))
                 yield row["key"], packed
 
     def _groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -124,7 +128,7 @@ class EncodeShard:
 
     def _load(self, rows: Sequence[Row]) -> list[ImageSample]:
         with self.watch("read"):
-            return [self.images.sample(row) for row in rows if self.packer.is_new(row)]
+            return list(self.images.samples([row for row in rows if self.packer.is_new(row)]))
 
     def _degrade(self, load: Callable[[], list[ImageSample]], number: int) -> "_Prepared":
         samples = [s for s in load() if self.packer.lacks(s.key, f"source_{number}")]

@@ -13,12 +13,11 @@ or by the power switch, strikes whatever happens to be under way.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from infra.config import pretty_json
 from infra.errors import UserError
-from infra.storage import write_bytes
+from infra.paths import AnyPath, read_if_there, write_bytes
 
 LIMIT = 2
 """Deaths in which an item was the only one under way, after which it is given up."""
@@ -35,8 +34,9 @@ class Attempt:
         what: the unit, for the message.
     """
 
-    def __init__(self, path: Path, session: str, what: str) -> None:
-        before = json.loads(path.read_bytes()) if path.exists() else {}
+    def __init__(self, path: AnyPath, session: str, what: str) -> None:
+        left = read_if_there(path)
+        before = json.loads(left) if left else {}
         self._path, self._what = path, what
         self._note: dict[str, Any] = {
             "session": session,
@@ -87,7 +87,7 @@ class Attempt:
 
 
 @contextmanager
-def attempt(folder: Path, unit: str, session: str, what: str = "") -> Iterator[Attempt]:
+def attempt(folder: AnyPath, unit: str, session: str, what: str = "") -> Iterator[Attempt]:
     """Do a unit inside this block; only the death of the process leaves its note behind.
 
     Args:

@@ -5,9 +5,11 @@ Beside what a job keeps for itself, its hidden folder has
     published.json      a copy of the manifest, written just before the set is published
     finished.json       written last of all: the digest of the manifest whose page and run are done
     overwriting.json    there from the moment that --overwrite discards a set until another finishes
-    tracking/           what the job's runs record
+    tracking/           what the job's runs record; of a set in a bucket a copy of its log, which
+                        another machine goes on with
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +18,11 @@ from typing import Any
 
 from datasets import shards
 from datasets.shards import MANIFEST, lacking, shard_sizes
-from infra import storage
+from infra import paths
 from infra.config import differences, digest, flat, pretty_json
 from infra.errors import UsageError
-from infra.tracking.record import LOG, Resume, described, read
+from infra.paths import AnyPath
+from infra.tracking.record import LOG, Resume, described, put_in_place, read
 from infra.tracking.rules import flatten
 from infra.tracking.run import start_run
 
@@ -39,10 +42,11 @@ class SetFolder:
         noun: name of the kind of set for messages, such as "a curated set".
     """
 
-    def __init__(self, path: Path, state: str, noun: str) -> None:
+    def __init__(self, path: AnyPath, state: str, noun: str) -> None:
         self.path = path
         self.state = path / state
         self.noun = noun
+        self._check_held: Callable[[], None] = lambda: None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -52,13 +56,25 @@ class SetFolder:
             UsageError: it holds something else; nothing was written.
             UserError: another process holds it, or it cannot be written.
         """
-        if self.path.is_dir() and not self.state.exists() and any(self.path.iterdir()):
+        self._refuse_other()
+        with paths.exclusive(self.state) as self._check_held:
+            paths.remove_partial(self.path)
+            yield
+
+    def check(self) -> None:
+        """Refuse an output folder that the job would refuse; leaves nothing there.
+
+        Raises:
+            UserError: it holds something else, or cannot be written.
+        """
+        self._refuse_other()
+        paths.check_writable(self.path)
+
+    def _refuse_other(self) -> None:
+        if self.path.is_dir() and not self.state.is_dir() and any(self.path.iterdir()):
             raise UsageError(
                 f"--output {self.path}: not empty and not {self.noun}; give a new folder"
             )
-        with storage.exclusive(self.state):
-            storage.remove_partial(self.path)
-            yield
 
     def claim(self, record: str, identity: Mapping[str, Any], *, overwrite: bool) -> None:
         """Refuse the set of another configuration, unless it is to be overwritten.
@@ -71,10 +87,10 @@ class SetFolder:
         Raises:
             UsageError: names the fields that differ.
         """
-        path = self.state / record
-        if overwrite or not path.exists():
+        found = None if overwrite else paths.read_if_there(self.state / record)
+        if found is None:
             return
-        changed = differences(flat(plain(identity)), flat(json.loads(path.read_bytes())))
+        changed = differences(flat(plain(identity)), flat(json.loads(found)))
         if changed:
             raise UsageError(
                 f"--output {self.path} holds a set of another configuration ("
@@ -90,43 +106,42 @@ class SetFolder:
             identity: the settings that the set depends on.
         """
         begun = self.state / OVERWRITING
-        if begun.exists() and json.loads(begun.read_bytes()) == plain(identity):
+        found = paths.read_if_there(begun)
+        if found is not None and json.loads(found) == plain(identity):
             return
-        for entry in self.state.iterdir():
+        for entry in paths.children(self.state):
             if entry.name not in KEPT:
-                storage.remove_tree(entry) if entry.is_dir() else entry.unlink()
-        storage.write_bytes(begun, pretty_json(identity))
+                entry.unlink() if entry.is_file() else paths.remove_tree(entry)
+        paths.write_bytes(begun, pretty_json(identity))
 
     def is_discarded(self) -> bool:
         """Tell whether the published set is one that --overwrite is about to replace."""
-        return (self.state / OVERWRITING).exists() and not (self.state / PUBLISHED).exists()
+        return (self.state / OVERWRITING).is_file() and not (self.state / PUBLISHED).is_file()
 
-    def publish(self, staging: Path) -> None:
+    def publish(self, staging: AnyPath) -> None:
         """Publish a staged set; killed at any point, the same call finishes the work."""
-        storage.write_bytes(self.state / PUBLISHED, (staging / MANIFEST).read_bytes())
+        self._check_held()
+        paths.write_bytes(self.state / PUBLISHED, (staging / MANIFEST).read_bytes())
         shards.publish(staging, self.path)
 
-    def replace_equal(self, staging: Path, name: str, manifest: Mapping[str, Any]) -> bool:
+    def replace_equal(self, staging: AnyPath, name: str, manifest: Mapping[str, Any]) -> bool:
         """Put a file that was made again in its place, if it is the one of the manifest.
 
         Returns:
             Whether it is; otherwise nothing was replaced.
         """
-        if storage.sha256(staging / name) != shards.file_entries(manifest)[name]["sha256"]:
+        if paths.sha256(staging / name) != shards.file_entries(manifest)[name]["sha256"]:
             return False
-        storage.move(staging / name, self.path / name)
+        paths.move(staging / name, self.path / name)
         return True
 
     def restore_manifest(self) -> list[str]:
         """Put back the manifest of the published set if it has changed; returns its name then."""
-        copy, manifest = self.state / PUBLISHED, self.path / MANIFEST
-        is_publishing = any(self.state.glob(f"*/{MANIFEST}"))
-        if not copy.exists() or is_publishing:
+        content, manifest = paths.read_if_there(self.state / PUBLISHED), self.path / MANIFEST
+        is_publishing = bool(paths.glob(self.state, f"*/{MANIFEST}"))
+        if content is None or is_publishing or paths.read_if_there(manifest) == content:
             return []
-        content = copy.read_bytes()
-        if manifest.exists() and manifest.read_bytes() == content:
-            return []
-        storage.write_bytes(manifest, content)
+        paths.write_bytes(manifest, content)
         return [MANIFEST]
 
     def is_finished(self, *, track: bool) -> bool:
@@ -135,12 +150,17 @@ class SetFolder:
         Args:
             track: whether a run was promised.
         """
-        mark, manifest = self.state / FINISHED, self.path / MANIFEST
-        if not (mark.exists() and manifest.exists() and (self.path / PAGE).exists()):
+        mark = paths.read_if_there(self.state / FINISHED)
+        if mark is None or not (self.path / PAGE).is_file():
             return False
-        said = json.loads(mark.read_bytes())
+        said, found = json.loads(mark), self._manifest_digest()
         is_tracked: bool = said["tracked"]
-        return said["manifest"] == storage.sha256(manifest) and (is_tracked or not track)
+        return said["manifest"] == found and (is_tracked or not track)
+
+    def _manifest_digest(self) -> str | None:
+        """Hash the manifest of the published set; None if there is none."""
+        content = paths.read_if_there(self.path / MANIFEST)
+        return None if content is None else hashlib.sha256(content).hexdigest()
 
     def lacks(self, manifest: Mapping[str, Any]) -> list[str]:
         """List the files of a manifest that are absent or have another length."""
@@ -173,31 +193,52 @@ class SetFolder:
             make()
             self._mark_finished(tracked=False)
             return ""
-        name, folder = self.path.name, self.state / TRACKING
-        resume = self._recorded(settings)
-        with start_run(experiment, folder=folder, name=name, params=settings, resume=resume) as run:
+        name, folder = self.path.name, paths.local_twin(self.state / TRACKING)
+        self._bring_log(folder)
+        resume = self._recorded(folder / LOG, settings)
+        with start_run(
+            experiment,
+            folder=folder,
+            name=name,
+            params=settings,
+            resume=resume,
+            recorded=lambda: self._keep_log(folder),
+        ) as run:
             manifest = make()
             context = experiment.rpartition("/")[2]
-            run.log_dataset(name, storage.sha256(self.path / MANIFEST), str(self.path), context)
+            run.log_dataset(name, paths.sha256(self.path / MANIFEST), str(self.path), context)
             run.log_metrics(metrics(manifest))
-            run.log_artifact(self.path / PAGE)
-            run.log_artifact(self.path / MANIFEST)
+            for artifact in (PAGE, MANIFEST):
+                with paths.fetched(self.path / artifact) as local:
+                    run.log_artifact(local)
             run.close()
+            self._keep_log(folder)
             self._mark_finished(tracked=True)
             return f"MLflow: {run.where()}\n"
 
     def _mark_finished(self, *, tracked: bool) -> None:
-        mark = {"manifest": storage.sha256(self.path / MANIFEST), "tracked": tracked}
-        storage.write_bytes(self.state / FINISHED, pretty_json(mark))
+        mark = {"manifest": self._manifest_digest(), "tracked": tracked}
+        paths.write_bytes(self.state / FINISHED, pretty_json(mark))
         (self.state / OVERWRITING).unlink(missing_ok=True)
 
-    def _recorded(self, settings: Mapping[str, Any]) -> Resume | None:
+    def _bring_log(self, folder: Path) -> None:
+        """Bring the log of the folder's run, if another machine has begun that."""
+        kept = self.state / TRACKING / LOG
+        if kept != folder / LOG and kept.is_file():
+            with paths.fetched(kept) as log:
+                put_in_place(folder, log)
+
+    def _keep_log(self, folder: Path) -> None:
+        """Keep the log of the run with the set, by which another machine goes on with the run."""
+        kept = self.state / TRACKING / LOG
+        if kept != folder / LOG:
+            paths.write_bytes(kept, (folder / LOG).read_bytes())
+
+    def _recorded(self, log: Path, settings: Mapping[str, Any]) -> Resume | None:
         """Return the run that has recorded the published set already, if its job then died."""
-        log, manifest = self.state / TRACKING / LOG, self.path / MANIFEST
-        start = described(log)
-        if not manifest.exists() or start.get("params") != digest(flatten(settings)):
+        start, found = described(log), self._manifest_digest()
+        if found is None or start.get("params") != digest(flatten(settings)):
             return None
-        found = storage.sha256(manifest)
         is_same = any(line.get("dataset", {}).get("digest") == found for line, _ in read(log))
         return Resume(start["token"]) if is_same and not self.is_finished(track=True) else None
 

@@ -1,11 +1,14 @@
 """The progress bar of a stage, which also counts what is done in units that are under way."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
+
+from infra.errors import UserError
+from infra.paths import AnyPath, glob, write_bytes
 
 T = TypeVar("T")
 
@@ -16,30 +19,35 @@ class Watched:
 
     total: int
     """Number of items."""
-    folder: Path
+    folder: AnyPath
     """Folder of the files that the units write, by `tallied`."""
 
 
 POLLED = 1.0  # seconds between two looks at what is under way
+NOTED = 1.0  # seconds between two notes of a unit: in a bucket each is a request
 TALLY = ".tally"
 
 
-def tallied(path: Path, items: Iterable[T]) -> Iterator[T]:
+def tallied(path: AnyPath, items: Iterable[T]) -> Iterator[T]:
     """Yield the items of a unit that writes ``path``, and note how many were taken for `under_way`.
 
-    The note is beside the file and gone at the end; a unit that is done again writes it anew.
+    The note is beside the file, written once in a while (`NOTED`) and gone at the end; a unit that
+    is done again writes it anew.
     """
     note = path.with_name(f".{path.name}{TALLY}")
+    noted = time.monotonic()
     for number, item in enumerate(items, start=1):
         yield item
-        note.write_text(str(number))
+        if time.monotonic() - noted >= NOTED:
+            write_bytes(note, str(number).encode())
+            noted = time.monotonic()
     note.unlink(missing_ok=True)
 
 
-def under_way(folder: Path) -> int:
+def under_way(folder: AnyPath) -> int:
     """Count the items that the units under way in a folder have done so far."""
     count = 0
-    for note in folder.glob(f".*{TALLY}"):
+    for note in glob(folder, f".*{TALLY}"):
         try:
             count += int(note.read_text() or 0)  # empty while it is written
         except FileNotFoundError:  # the unit has just ended
@@ -99,7 +107,8 @@ def progress(name: str, items: int | Watched) -> Iterator[Callable[[int], None]]
 
         def look() -> None:
             while folder is not None and not ended.wait(POLLED):
-                show(under_way(folder))
+                with suppress(UserError):  # a bucket that is away: the workers say so
+                    show(under_way(folder))
 
         def advance(count: int) -> None:
             nonlocal done
@@ -107,9 +116,11 @@ def progress(name: str, items: int | Watched) -> Iterator[Callable[[int], None]]
             show(0)
 
         looking = threading.Thread(target=look, name="progress", daemon=True)
-        looking.start()
+        if console.is_terminal:
+            looking.start()
         try:
             yield advance
         finally:
             ended.set()
-            looking.join()
+            if looking.ident is not None:
+                looking.join()

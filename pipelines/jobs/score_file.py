@@ -10,7 +10,6 @@ itself, and is read only where it is named as theirs: ``authors:FILE.json``.
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -18,7 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from infra.config import STRICT, pretty_json, to_dict
 from infra.errors import UsageError
-from infra.storage import explained, local_path, write_bytes
+from infra.paths import AnyPath, path_of, write_bytes
+from infra.storage import explained
 from models.metrics.catalog import METRICS
 from pipelines.jobs.paths import absolute
 
@@ -60,7 +60,7 @@ class ScoreFile:
 
 
 def write_scores(
-    target: Path, scores: Mapping[str, float], scorer: Mapping[str, Any], crop: Mapping[str, Any]
+    target: AnyPath, scores: Mapping[str, float], scorer: Mapping[str, Any], crop: Mapping[str, Any]
 ) -> None:
     """Write a file of scores.
 
@@ -101,7 +101,7 @@ def read_scores(name: str) -> tuple[ScoreFile, str]:
     """
     path = name.removeprefix(AUTHORS)
     try:
-        data = local_path(path).read_bytes()
+        data = path_of(path).read_bytes()
     except OSError as error:
         raise UsageError(f"--scorer {name}: {explained(error, path)}") from error
     try:

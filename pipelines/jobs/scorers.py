@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from datasets.decoding import Pixels
 from infra.ahead import map_ahead
 from infra.errors import UsageError, UserError
-from infra.storage import local_path
+from infra.paths import path_of
 from models.metrics.catalog import METRICS
 from pipelines.jobs.score_file import AUTHORS, is_score_file, read_scores
 from pipelines.jobs.scorer_choice import Device, ScorerChoice
@@ -148,7 +148,7 @@ def _describe_qalign(choice: ScorerChoice, device: Device) -> ScorerInfo:
         digest = Checkpoint.open(choice.weights).digest
     except (ValueError, OSError) as error:
         raise UsageError(f"--scorer qalign: {error}") from error
-    folder = local_path(choice.weights)
+    folder = path_of(choice.weights)
     settings = {
         "model": folder.resolve().name if folder.is_dir() else choice.weights,
         "prompt": choice.prompt,

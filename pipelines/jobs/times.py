@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from infra.config import pretty_json
-from infra.storage import write_bytes
+from infra.paths import AnyPath, write_bytes
 from pipelines.jobs import page as report
 from pipelines.jobs.stage import StageTime
 
@@ -21,7 +20,7 @@ def bottleneck(times: Sequence[StageTime]) -> str:
     return f"step {step!r} of stage {stage!r}, {share:.0%} of the workers' time"
 
 
-def closing_lines(totals: Mapping[str, Any], times: Sequence[StageTime], folder: Path) -> str:
+def closing_lines(totals: Mapping[str, Any], times: Sequence[StageTime], folder: AnyPath) -> str:
     """Return the last lines of a run: its times, its shards and its page."""
     seconds = ", ".join(f"{stage.name} {stage.wall:.1f} s" for stage in times)
     return (
@@ -36,7 +35,7 @@ def stage_metrics(times: Sequence[StageTime]) -> dict[str, float]:
     return {f"seconds/{stage.name.replace(' ', '_')}": stage.wall for stage in times}
 
 
-def save_times(path: Path, times: Sequence[StageTime]) -> None:
+def save_times(path: AnyPath, times: Sequence[StageTime]) -> None:
     """Write the stages' times as JSON."""
     write_bytes(path, pretty_json([asdict(stage) for stage in times]))
 

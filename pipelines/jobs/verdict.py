@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
+
+from infra.paths import AnyPath
 
 
-def verdict(folder: Path, problems: Iterable[str]) -> int:
+def verdict(folder: AnyPath, problems: Iterable[str]) -> int:
     """Print what is wrong with a set, as it is found; returns 1, or 0 if nothing is."""
     found = 0
     for problem in problems:

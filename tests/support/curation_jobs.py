@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import shards
 from infra.errors import UserError
+from infra.paths import AnyPath
 from pipelines.curate.config import CropRule, CurateConfig, CutRule
 from pipelines.curate.job import Curation
 from pipelines.jobs.scorer_choice import ScorerChoice
@@ -70,7 +71,7 @@ class InProcess:
         return sum(stage == name for stage, _ in self.units)
 
 
-def config(source: Path, output: Path, **fields: Any) -> CurateConfig:
+def config(source: Path, output: AnyPath | str, **fields: Any) -> CurateConfig:
     """Return a small job: 64-pixel patches, four samples a shard; fields by their options."""
     defaults: dict[str, Any] = {
         "input": (str(source),),
@@ -96,14 +97,14 @@ def config(source: Path, output: Path, **fields: Any) -> CurateConfig:
     )
 
 
-def run(source: Path, output: Path, **fields: Any) -> InProcess:
+def run(source: Path, output: AnyPath | str, **fields: Any) -> InProcess:
     """Curate in this process."""
     engine = InProcess()
     Curation(config(source, output, **fields)).run(engine)
     return engine
 
 
-def published(folder: Path) -> dict[str, bytes]:
+def published(folder: AnyPath) -> dict[str, bytes]:
     """Return the bytes of everything that makes the set: shards, tables, manifest."""
     manifest = shards.read_manifest(folder)
     assert manifest is not None

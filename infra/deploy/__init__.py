@@ -1,0 +1,1 @@
+"""What machines share, an object store and MLflow: a command that starts both, and files."""
