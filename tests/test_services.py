@@ -1,10 +1,13 @@
 """`python -m infra.deploy`: an object store and MLflow without Docker, and keys kept private."""
 
+import base64
+import json
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from infra.deploy.private import read_exports, write_exports
 from infra.deploy.server import Server, check_ports
 from infra.errors import UsageError, UserError
 from tests.conftest import PATIENCE, free_port, program
-from tests.support.leaks import is_in, leaks
+from tests.support.leaks import CHUNK, is_in, leaks
 from tests.support.processes import descendants, wait_for_end
 from tests.support.s3_server import free_ports
 
@@ -143,6 +146,28 @@ def test_a_server_that_ends_at_its_start_is_explained(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"the store ended with exit code 3.*\n?no disk"):
         server.start()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "a key: {}".format,
+        lambda secret: json.dumps({"key": secret}),
+        lambda secret: f"http://store/?key={urllib.parse.quote(secret, safe='')}",
+        lambda secret: base64.b64encode(f"user:{secret}".encode()).decode(),
+        lambda secret: " " * (CHUNK - 5) + secret,
+    ],
+    ids=["plain", "JSON", "URL", "base64", "at a seam"],
+)
+def test_a_secret_is_found_however_it_is_written(
+    tmp_path: Path, written: Callable[[str], str]
+) -> None:
+    """What searches the outputs of all programs would find it, and finds no other text."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "log").write_text(written('a+secret/of "tests"'))
+    (tmp_path / "other").write_text("another secret")
+
+    assert leaks('a+secret/of "tests"', [tmp_path]) == [tmp_path / "below" / "log"]
 
 
 def test_exports_are_private_and_read_back(tmp_path: Path) -> None:
