@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +27,22 @@ from tests.support.processes import descendants, wait_for_end
 from tests.support.s3_server import free_ports
 
 READABLE_BY_OTHERS = 0o044
+HOST = "127.0.0.2"  # of this machine, but not what MLflow takes for it: as another address is
 
 
 @contextmanager
 def services(folder: Path, ports: tuple[int, int]) -> Iterator["subprocess.Popen[str]"]:
     """Start the command, and wait until it says that both servers are up."""
-    options = ["--folder", folder, "--port", str(ports[0]), "--mlflow-port", str(ports[1])]
+    options = [
+        "--folder",
+        folder,
+        "--host",
+        HOST,
+        "--port",
+        str(ports[0]),
+        "--mlflow-port",
+        str(ports[1]),
+    ]
     process = program("infra.deploy", options, folder.parent)
     assert process.stdout is not None
     try:
@@ -52,7 +63,7 @@ def ports() -> tuple[int, int]:
 
 def _are_free(first: int) -> bool:
     try:
-        check_ports("127.0.0.1", range(first, first + 10))
+        check_ports(HOST, range(first, first + 10))
     except UsageError:
         return False
     return True
@@ -74,6 +85,7 @@ def test_artifacts_go_to_the_bucket_and_the_secret_nowhere(
         key = run.artifact_uri.replace("mlflow-artifacts:", "mlflow") + "/curve.txt"
 
         assert _bucket(variables).Object(key).get()["Body"].read() == b"0.5"
+        assert _asked_by_a_page(variables["MLFLOW_TRACKING_URI"]) == 200
         with pytest.raises(Exception, match="SignatureDoesNotMatch"):
             _bucket({**variables, "AWS_SECRET_ACCESS_KEY": "another"}).Object(key).get()
 
@@ -99,6 +111,17 @@ def test_artifacts_go_to_the_bucket_and_the_secret_nowhere(
     for path in leaks(secret, [tmp_path]):
         assert not path.stat().st_mode & READABLE_BY_OTHERS
     assert not folder.stat().st_mode & READABLE_BY_OTHERS
+
+
+def _asked_by_a_page(uri: str) -> int:
+    """Ask as MLflow's page does in a browser; returns the status of the answer."""
+    request = urllib.request.Request(
+        f"{uri}/ajax-api/2.0/mlflow/experiments/search",
+        data=b'{"max_results": 1}',
+        headers={"Origin": uri, "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        return int(answer.status)
 
 
 def _bucket(variables: dict[str, str]) -> Any:
@@ -129,6 +152,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) 
     ("options", "said"),
     [
         ({"bucket": "Faces"}, "3 to 63 small letters"),
+        ({"host": "0.0.0.0"}, "the one address by which others reach it"),
         ({"port": 5000}, "ports from 5000 to 5009 are the object store's"),
     ],
 )
