@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from infra.config import digest, pretty_json
 from infra.errors import UserError
-from infra.paths import exclusive, path_of
+from infra.paths import exclusive, path_of, write_bytes
 from infra.s3 import lease, retries
 from infra.tracking.record import described
 from models.checkpoint import load_checkpoint, weights_digest
@@ -32,12 +33,18 @@ from tests.support.training_sets import (
     same_curve,
     saved_weights,
     write_files,
+    write_image_set,
     write_lpips,
 )
+from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.initial import begin_with
-from trainers.loop.integrity import damage
+from trainers.loop.integrity import MANIFEST, damage, seal
+from trainers.loop.neighbours import everyone
+from trainers.loop.stores import METRICS, CopiedStore
 from trainers.recipes import flow_config
 from trainers.recipes.flow import FlowTask
+from trainers.recipes.flow_config import FlowConfig
+from trainers.recipes.flow_networks import load_networks
 
 if TYPE_CHECKING:
     from tests.support.trainers_here import Ended, Train
@@ -119,7 +126,7 @@ def run(
     uri = f"s3://tests/bucket-runs/{next(NUMBERS)}/run"
     s3_proxy.harmless()
     client = s3_server.client()
-    yield Run(uri, command, train, s3_server, client, s3_proxy, tmp_path, monkeypatch)
+    yield Run(uri, list(command), train, s3_server, client, s3_proxy, tmp_path, monkeypatch)
     s3_proxy.harmless()
 
 
@@ -374,6 +381,48 @@ def test_all_that_a_run_reads_may_be_in_the_bucket(run: Run, tmp_path: Path) -> 
     assert "lpips" in ended.said
     assert log(tmp_path / "there") == log(tmp_path / "local")
     assert_equal(saved_weights(tmp_path / "there", 1), saved_weights(tmp_path / "local", 1))
+
+
+@pytest.mark.parametrize("name", ["vae", "predictor"])
+def test_the_other_trainers_leave_their_networks_in_the_bucket(
+    name: str, run: Run, tmp_path: Path
+) -> None:
+    """Where `--vae` and `--predictor` of the flow take them from, and with their pictures."""
+    images, option = write_image_set(tmp_path / "images", size=64), {"vae": "--data"}
+    run.command[:] = [f"trainers.{name}", *SMOKE, "--workers", "0", "--max-steps", "1"]
+    run.command += ["--validate-every", "1", option.get(name, "--images"), images]
+    ended = run.train("here")
+    config = FlowConfig(**{name: f"{run.uri}/{name}"})
+
+    assert ended.code == 0, ended.said
+    assert load_networks(config, torch.device("cpu")).digests.keys() == {name}
+    assert "samples/step-00000001.png" in run.stored()
+
+
+def test_the_last_and_the_best_in_the_bucket_are_kept(
+    s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    """By the numbers in the bucket, on a machine that has none; incomplete ones before them go."""
+    s3_proxy.harmless()
+    where = path_of("s3://tests/kept/checkpoints")
+    for step, loss in ((10, 0.5), (20, 0.1), (30, 0.3), (40, None), (50, None)):
+        name = f"step-{step:08d}"
+        write_bytes(tmp_path / name / "record.json", pretty_json({"step": step}))
+        assert seal(tmp_path / name) == ""
+        if loss is not None:
+            saved = {"metrics": {"loss": loss}, "sha256": digest({"loss": loss})}
+            write_bytes(tmp_path / name / METRICS, pretty_json(saved))
+        for path in (tmp_path / name).iterdir():
+            write_bytes(where / name / path.name, path.read_bytes())
+    (where / "step-00000030" / MANIFEST).unlink()
+    store = CopiedStore(where, tmp_path / "empty", everyone())
+    Checkpoints(store, keep_last=2, keep_best=1, best="-loss").prune()
+
+    assert [path.name for path in where.iterdir()] == [
+        "step-00000020",
+        "step-00000040",
+        "step-00000050",
+    ]
 
 
 @pytest.mark.slow
