@@ -6,13 +6,12 @@ from boto3.s3.transfer import TransferConfig
 
 from infra.errors import UserError
 from infra.folders.contract import Missing
-from infra.s3.client import tried
+from infra.s3.client import call, tried
 from infra.s3.reading import Object
 from infra.s3.retries import Attempts
 from infra.s3.uploading import headed
 
-PARTS = TransferConfig(multipart_threshold=256 << 20, multipart_chunksize=256 << 20)
-"""A shard is copied by one request, of the 5 GiB that S3 allows: its bytes stay with the server."""
+ONE_REQUEST = 256 << 20  # bytes; S3 allows 5 GiB, but the answer comes when all are copied
 
 
 def copy(source: Object, target: Object) -> None:
@@ -25,16 +24,23 @@ def copy(source: Object, target: Object) -> None:
     head = headed(source)
     if head is None:
         raise Missing(f"{source.uri}: there is no such object; check the name")
-    # boto3 leaves metadata out of copies in parts.
-    metadata = {"Metadata": head["Metadata"], "MetadataDirective": "REPLACE"}
-
-    def request(client: Any) -> None:
-        client.copy(source.place, target.bucket, target.key, ExtraArgs=metadata, Config=PARTS)
-
-    tried(Attempts("copy_object", target.uri), request)
+    if head["ContentLength"] <= ONE_REQUEST:
+        call("copy_object", target.uri, **target.place, CopySource=source.place)
+    else:
+        _copy_in_parts(source, target, head)
     made = headed(target)
     if made is None or made["ContentLength"] != head["ContentLength"]:
         raise UserError(
             f"{target.uri}: the server's copy of {source.uri} has another length; run the same "
             "command again"
         )
+
+
+def _copy_in_parts(source: Object, target: Object, head: Any) -> None:
+    metadata = {"Metadata": head["Metadata"]}  # which copies in parts do not take over
+    config = TransferConfig(multipart_threshold=ONE_REQUEST, multipart_chunksize=ONE_REQUEST)
+
+    def request(client: Any) -> None:
+        client.copy(source.place, target.bucket, target.key, ExtraArgs=metadata, Config=config)
+
+    tried(Attempts("copy_object", target.uri), request)

@@ -181,6 +181,25 @@ def described(log: Path) -> dict[str, Any]:
     return known
 
 
+def put_in_place(folder: Path, log: Path) -> None:
+    """Make a log that another machine wrote that of the folder's present run, if it is not that.
+
+    The log of the run that was the present one makes room, with what was not sent of it.
+    """
+    token, present = described(log).get("token"), described(folder / LOG).get("token")
+    if token in (None, present):
+        return
+    if present is not None:
+        _make_room(folder, present)
+    write_bytes(folder / LOG, log.read_bytes())
+
+
+def _make_room(folder: Path, token: str) -> None:
+    aside = folder / STATE / token / LOG
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    move(folder / LOG, aside)
+
+
 def take(folder: Path, start: Mapping[str, Any], resume: Resume) -> Record:
     """Open the record of a run, as its folder's present one, and note a start in it.
 
@@ -198,9 +217,7 @@ def take(folder: Path, start: Mapping[str, Any], resume: Resume) -> Record:
     if not re.fullmatch(r"[\w-]+", token):
         raise UsageError(f"run {token!r}: the name of a run has letters, digits, - and _ only")
     if present and present["token"] != token:
-        aside = folder / STATE / present["token"] / LOG
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        move(log, aside)
+        _make_room(folder, present["token"])
     state = folder / STATE / token
     if (state / LOG).exists():
         move(state / LOG, log)

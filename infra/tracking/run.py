@@ -13,7 +13,7 @@ this process, by the next one that continues the run, or by ``python -m infra.tr
 import io
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -221,7 +221,7 @@ class Run:
         self._append({"second": second, "time": now(), **sample})
 
 
-def start_run(
+def start_run(  # noqa: PLR0913  (each is a thing of its own, and named by the caller)
     experiment: str,
     *,
     folder: Path,
@@ -229,6 +229,7 @@ def start_run(
     params: Mapping[str, Any] | None = None,
     resume: Resume | None = None,
     track: bool = True,
+    recorded: Callable[[], None] = lambda: None,
 ) -> Run:
     """Start recording a run, or go on with one, before the store has been reached.
 
@@ -244,6 +245,7 @@ def start_run(
         track: send it to MLflow, with CPU, memory, disk, network and GPU every ten seconds unless
             MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is false. Otherwise only the log is written: no
             pictures, files, models.
+        recorded: called once ``log.jsonl`` names the run, before anything of it is sent.
 
     Raises:
         UsageError: an impossible MLFLOW_TRACKING_URI; a MLFLOW_RUN_ID that the store does not know.
@@ -274,4 +276,5 @@ def start_run(
         token, step = (resume.token, resume.step) if resume else (None, None)
         record = take(folder, start, Resume(run_id or token, step))
         record.append({"params": flat})
+        recorded()
         return Run(record, Uploader(record, uri) if track else None, held=stack.pop_all())

@@ -22,7 +22,7 @@ from infra import paths
 from infra.config import differences, digest, flat, pretty_json
 from infra.errors import UsageError
 from infra.paths import AnyPath
-from infra.tracking.record import LOG, Resume, described, read
+from infra.tracking.record import LOG, Resume, described, put_in_place, read
 from infra.tracking.rules import flatten
 from infra.tracking.run import start_run
 
@@ -196,8 +196,14 @@ class SetFolder:
         name, folder = self.path.name, paths.local_twin(self.state / TRACKING)
         self._bring_log(folder)
         resume = self._recorded(folder / LOG, settings)
-        with start_run(experiment, folder=folder, name=name, params=settings, resume=resume) as run:
-            self._keep_log(folder)
+        with start_run(
+            experiment,
+            folder=folder,
+            name=name,
+            params=settings,
+            resume=resume,
+            recorded=lambda: self._keep_log(folder),
+        ) as run:
             manifest = make()
             context = experiment.rpartition("/")[2]
             run.log_dataset(name, paths.sha256(self.path / MANIFEST), str(self.path), context)
@@ -216,12 +222,11 @@ class SetFolder:
         (self.state / OVERWRITING).unlink(missing_ok=True)
 
     def _bring_log(self, folder: Path) -> None:
-        """Bring the log of the folder's run, if another machine has recorded that."""
+        """Bring the log of the folder's run, if another machine has begun that."""
         kept = self.state / TRACKING / LOG
-        if kept != folder / LOG and kept.exists():
+        if kept != folder / LOG and kept.is_file():
             with paths.fetched(kept) as log:
-                if described(log).get("token") != described(folder / LOG).get("token"):
-                    paths.write_bytes(folder / LOG, log.read_bytes())
+                put_in_place(folder, log)
 
     def _keep_log(self, folder: Path) -> None:
         """Keep the log of the run with the set, by which another machine goes on with the run."""
