@@ -5,8 +5,6 @@ A machine is a cache folder of its own here; all train in the test's process.
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -22,8 +20,9 @@ from infra.paths import exclusive, path_of, write_bytes
 from infra.s3 import lease, retries
 from infra.tracking.record import described
 from models.checkpoint import load_checkpoint, weights_digest
-from tests.conftest import PATIENCE, ROOT, environment, free_port, program
+from tests.conftest import free_port
 from tests.support.faulty_proxy import Fault, FaultyProxy
+from tests.support.preloaded import Preloaded
 from tests.support.s3_server import READER, S3Server, use
 from tests.support.training_sets import (
     SMOKE,
@@ -55,13 +54,6 @@ NUMBERS = count()
 TINY = ["trainers.flow", *SMOKE, "--workers", "0"]
 FOUR = ["--max-steps", "4"]
 FOURTH, EIGHTH = "checkpoints/step-00000004", "checkpoints/step-00000008"
-SMALL_PARTS = """
-from infra import cli
-from infra.s3 import uploading
-from trainers.flow import main
-uploading.PART = 64 << 10
-cli.run(main)
-"""
 
 
 @dataclass
@@ -198,15 +190,12 @@ def test_killed_in_mid_upload_nothing_half_is_visible_and_nothing_is_left(
     """
     run.train("one", *FOUR)
     options = [*map(str, run.command[1:]), "--no-track", "--output", run.uri]
-    training = subprocess.Popen(
-        [sys.executable, "-c", SMALL_PARTS, *options],
-        cwd=ROOT,
-        env=environment(run.folder) | {"XDG_CACHE_HOME": str(run.folder / "one")},
-    )
+    cache = {"XDG_CACHE_HOME": str(run.folder / "one")}
+    training = Preloaded("tests.support.small_parts", options, run.folder, **cache)
     third = Fault(method="PUT", path=f"{EIGHTH}/ema-0.99/model.safetensors?", skip=2, reset=True)
     third.before = training.kill
     run.proxy.faults.append(third)
-    training.wait(PATIENCE)
+    training.communicate()
     killed = run.stored()
     uploads = run.client.list_multipart_uploads(Bucket="tests", Prefix=run.prefix)
     ended = run.train("two")
@@ -434,14 +423,14 @@ def test_machines_that_share_nothing_but_the_bucket_are_one_run(run: Run, finish
 
     def train_on(disks: Sequence[str], *more: str) -> list[str]:
         group = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        group |= {"MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
+        group["MASTER_PORT"] = str(free_port())
         options = [*run.command[1:], "--zero-stage", "2", "--no-track", *more, "--output", run.uri]
         started = []
         for number, disk in enumerate(disks):
             own = {"RANK": str(number), "XDG_CACHE_HOME": str(run.folder / disk)}
             (run.folder / disk).mkdir()
-            started.append(program("trainers.flow", options, run.folder, **group, **own))
-        said = ["".join(one.communicate(timeout=PATIENCE)) for one in started]
+            started.append(Preloaded("trainers.flow", options, run.folder, **group, **own))
+        said = ["".join(one.communicate()) for one in started]
         assert [one.returncode for one in started] == [0, 0], said
         return said
 
@@ -475,10 +464,10 @@ def test_machines_upload_what_each_has_and_get_what_each_lacks(
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     words = ["s3://tests/two-machines/run", tmp_path]
     started = [
-        program("tests.support.two_machines", words, tmp_path, RANK=str(number), **group)
+        Preloaded("tests.support.two_machines", words, tmp_path, RANK=str(number), **group)
         for number in range(2)
     ]
-    outputs = [one.communicate(timeout=PATIENCE) for one in started]
+    outputs = [one.communicate() for one in started]
     s3_proxy.harmless()
     said = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
