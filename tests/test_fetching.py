@@ -1,4 +1,4 @@
-"""Reading ahead: enough reads under way to hide a bucket's latency, and never more than was said."""
+"""Reading ahead: enough reads under way to hide a bucket's latency, and no more than was said."""
 
 import threading
 from collections.abc import Iterator

@@ -336,11 +336,12 @@ def test_an_archive_is_read_in_place_as_on_a_disk(
     assert list_images([str(bucket / "in" / name)], kept) == found
 
 
+@pytest.mark.parametrize("name", ["set.tar.zst", "set.tar.gz"])
 def test_an_archive_on_a_disk_goes_with_an_output_in_a_bucket(
-    bucket: AnyPath, pictures: Pictures, tmp_path: Path
+    bucket: AnyPath, pictures: Pictures, tmp_path: Path, name: str
 ) -> None:
-    """Each machine that sees the archive makes its own copy."""
-    path = zst(pictures(3, 40, 30), tmp_path / "set.tar.zst")
+    """Each machine that sees the archive makes its own copy, or reads it by the index there."""
+    path = ARCHIVES[name](pictures(3, 40, 30), tmp_path / name)
     found = list_images([str(path)], bucket / "sources")
     assert outcomes(found) == outcomes(list_images([str(path)], tmp_path / "kept"))
 
