@@ -1,7 +1,9 @@
 """Reading ahead: enough reads under way to hide a bucket's latency, and no more than was said."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 
 import pytest
@@ -11,6 +13,7 @@ from datasets.fetching import read_ahead
 from datasets.sources import ImageRef
 from datasets.unusable import UnreadableImage
 from infra.ahead import map_ahead
+from pipelines.curate import pack
 from tests.conftest import PATIENCE
 
 REFS = [
@@ -67,3 +70,24 @@ def test_what_is_wrong_with_an_image_is_said_where_its_bytes_are_wanted(
     monkeypatch.setattr(fetching, "read", read)
     found = list(map_ahead(outcome, read_ahead(REFS), threads=6))
     assert found == [ref.key if ref.key != "7" else "vanished" for ref in REFS]
+
+
+def test_packing_reads_ahead_from_the_first_image_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether or not the rows of another image lie between those of one."""
+    rows = [
+        dataclasses.asdict(REFS[number]) | {"source": str(number)} for number in (0, 1, 2, 1, 3)
+    ]
+    seen: list[str] = []
+
+    def read(ref: ImageRef) -> bytes:
+        seen.append(ref.key)
+        return ref.key.encode()
+
+    monkeypatch.setattr(fetching, "read", read)
+    monkeypatch.setattr(pack, "read", read)
+    with closing(pack._Reading(rows)) as reading:
+        assert [reading.fetch(row)() for row in rows[1:]] == [b"1", b"2", b"1", b"3"]
+
+    assert sorted(seen) == ["1", "1", "2", "3"]
