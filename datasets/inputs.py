@@ -12,7 +12,9 @@ from datasets.archives.archive import Archive
 from datasets.archives.found import Found
 from datasets.names import IMAGE_EXTENSIONS, NAME_RULE, is_valid_prefix, shown
 from infra.errors import UsageError
-from infra.storage import explained, local_path
+from infra.folders.opening import is_uri
+from infra.paths import AnyPath, path_of
+from infra.storage import explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Input:
     """As the user gave it."""
     prefix: str
     """NAME of ``NAME=PATH``; empty without one."""
-    path: Path
+    path: AnyPath
     origin: str
     """The NAME, or else the base name of the path, as text."""
     inside: str = ""
@@ -33,9 +35,11 @@ class Input:
 def parsed(text: str) -> Input:
     """Tell ``NAME=PATH`` from a path with "=" in it, which is a path if it exists as one."""
     name, equals, rest = text.partition("=")
-    is_name = equals and is_valid_prefix(name) and not local_path(text).exists()
+    is_name = not is_uri(text) and equals and is_valid_prefix(name)
+    if is_name and not is_uri(rest):
+        is_name = not path_of(text).exists()
     prefix, place = (name, rest) if is_name else ("", text)
-    path = _package_file(place) if place.startswith("pkg:") else local_path(place)
+    path = _package_file(place) if place.startswith("pkg:") else path_of(place)
     return Input(text, prefix, path, shown(prefix or path.resolve().name))
 
 
@@ -48,15 +52,15 @@ def _package_file(text: str) -> Path:
 
 
 Thing = tuple[Found, int] | Archive
-"""A file with its modification time in nanoseconds, or an archive."""
+"""A file with its stamp (`datasets.folders`), or an archive."""
 
 
-def met(item: Input, kept: Path) -> Iterator[tuple[Input, Thing]]:
+def met(item: Input, kept: AnyPath) -> Iterator[tuple[Input, Thing]]:
     """Yield the files and the archives of an input."""
     path = item.path
     try:
-        status = path.stat()
-        if path.is_dir():
+        status = folders.status(path)
+        if status.is_folder:
             yield from _below(item, kept)
             return
     except FileNotFoundError as error:
@@ -66,12 +70,12 @@ def met(item: Input, kept: Path) -> Iterator[tuple[Input, Thing]]:
             f"{hint if '=' in item.text and not item.prefix else ''}"
         ) from error
     except OSError as error:
-        raise UsageError(f"--input {explained(error, path)}") from error
+        raise UsageError(f"--input {explained(error, str(path))}") from error
     if archive.extension(path.name):
-        yield item, Archive(path, kept)
+        yield item, Archive(path, kept, status)
     elif path.suffix.lower() in IMAGE_EXTENSIONS:
-        found = Found(path.name, size=status.st_size)
-        yield dataclasses.replace(item, path=path.parent), (found, status.st_mtime_ns)
+        found = Found(path.name, size=status.size)
+        yield dataclasses.replace(item, path=path.parent), (found, status.stamp)
     else:
         raise UsageError(
             f"--input {item.text}: neither a folder, an image nor an archive that can be read in "
@@ -79,14 +83,14 @@ def met(item: Input, kept: Path) -> Iterator[tuple[Input, Thing]]:
         )
 
 
-def _below(item: Input, kept: Path) -> Iterator[tuple[Input, Thing]]:
+def _below(item: Input, kept: AnyPath) -> Iterator[tuple[Input, Thing]]:
     """Yield what lies below a folder, its archives as inputs of their own."""
     for found, stamp in folders.contents(item.path):
         if found.ignored or is_hidden(found.name) or not archive.extension(found.name):
             yield item, (found, stamp)
         else:
             part = dataclasses.replace(item, path=item.path / found.name, inside=found.name)
-            yield part, Archive(part.path, kept)
+            yield part, Archive(part.path, kept, folders.Status(False, found.size, stamp))
 
 
 def is_hidden(name: str) -> bool:

@@ -1,7 +1,8 @@
 """Raw inputs: the images of folders, archives and files, with their keys, in a fixed order.
 
 An input is a folder (searched below, the archives in it included), one image file, or an archive
-(`datasets.archives.archive` lists the kinds), read in place: nothing is unpacked. `NAME=PATH` puts
+(`datasets.archives.archive` lists the kinds), read in place: nothing is unpacked. It lies on a disk
+or in a bucket; what there has the same names has the same keys, in the same order. `NAME=PATH` puts
 NAME/ before the keys of that input, unless the whole text names a file or the NAME is none
 (`datasets.names`); `pkg:PACKAGE/PATH` names a file that an installed package ships.
 
@@ -12,30 +13,37 @@ path. Whatever is met and is no image is listed too, with its kind (`datasets.ar
 
 import dataclasses
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 
 from datasets.archives import archive
-from datasets.archives.archive import Archive, BrokenArchive
+from datasets.archives.archive import COPY, Archive, BrokenArchive, copy_here
 from datasets.archives.found import LOSSES, Found
+from datasets.archives.gzips import Gzip
 from datasets.archives.zips import Zip
 from datasets.inputs import Input, Thing, is_hidden, met, parsed
 from datasets.names import IMAGE_EXTENSIONS, is_own_name, sample_key, shown
 from datasets.unusable import UnreadableImage
 from infra.ahead import map_ahead
 from infra.config import digest
-from infra.errors import UsageError
+from infra.errors import UsageError, UserError
+from infra.folders.contract import Refused, Replaced, Short
+from infra.paths import AnyPath, path_from, read_range
 from infra.storage import explained
 
 OPEN_ARCHIVES = 8  # handles a reading process keeps open
+UNREADABLE = (BrokenArchive, OSError, Refused)
+"""What one archive that cannot be read raises; a store that is away raises something else."""
+LISTED_AT_ONCE = max(8, os.cpu_count() or 1)  # archives: in a bucket most of it is waiting
+MOST_REFUSED = 64  # images one after another; then it is the permissions, and not the images
 
 Watch = Callable[[int, int], AbstractContextManager[Callable[[int], None]]]
 """Shows the listing of archives: given their number and their megabytes, it yields the function
@@ -53,7 +61,8 @@ class ImageRef:
     file: str
     """Its name inside the input, as text."""
     path: str
-    """The file that is read: the image, the archive that holds it, or that archive's copy."""
+    """The file that is read: the image, the archive that holds it, or that archive's copy; a path
+    or a URI as text."""
     member: str | None = None
     """Name inside a .zip; None for other files."""
     offset: int = 0
@@ -61,9 +70,10 @@ class ImageRef:
     size: int
     """Length in bytes."""
     stamp: int
-    """Modification time of the image or the archive in nanoseconds: a changed file is noticed."""
+    """Of the image or the archive, as `datasets.folders` makes it: a changed file is noticed."""
     seek_index: str | None = None
-    """Path of the seek index of a .tar.gz; None for other files."""
+    """Path of the seek index of a .tar.gz, or the name of the uncompressed copy that each machine
+    makes of an archive, as `Archive.place` gives them; None for other files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +129,7 @@ class Listing:
             one.prepare()
 
 
-def list_images(inputs: Sequence[str], kept: Path, watch: Watch | None = None) -> Listing:
+def list_images(inputs: Sequence[str], kept: AnyPath, watch: Watch | None = None) -> Listing:
     """List everything in all inputs.
 
     Args:
@@ -169,7 +179,7 @@ def _list_new(archives: Sequence[Archive], watch: Watch | None) -> None:
     """List archives that are not listed yet, several at once; what fails is met again later."""
     sizes = [one.size // 1_000_000 for one in archives]
     shown_by = watch(len(archives), sum(sizes)) if watch and archives else nullcontext(lambda _: 0)
-    threads = min(len(archives), os.cpu_count() or 1)
+    threads = min(len(archives), LISTED_AT_ONCE)
     with shown_by as advance:
         for size, _ in zip(sizes, map_ahead(_try_to_list, archives, threads=threads), strict=True):
             advance(size)
@@ -178,7 +188,7 @@ def _list_new(archives: Sequence[Archive], watch: Watch | None) -> None:
 def _try_to_list(one: Archive) -> None:
     try:
         one.contents()
-    except (BrokenArchive, OSError):
+    except UNREADABLE:
         return  # `_opened` meets the same error, and knows whether the user named the archive
 
 
@@ -190,24 +200,26 @@ def _opened(part: Input, thing: Thing) -> Iterator[tuple[Found, ImageRef | None]
         return
     try:
         contents = thing.contents()
-    except (BrokenArchive, OSError) as error:
+    except UNREADABLE as error:
         if not part.inside:
             raise _refused(part, error) from error
         yield Found("", ignored="unreadable_archive", detail=str(error)), None
         return
-    path, index = thing.place
+    path, access = thing.place
     for found in contents:
         ref = _ref(part, found, path, thing.stamp)
         if ref is not None and thing.extension == ".zip":
             ref = dataclasses.replace(ref, member=found.name)
-        elif ref is not None and index is not None:
-            ref = dataclasses.replace(ref, seek_index=str(index))
+        elif ref is not None and access is not None:
+            ref = dataclasses.replace(ref, seek_index=str(access))
         yield _judged(found, nested=True), ref
 
 
 def _refused(part: Input, error: Exception) -> UsageError:
+    if isinstance(error, UserError):
+        return UsageError(f"--input {error}")
     if isinstance(error, OSError):
-        return UsageError(f"--input {explained(error, part.path)}")
+        return UsageError(f"--input {explained(error, str(part.path))}")
     said = f"a broken archive ({error}); download or pack it again"
     return UsageError(f"--input {part.text}: {said}")
 
@@ -220,7 +232,7 @@ def _judged(found: Found, *, nested: bool = False) -> Found:
     return dataclasses.replace(found, ignored="hidden" if is_hidden(found.name) else kind)
 
 
-def _ref(part: Input, found: Found, path: Path, stamp: int) -> ImageRef | None:
+def _ref(part: Input, found: Found, path: AnyPath, stamp: int) -> ImageRef | None:
     """Return the place of an image; None for what is none by its extension.
 
     What an image really holds is found out when it is decoded.
@@ -270,6 +282,8 @@ def read(ref: ImageRef) -> bytes:
 
     Raises:
         UnreadableImage: with the reason; `datasets.unusable` says which of them may pass.
+        UserError: it is not this image that is at fault: a store is away, credentials have expired,
+            or the images were refused one after another.
     """
     try:
         data = _bytes(ref)
@@ -277,13 +291,24 @@ def read(ref: ImageRef) -> bytes:
         raise
     except FileNotFoundError as error:
         raise UnreadableImage("vanished", str(error)) from error
+    except Refused as error:
+        _refusals.add(error)
+        raise UnreadableImage("unreadable", str(error)) from error
+    except Replaced as error:
+        _forget_open()
+        raise UnreadableImage("changed", str(error)) from error
+    except Short as error:
+        raise UnreadableImage("damaged_member", str(error)) from error
+    except UserError:
+        raise
     except MemoryError as error:
         raise UnreadableImage("out_of_memory", f"{ref.size} bytes") from error
     except OSError as error:
-        _open_gzip.cache_clear()  # what failed once gives errors for ever
+        _forget_open()
         raise UnreadableImage("unreadable", str(error)) from error
     except Exception as error:
         raise UnreadableImage("damaged_member", f"{type(error).__name__}: {error}") from error
+    _refusals.end()
     if len(data) != ref.size:
         reason = "damaged_member" if ref.offset or ref.member else "changed"
         said = f"{ref.path}: {ref.key} has {len(data)} bytes, {ref.size} were listed"
@@ -292,27 +317,65 @@ def read(ref: ImageRef) -> bytes:
 
 
 def _bytes(ref: ImageRef) -> bytes:
-    if ref.seek_index is not None:
-        # Threads share the handle: seek and read, one after the other, would give another's bytes.
-        data: bytes = _open_gzip(ref.path, ref.seek_index).pread(ref.size, ref.offset)
-        return data
+    path = path_from(ref.path)
     if ref.member is not None:
         return _open_zip(ref.path, ref.stamp).read(ref.offset)
-    with Path(ref.path).open("rb") as file:
-        file.seek(ref.offset)
-        return file.read(ref.size if ref.offset else -1)
+    if ref.seek_index is None:
+        return read_range(path, ref.offset, ref.size) if ref.offset else path.read_bytes()
+    access = path_from(ref.seek_index)
+    if access.suffix != COPY:
+        return _open_gzip(ref.path, ref.seek_index).read(ref.size, ref.offset)
+    copy = copy_here(path, access, ref.stamp)
+    if copy is None:
+        raise UnreadableImage("changed", f"{ref.path}: was replaced after it was listed")
+    return read_range(copy, ref.offset, ref.size)
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES)
-def _open_gzip(path: str, index: str) -> Any:
-    import indexed_gzip
-
-    return indexed_gzip.IndexedGzipFile(path, index_file=index)
+def _open_gzip(path: str, index: str) -> Gzip:
+    return Gzip(path_from(path), path_from(index))
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES)
 def _open_zip(path: str, stamp: int) -> Zip:
-    return Zip(Path(path))
+    return Zip(path_from(path))
+
+
+def _forget_open() -> None:
+    """Close what is open: an archive that failed once gives errors for ever."""
+    _open_gzip.cache_clear()
+    _open_zip.cache_clear()
+
+
+class _Refusals:
+    """Counts the images that were refused one after another, whichever threads read them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def add(self, error: Refused) -> None:
+        """Count one.
+
+        Raises:
+            UserError: there were `MOST_REFUSED`.
+        """
+        with self._lock:
+            self._count += 1
+            count = self._count
+        if count >= MOST_REFUSED:
+            raise UserError(
+                f"{error}. So it was with {count} images one after another, and no more are tried; "
+                "run the same command again once they may be read, or give inputs without them"
+            ) from error
+
+    def end(self) -> None:
+        """Begin to count anew, because an image was read."""
+        with self._lock:
+            self._count = 0
+
+
+_refusals = _Refusals()
 
 
 def ignored_table(listing: Listing) -> pa.Table:

@@ -19,6 +19,8 @@ from infra.paths import AnyPath, cache_folder, path_of
 
 CONFIG = "config.json"
 """What every folder of a network has, and what belongs to a file of weights that it lies beside."""
+SIGNS = (CONFIG, ".pth")
+"""Ends of names of which a folder has one that is a network's, or that of a metric's weights."""
 NO_WEIGHTS = (".tar", ".parquet")
 """Ends of the names of files that are not copied: those of sets, which also have a CONFIG."""
 WHOLE = "whole"
@@ -90,7 +92,7 @@ def _listed(path: BucketPath) -> tuple[BucketPath, list[Entry]]:
     inside = path.folder.files()
     if not inside:
         raise Missing(f"{path}: there is no such file, and no folder with files; check the name")
-    if all(entry.name != CONFIG for entry in inside):
+    if not any(entry.name.endswith(SIGNS) for entry in inside):
         raise Missing(
             f"{path}: this folder is not that of a network: it has no {CONFIG}, but "
             f"{inside[0].name}{f' and {len(inside) - 1} more' if inside[1:] else ''}"

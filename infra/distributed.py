@@ -3,11 +3,13 @@
 ``torchrun`` and ``deepspeed`` both set these variables; a process that nobody launched is alone.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from infra.errors import UsageError
+from infra.errors import UsageError, UserError
+from infra.storage import explained
 
 T = TypeVar("T")
 
@@ -73,6 +75,41 @@ def gathered(value: T) -> list[T]:
     values: list[T | None] = [None] * world_size()
     torch.distributed.all_gather_object(values, value)
     return [item for item in values if item is not None]
+
+
+def together(action: Callable[[], T]) -> list[T]:
+    """Do something in every process; returns what each found, by rank.
+
+    Raises:
+        UserError: one of them was refused something, by a system error too; raised in all, so that
+            none waits for one that has ended.
+    """
+    found: list[T] = []
+    refusal: UserError | None = None
+    try:
+        found.append(action())
+    except UserError as error:
+        refusal = error
+    except OSError as error:
+        refusal = explained(error, error.filename or "input or output")
+    answers = gathered((found, refusal))
+    for _, refused in answers:
+        if refused is not None:
+            # A process that exits now would break the connection of one that still gathers.
+            with contextlib.suppress(RuntimeError):
+                barrier()
+            raise refused
+    return [value for values, _ in answers for value in values]
+
+
+def by_first(action: Callable[[], T]) -> T:
+    """Return in every process what the first one finds; its refusal is raised in all.
+
+    Raises:
+        UserError: the first one was refused something.
+    """
+    found = together(lambda: [action()] if rank() == 0 else [])
+    return found[0][0]
 
 
 def barrier() -> None:

@@ -18,12 +18,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from infra import storage
 from infra.ahead import map_ahead
 from infra.config import digest
 from infra.folders.bucket_path import BucketPath
 from infra.folders.opening import bucket_path
+from infra.folders.stream import Stream
 from infra.storage import AtomicFile, explained
 
 AnyPath = Path | BucketPath
@@ -146,6 +148,58 @@ def opened(path: AnyPath, buffer: int = BUFFER) -> io.BufferedReader:
     return io.BufferedReader(path.parent.folder.opened(path.name), buffer)
 
 
+def streamed(path: AnyPath) -> BinaryIO:
+    """Open a file for reading from its start to its end, which in a bucket is read ahead.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if isinstance(path, Path):
+        return path.open("rb")
+    return io.BufferedReader(Stream(path.parent.folder.pieces(path.name)))
+
+
+def scanned(path: AnyPath) -> io.BufferedReader:
+    """Open a file whose headers are read one after another, such as those of an archive.
+
+    In a bucket, what lies between them is read through or passed over, whichever is faster.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if isinstance(path, Path):
+        return path.open("rb")
+    from infra.s3.scanning import LEAST, ScannedFile
+
+    return io.BufferedReader(path.parent.folder.opened(path.name, ScannedFile), LEAST)
+
+
+def read_range(path: AnyPath, offset: int, length: int) -> bytes:
+    """Return bytes of a file; in a bucket by one request.
+
+    Args:
+        path: of the file.
+        offset: of the first byte.
+        length: number of bytes; on a disk there are fewer where the file ends.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Short: in a bucket, it ends before.
+    """
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    data = bytearray(length)
+    path.parent.folder.read_into(path.name, offset, [memoryview(data)])
+    return bytes(data)
+
+
+def path_from(text: str) -> AnyPath:
+    """Return the path that gave this text by `str`; nothing is refused, as a user's would be."""
+    return bucket_path(text) or Path(text)
+
+
 def size(path: AnyPath) -> int | None:
     """Return the length of a file in bytes, None if there is no such file."""
     if isinstance(path, Path):
@@ -197,8 +251,12 @@ def sha256(path: AnyPath) -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    with opened(path, buffer=8 << 20) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(path, Path):
+        return storage.sha256(path)
+    digest = hashlib.sha256()
+    for piece in path.parent.folder.pieces(path.name):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def move(source: AnyPath, target: AnyPath) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from infra.errors import UsageError, UserError
 from infra.tracking.record import described, read
 from tests.support.training_sets import assert_equal, digests, log, saved_weights
-from trainers.loop.checkpoints import METRICS, Checkpoints, whole
+from trainers.loop.checkpoints import Checkpoints, whole
 from trainers.loop.integrity import MANIFEST, damage, is_whole
+from trainers.loop.stores import METRICS, LocalStore
 
 if TYPE_CHECKING:
     from tests.support.trainers_here import Train
@@ -54,7 +55,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 def find(folder: Path) -> Checkpoints:
     """Return what looks for checkpoints in a run's folder."""
-    return Checkpoints(folder / "checkpoints", keep_last=1, keep_best=0, best="-loss")
+    return Checkpoints(LocalStore(folder / "checkpoints"), keep_last=1, keep_best=0, best="-loss")
 
 
 @pytest.mark.parametrize("damaged", DAMAGES)
@@ -176,10 +177,10 @@ def test_a_damaged_checkpoint_given_by_name_is_refused_and_a_whole_one_offered(
             find(eight.parent / "other").find(str(path))
         assert str(caught.value).endswith(f"give {older}, which is whole")
 
-    assert whole("--resume", older) == older
+    assert whole("--resume", older, eight / "copies").folder == older
     assert newest.is_dir()
     with pytest.raises(UserError, match="give a run or its step-"):
-        whole("--resume", eight.parent)
+        whole("--resume", eight.parent, eight / "copies")
 
 
 def test_a_damaged_record_does_not_stop_pruning(eight: Path) -> None:

@@ -54,7 +54,7 @@ TRAINING = """
     grid-images init-from keep-best keep-last local-rank log-every lpips max-steps
     micro-batch-size model on-usr1 output peak peak-from precision resume save-every seed
     skip-budget skip-non-finite skip-steps timeout-minutes track validate-every validate-limit
-    warmup warmup-from warmup-steps weight-decay workers zero-stage
+    warmup warmup-from warmup-steps weight-decay work workers zero-stage
 """
 OPTIONS = {
     "curate": """

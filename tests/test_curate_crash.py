@@ -15,6 +15,7 @@ from datasets.verify import problems
 from infra.storage import sha256
 from tests.conftest import PATIENCE, picture, program
 from tests.support.curation_jobs import run
+from tests.support.preloaded import Preloaded
 
 IMAGES = 12
 FILES = 12 + 20  # score tables and shards that the job makes
@@ -45,13 +46,6 @@ def digests(folder: Path) -> dict[str, str]:
     assert manifest is not None
     names = [entry["name"] for entry in manifest["shards"]] + list(manifest["files"])
     return {name: sha256(folder / name) for name in [*names, shards.MANIFEST]}
-
-
-def finish(source: Path, output: Path, logs: Path) -> None:
-    """Run the job to its end; it must succeed."""
-    process = program("pipelines.curate", arguments(source, output), logs)
-    out, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, out + errors
 
 
 def progress(output: Path) -> int:
@@ -98,11 +92,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return source, digests(folder / "set")
 
 
-def start_aimed(event: str, source: Path, output: Path, logs: Path) -> "subprocess.Popen[str]":
+def start_aimed(event: str, source: Path, output: Path, logs: Path) -> Preloaded:
     """Start the job without Ray; it kills itself just before an event, as `signalled` has it."""
     number, _, pattern = event.partition(" ")
     job = ["tests.support.without_ray", "curate", *arguments(source, output)]
-    return program("tests.support.signalled", ["SIGKILL", number, pattern, *job], logs)
+    return Preloaded("tests.support.signalled", ["SIGKILL", number, pattern, *job], logs)
 
 
 def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
@@ -113,7 +107,7 @@ def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
     output = tmp_path / "set"
     for event in KILLS:
         process = start_aimed(event, source, output, tmp_path)
-        _, errors = process.communicate(timeout=PATIENCE)
+        _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"{event}: {errors[-2000:]}"
         assert shards.read_manifest(output) is None or digests(output) == expected
     run(source, output, **SAMPLING, **KEPT)
@@ -127,7 +121,10 @@ def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
 def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
     undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, kills: int
 ) -> None:
-    """SIGKILL Ray's driver, again and again, at moments spread over scoring and packing."""
+    """SIGKILL Ray's driver, again and again, at moments spread over scoring and packing.
+
+    What is left is done without Ray. The next test has a job of Ray's that gets to its end.
+    """
     source, expected = undisturbed
     output = tmp_path / "set"
     moments, struck = random.Random(2026), 0
@@ -141,7 +138,7 @@ def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
         process.communicate()
         struck += 1
         assert shards.read_manifest(output) is None or digests(output) == expected
-    finish(source, output, tmp_path)
+    run(source, output, **SAMPLING, **KEPT)
 
     assert struck >= min(3, kills)
     assert digests(output) == expected

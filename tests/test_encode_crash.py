@@ -14,6 +14,7 @@ from infra.storage import sha256
 from pipelines.encode.verify import problems
 from tests.conftest import PATIENCE, program
 from tests.support.encoding_jobs import run, write_images, write_networks
+from tests.support.preloaded import Preloaded
 
 IMAGES = 16
 KILLS = {  # for sets of one and of two draws: before which write the job is killed
@@ -116,7 +117,7 @@ def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
 ) -> None:
     """SIGKILL the job while it probes, encodes and copies, adds draws, publishes; then let it end.
 
-    First of a set of one draw, then of two.
+    First of a set of one draw, then of two; what is left of the second is done by Ray.
     """
     output = tmp_path / "set"
     for draws, events in KILLS.items():
@@ -124,26 +125,27 @@ def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
             number, _, pattern = event.partition(" ")
             job = ["tests.support.without_ray", "encode", *arguments(world.folder, output, draws)]
             aimed = ["SIGKILL", number, pattern, *job]
-            process = program("tests.support.signalled", aimed, tmp_path)
-            _, errors = process.communicate(timeout=PATIENCE)
+            process = Preloaded("tests.support.signalled", aimed, tmp_path)
+            _, errors = process.communicate()
             assert process.returncode == -signal.SIGKILL, f"{event}: {errors[-2000:]}"
             assert read_manifest(output) is None or digests(output) in world.expected.values()
-        run(world.folder, output, reuse=str(world.folder / "earlier"), **of(draws))
+        if draws == 1:
+            run(world.folder, output, reuse=str(world.folder / "earlier"), **of(draws))
+        else:
+            finish(world.folder, output, draws)
         assert_undisturbed(output, world.expected[draws])
 
 
-@pytest.mark.parametrize(
-    "kills", [((), (3,)), pytest.param(((1, 3), (2, 4, 3)), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
 def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
-    world: World, tmp_path: Path, kills: tuple[tuple[int, ...], ...]
+    world: World, tmp_path: Path
 ) -> None:
-    """SIGKILL Ray's driver after so many more files each time; first of one draw, then of two."""
+    """SIGKILL Ray's driver after so many more files each time; first of one draw, then of two.
+
+    The tests that are not slow do so to a job of curation.
+    """
     output, moments = tmp_path / "set", random.Random(2026)
-    for draws, counts in enumerate(kills, start=1):
-        if not counts:
-            run(world.folder, output, reuse=str(world.folder / "earlier"), **of(draws))
-            continue
+    for draws, counts in ((1, (1, 3)), (2, (2, 4, 3))):
         for count in counts:
             job = arguments(world.folder, output, draws)
             process = program("pipelines.encode", job, tmp_path)

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +9,9 @@ import pytest
 import torch
 
 from infra.errors import UsageError
-from tests.conftest import PATIENCE, ROOT
+from tests.support.preloaded import Preloaded
 from tests.support.training_ranks import BATCH, build, data
+from tests.support.training_sets import variables_of_ranks
 from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
 from trainers.loop.config import EngineConfig
 
@@ -24,18 +22,21 @@ CLIPPING = {"1": 0.01, "4": 0.0}  # by step
 Results = dict[str, dict[str, list[float]]]
 
 
-def launch(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> Results:
-    """Run jobs on real processes, joined by torchrun and gloo."""
+def train(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> Results:
+    """Run jobs in real processes, joined by gloo."""
     (folder / f"jobs-{ranks}.json").write_text(json.dumps(jobs))
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    command = [*(launcher if ranks > 1 else []), "tests.support.training_ranks"]
-    subprocess.run(
-        [sys.executable, "-m", *command, folder / f"jobs-{ranks}.json", folder],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        check=True,
-        timeout=PATIENCE,
-    )
+    processes = [
+        Preloaded(
+            "tests.support.training_ranks",
+            [folder / f"jobs-{ranks}.json", folder],
+            folder,
+            **variables,
+        )
+        for variables in (variables_of_ranks(ranks) if ranks > 1 else [{}])
+    ]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors[-3000:]
     results: Results = json.loads((folder / f"{ranks}.json").read_text())
     return results
 
@@ -65,7 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, Resul
     two += [job(f"poisoned-{stage}", zero_stage=stage, poisoned=HALF) for stage in STAGES]
     two += [job(f"without-{stage}", zero_stage=stage, without=HALF) for stage in STAGES]
     two += [job(f"clipped-{stage}", zero_stage=stage, clipping=CLIPPING) for stage in STAGES]
-    results_of_two = launch(2, two, folder)
+    results_of_two = train(2, two, folder)
     one = [job(f"one-{stage}", zero_stage=stage) for stage in STAGES]
     one.append(job("accumulated", micro_batch_size=BATCH // 4))
     one.append(job("bf16", precision="bf16"))
@@ -73,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, Resul
         before = str(folder / f"half-{stage}.0.pt")
         name = f"moved-{stage}"
         one.append(job(name, zero_stage=(stage + 1) % 4, start=HALF, **{"from": before}))
-    results_of_one = launch(1, one, folder)
+    results_of_one = train(1, one, folder)
     return folder, results_of_one, results_of_two
 
 

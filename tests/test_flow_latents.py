@@ -125,7 +125,7 @@ def test_what_was_taken_over_may_be_given_at_a_resume() -> None:
     entries = identity("mode", "pmrf-128")
     first = resolved(config(latents="x"), entries)
     aloud = resolved(config(latents="x", posterior="mode", degradation="pmrf-128"), entries)
-    before = Checkpoint(Path("step"), {"step": 0, "config": to_dict(first)})
+    before = Checkpoint(Path("step"), Path("step"), {"step": 0, "config": to_dict(first)})
 
     refuse_other_run(aloud, before)
     other = resolved(config(latents="x"), identity("sample", "pmrf-128"))

@@ -105,7 +105,7 @@ def test_whatever_reading_raises_has_a_reason(
     """An image that cannot be read ends no job."""
     (ref,) = list_images([str(pictures(1))], tmp_path).images
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **named: object) -> None:
         raise error
 
     monkeypatch.setattr(Path, "open", fail)
@@ -121,7 +121,7 @@ def test_ctrl_c_while_reading_is_no_reason(
     """What ends the program is passed on."""
     (ref,) = list_images([str(pictures(1))], tmp_path).images
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "open", interrupt)

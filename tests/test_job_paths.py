@@ -15,7 +15,7 @@ from datasets.verify import problems
 from pipelines.curate.config import CurateConfig
 from pipelines.encode.config import EncodeConfig, EncodeRule
 from pipelines.jobs.scorer_choice import ScorerChoice
-from pipelines.jobs.stage import CODE, ROOT
+from pipelines.jobs.stage import CODE, ROOT, for_workers
 from tests.conftest import PATIENCE, Pictures, free_port, program
 
 
@@ -56,6 +56,17 @@ def test_a_cluster_gets_the_code_alone() -> None:
     shipped = [p for name in CODE for p in (ROOT / name).rglob("*") if "__pycache__" not in p.parts]
 
     assert sum(path.stat().st_size for path in shipped) < 5 << 20
+
+
+def test_a_cluster_is_told_where_the_bucket_is_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers have keys of their own machine: what is passed on stands in Ray's logs."""
+    where = {"AWS_ENDPOINT_URL_S3": "http://store:8333", "AWS_REGION": "us-east-1"}
+    keys = {"AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "B", "AWS_SESSION_TOKEN": "C"}
+    for name, value in {**where, **keys}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION", raising=False)
+
+    assert for_workers()["env_vars"] == where
 
 
 def test_a_cluster_that_does_not_answer_is_explained(pictures: Pictures, tmp_path: Path) -> None:

@@ -16,12 +16,11 @@ from models.metrics.brisque import Brisque
 from models.metrics.fidelity import ms_ssim
 from models.metrics.lpips import load_lpips
 from models.ranges import to_uint8, uint8_to_model
-from tests.conftest import ROOT
 from tests.support.training_sets import (
     SMOKE,
     Files,
-    launch,
     log,
+    run_trainer,
     write_files,
     write_image_set,
     write_lpips,
@@ -260,11 +259,10 @@ def test_averages_know_what_only_another_rank_has(monkeypatch: pytest.MonkeyPatc
 
 def test_two_ranks_judge_as_one(files: Files, weights: str, tmp_path: Path) -> None:
     """The validation before the first step: each rank has its share of the pictures."""
-    options = [*SMOKE, "--workers", "0", "--max-steps", "1"]
-    options += ["--latents", files.latents, "--images", files.images, "--vae", files.vae]
-    options += ["--predictor", files.predictor, "--lpips", weights]
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch([*launcher, str(ROOT / "trainers" / "flow.py"), *options], tmp_path / "run")
+    command = ["trainers.flow", *SMOKE, "--workers", "0", "--max-steps", "1"]
+    command += ["--latents", files.latents, "--images", files.images, "--vae", files.vae]
+    command += ["--predictor", files.predictor, "--lpips", weights]
+    run_trainer(command, tmp_path / "run", ranks=2)
     task = flow_task(files, lpips=weights)
     alone = {f"val/{name}": value for name, value in task.validate(task.network).metrics.items()}
 

@@ -49,7 +49,10 @@ SUBCOMMANDS: dict[tuple[str, str], tuple[int, tuple[Any, Mapping[str, Any]] | No
     ("pipelines.encode", "verify"): (1, VERIFIERS[1]),
 }
 """How many paths a subcommand takes, and what reads the options that follow, if any may follow."""
-OTHERS = ("python3", ".", "export", ".venv/bin/pip", "mlflow")
+OTHERS = (
+    *("python3", ".", "export", "cd", "install", ".venv/bin/pip"),
+    *("mlflow", "docker", "ray", "sbatch"),
+)
 """What begins a command that runs nothing of this project."""
 
 
@@ -74,7 +77,8 @@ def _program(words: list[str]) -> tuple[str, list[str]] | None:
     That is what follows ``-m``, or the file that a launcher is given; None: a program of others.
     """
     for place, word in enumerate(words):
-        if re.match(rf"{OURS}(\.|/|$)", word):
+        is_run = word.endswith(".py") or words[place - 1] in ("-m", "--module")
+        if is_run and re.match(rf"{OURS}(\.|/|$)", word):
             return word.removesuffix(".py").replace("/", "."), words[place + 1 :]
     return None
 

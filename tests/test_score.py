@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets import fetching
 from datasets.decoding import Pixels
 from datasets.unusable import UnreadableImage
 from infra.errors import BudgetExceeded, UsageError, UserError
@@ -43,10 +44,15 @@ score.main(sys.argv[1:])
 
 def rows(table: Path) -> list[dict[str, str]]:
     """Read a table of scores."""
-    return list(csv.DictReader(table.read_text().splitlines()))
+    return rows_of(table.read_text())
 
 
-def arguments(images: Path, output: Path, *more: str) -> list[str]:
+def rows_of(text: str) -> list[dict[str, str]]:
+    """Read the text of a table of scores."""
+    return list(csv.DictReader(text.splitlines()))
+
+
+def arguments(images: object, output: object, *more: str) -> list[str]:
     """Score a folder by BRISQUE."""
     return ["--preset", "brisque", "--images", str(images), "--output", str(output), *more]
 
@@ -121,7 +127,7 @@ def test_an_image_on_which_anything_fails_is_a_row(
     """Reading, decoding and scoring; the others of its batch have their scores."""
     source, table = pictures(5), tmp_path / "scores.csv"
     (source / "cut.png").write_bytes((source / "photo-00.png").read_bytes()[:300])
-    read = judge.read
+    read = fetching.read
 
     def reading(ref: judge.ImageRef) -> bytes:
         if ref.key == "photo-01":
@@ -131,7 +137,7 @@ def test_an_image_on_which_anything_fails_is_a_row(
         return read(ref)
 
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "read", reading)
+        patch.setattr(fetching, "read", reading)
         patch.setattr(score, "load", lambda *_: Fragile({176}))
         score.main(arguments(source, table))
     found = {row["key"]: row for row in rows(table)}

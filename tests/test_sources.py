@@ -158,10 +158,11 @@ def test_an_archive_that_cannot_be_read_is_refused(tmp_path: Path, name: str) ->
         list_images([str(tmp_path / name)], tmp_path / "cache")
 
 
-def test_a_remote_input_is_refused_for_now(tmp_path: Path) -> None:
-    """s3:// is said not to be supported, instead of being taken for a folder of that name."""
-    with pytest.raises(UsageError, match="only local paths"):
-        list_images(["s3://bucket/prefix"], tmp_path)
+@pytest.mark.parametrize("name", ["gs://bucket/prefix", "x=https://host/photo.jpg"])
+def test_an_input_of_another_kind_of_storage_is_refused(tmp_path: Path, name: str) -> None:
+    """It is not taken for a folder of that name."""
+    with pytest.raises(UsageError, match="give a local path, or s3://bucket/prefix"):
+        list_images([name], tmp_path)
 
 
 def test_keys_hold_no_dot_and_no_control_character() -> None:

@@ -26,6 +26,7 @@ from tests.support.training_sets import (
     assert_golden,
     launch,
     log,
+    run_trainer,
     same_curve,
     write_files,
     write_latent_set,
@@ -210,9 +211,9 @@ def test_numbers_depend_on_the_position_in_the_global_batch_alone() -> None:
 
 @pytest.fixture(scope="module")
 def trained(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps by `python -m trainers.flow`."""
+    """Six steps on one rank."""
     output = tmp_path_factory.mktemp("trained") / "run"
-    launch(["trainers.flow", *TINY, *SHORT, "--latents", files.latents], output)
+    run_trainer(["trainers.flow", *TINY, *SHORT, "--latents", files.latents], output)
     return output
 
 
@@ -224,8 +225,8 @@ def test_fifty_steps_give_the_golden_losses(files: Files, tmp_path: Path) -> Non
     identity = json.loads((Path(files.latents) / "manifest.json").read_bytes())["identity"]
     networks = {name: identity[name] for name in ("vae", "predictor")}
     latents = write_latent_set(tmp_path / "latents", identity=networks)
-    by_shards = [sys.executable, "-m", "tests.support.by_shards", "flow"]
-    launch([*by_shards, *TINY, *FIFTY, "--latents", latents], tmp_path / "run")
+    by_shards = ["tests.support.by_shards", "flow"]
+    run_trainer([*by_shards, *TINY, *FIFTY, "--latents", latents], tmp_path / "run")
 
     assert_golden("flow", log(tmp_path / "run"))
 

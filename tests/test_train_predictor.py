@@ -13,7 +13,7 @@ from datasets.reading.order import Order, WeightedSet
 from infra.errors import UsageError
 from models.frozen import load_posterior_mean
 from models.predictor.swinir import preset
-from tests.support.training_sets import SMOKE, launch, log, write_image_set
+from tests.support.training_sets import SMOKE, log, run_trainer, write_image_set
 from trainers import predictor
 from trainers.loop.noise import Noise
 from trainers.recipes.predictor import PredictorTask
@@ -34,7 +34,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight steps of the tiny preset."""
     output = tmp_path_factory.mktemp("trained") / "run"
-    launch(["trainers.predictor", *TINY, *SHORT, "--images", images], output)
+    run_trainer(["trainers.predictor", *TINY, *SHORT, "--images", images], output)
     return output
 
 

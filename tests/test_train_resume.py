@@ -1,14 +1,12 @@
 """A run that was killed, stopped or broken goes on as if nothing had been."""
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +17,19 @@ from infra.storage import write_bytes
 from infra.termination import TERMINATED
 from models.checkpoint import load_checkpoint
 from tests.conftest import PATIENCE, ROOT, environment
-from tests.support.training_sets import SMOKE, launch, log, same_curve, write_latent_set
-from trainers.loop.checkpoints import METRICS, Checkpoints
+from tests.support.processes import is_running
+from tests.support.training_sets import (
+    SMOKE,
+    log,
+    run_trainer,
+    same_curve,
+    start_ranks,
+    start_trainer,
+    write_latent_set,
+)
+from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.integrity import MANIFEST, seal
+from trainers.loop.stores import METRICS, LocalStore
 
 STEPS = 16
 TINY = ["trainers.flow", *SMOKE, "--workers", "1"]
@@ -38,12 +46,12 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from the first step to the last."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    launch([*TINY, *RUN, "--latents", latents], output)
+    run_trainer([*TINY, *RUN, "--latents", latents], output)
     return output
 
 
-def start(arguments: list[str | Path], output: Path, **options: Any) -> "subprocess.Popen[str]":
-    """Start a trainer that someone will disturb."""
+def start(arguments: list[str | Path], output: Path) -> "subprocess.Popen[str]":
+    """Start a trainer as a user does, or a launcher's module."""
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments), "--output", str(output), "--no-track"],
         cwd=ROOT,
@@ -51,7 +59,6 @@ def start(arguments: list[str | Path], output: Path, **options: Any) -> "subproc
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -61,15 +68,15 @@ def signalled(name: str, event: str, arguments: list[str | Path]) -> list[str | 
     return ["tests.support.signalled", name, number, pattern, *arguments]
 
 
-def wait_for(output: Path, step: int, process: "subprocess.Popen[str]") -> None:
+def wait_for(output: Path, step: int, pid: int) -> None:
     """Wait until a step is in the log."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and is_running(pid):
         lines = (output / "log.jsonl").read_text() if (output / "log.jsonl").exists() else ""
         if f'"step": {step},' in lines:
             return
         time.sleep(0.005)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
+    raise AssertionError(f"step {step} was not reached")
 
 
 def last(output: Path) -> dict[str, torch.Tensor]:
@@ -120,15 +127,15 @@ def test_killed_and_resumed_is_undisturbed_to_the_bit(
     output = tmp_path / "run"
     arguments = [*TINY, *RUN, "--keep-last", "1", "--keep-best", "0", "--latents", latents]
     for event, newest in kills.items():
-        process = start(signalled("SIGKILL", event, arguments), output)
-        _, errors = process.communicate(timeout=PATIENCE)
+        process = start_trainer(signalled("SIGKILL", event, arguments), output)
+        _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"{event}: {errors[-2000:]}"
         found = _checkpoints(output).find("auto")
         assert (found.step if found else None) == newest, event
-    done = launch(arguments, output)
+    said = run_trainer(arguments, output)
 
-    assert "resumed from" in done.stdout
-    assert "to the bit" in done.stdout
+    assert "resumed from" in said
+    assert "to the bit" in said
     assert_same_run(output, undisturbed)
     assert [path.name for path in (output / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
 
@@ -144,7 +151,7 @@ def test_killed_at_random_moments(latents: Path, undisturbed: Path, tmp_path: Pa
         except subprocess.TimeoutExpired:
             process.kill()
         process.communicate()
-    launch([*TINY, *RUN, "--latents", latents], tmp_path / "run")
+    run_trainer([*TINY, *RUN, "--latents", latents], tmp_path / "run")
 
     assert_same_run(tmp_path / "run", undisturbed)
 
@@ -156,13 +163,13 @@ def test_sigterm_saves_and_ends_then_resumes(
     arguments = [*TINY, *RUN, "--latents", latents]
     event = '1 os.write */log.jsonl {"step": 3,*'
     told = signalled("SIGTERM", event, [*arguments, "--save-every", "1000"])
-    process = start(told, tmp_path / "run")
-    output, errors = process.communicate(timeout=PATIENCE)
+    process = start_trainer(told, tmp_path / "run")
+    output, errors = process.communicate()
 
     assert process.returncode == TERMINATED, errors
     assert "saved" in output
     assert [saved.step for saved in _checkpoints(tmp_path / "run").complete()] == [4]
-    launch(arguments, tmp_path / "run")
+    run_trainer(arguments, tmp_path / "run")
     assert_same_run(tmp_path / "run", undisturbed)
 
 
@@ -171,12 +178,11 @@ def test_resumed_on_two_ranks_within_rounding(
 ) -> None:
     """Half of the run on one rank, the rest on two at ZeRO 3: the curve within 1e-4."""
     folder = without_its_end(undisturbed, tmp_path / "run")
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    arguments = [*launcher, *TINY, *RUN, "--zero-stage", "3", "--latents", latents]
-    process = start(arguments, folder)
-    output, errors = process.communicate(timeout=PATIENCE)
+    arguments = [*TINY, *RUN, "--zero-stage", "3", "--latents", latents]
+    processes = start_ranks([arguments] * 2, folder)
+    (output, errors), _ = (process.communicate() for process in processes)
 
-    assert process.returncode == 0, errors[-3000:]
+    assert [process.returncode for process in processes] == [0, 0], errors[-3000:]
     assert "up to rounding, from another layout" in output
     assert "FutureWarning" not in errors
     same_curve(log(folder), log(undisturbed), rel=1e-4)
@@ -190,19 +196,15 @@ def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(
     before = _checkpoints(folder).complete()
     arguments = [*TINY, *RUN, "--latents", latents]
     size = max(path.stat().st_size for path in folder.rglob("*.safetensors"))
-
-    def limit() -> None:  # what a full disk does to whoever writes, without filling one
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
-
-    process = start(arguments, folder, preexec_fn=limit)
-    _, errors = process.communicate(timeout=PATIENCE)
+    process = start_trainer(["tests.support.limited", str(size // 2), *arguments], folder)
+    _, errors = process.communicate()
 
     assert process.returncode == 1
     assert "could not be saved" in errors
     assert _checkpoints(folder).complete() == before
     assert before[-1].step == 12
     assert not (folder / "checkpoints" / f"step-{STEPS:08d}").exists()
-    launch(arguments, folder)
+    run_trainer(arguments, folder)
     assert losses(folder) == losses(undisturbed)
     mine, expected = last(folder), last(undisturbed)
     assert all(torch.equal(mine[name], expected[name]) for name in expected)
@@ -211,13 +213,15 @@ def test_a_full_disk_at_a_save_leaves_the_last_good_checkpoint(
 def test_a_second_process_in_the_same_folder_is_refused(latents: Path, tmp_path: Path) -> None:
     """Two runs never write one checkpoint."""
     arguments = [*TINY, "--max-steps", "100000", "--latents", latents]
-    process = start([*arguments, "--log-every", "1"], tmp_path / "run")
-    wait_for(tmp_path / "run", 1, process)
-    done = launch(arguments, tmp_path / "run", code=1)
-    process.kill()
-    process.communicate()
+    first = start_trainer([*arguments, "--log-every", "1"], tmp_path / "run")
+    wait_for(tmp_path / "run", 1, first.pid)
+    second = start_trainer(arguments, tmp_path / "run")
+    _, errors = second.communicate()
+    first.kill()
+    first.communicate()
 
-    assert "another process" in done.stderr
+    assert second.returncode == 1
+    assert "another process" in errors
 
 
 @pytest.mark.slow
@@ -226,7 +230,7 @@ def test_a_rank_that_hangs_ends_the_job(latents: Path, tmp_path: Path) -> None:
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     options = ["--timeout-minutes", "0.1", "--max-steps", "100000", "--log-every", "1"]
     process = start([*launcher, *TINY, *options, "--latents", latents], tmp_path / "run")
-    wait_for(tmp_path / "run", 2, process)
+    wait_for(tmp_path / "run", 2, process.pid)
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(ranks[1]), signal.SIGSTOP)
     try:
@@ -244,7 +248,7 @@ def test_a_rank_that_hangs_ends_the_job(latents: Path, tmp_path: Path) -> None:
 
 def _checkpoints(folder: Path, keep_last: int = 2, keep_best: int = 1) -> Checkpoints:
     return Checkpoints(
-        folder / "checkpoints", keep_last=keep_last, keep_best=keep_best, best="-loss"
+        LocalStore(folder / "checkpoints"), keep_last=keep_last, keep_best=keep_best, best="-loss"
     )
 
 

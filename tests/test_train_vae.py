@@ -1,7 +1,6 @@
 """Training Sim-VAE: the losses it gives, what it averages, writes and refuses."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ from infra.errors import UserError
 from models.checkpoint import load_checkpoint
 from models.frozen import load_vae
 from models.vae.folder import load_sim_vae
-from tests.conftest import ROOT, free_port
 from tests.support.training_sets import (
     SMOKE,
     assert_golden,
-    launch,
     log,
+    run_trainer,
     same_curve,
     write_image_set,
 )
@@ -41,14 +39,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps of the tiny preset."""
     output = tmp_path_factory.mktemp("trained")
-    launch(["trainers.vae", *TINY, *SHORT, "--data", images], output)
+    run_trainer(["trainers.vae", *TINY, *SHORT, "--data", images], output)
     return output
 
 
 def test_fifty_steps_give_the_golden_losses(images: Path, tmp_path: Path) -> None:
     """A change that should not alter training shows the same numbers."""
-    by_shards = [sys.executable, "-m", "tests.support.by_shards", "vae"]
-    launch([*by_shards, *TINY, *FIFTY, "--data", images], tmp_path / "run")
+    by_shards = ["tests.support.by_shards", "vae"]
+    run_trainer([*by_shards, *TINY, *FIFTY, "--data", images], tmp_path / "run")
 
     assert_golden("vae", log(tmp_path / "run"))
 
@@ -85,7 +83,7 @@ def test_a_grid_of_pictures_is_kept(trained: Path) -> None:
 def test_the_finished_vae_is_registered_once(images: Path, tmp_path: Path) -> None:
     """By the digest that latent sets name it by; the same command again changes nothing."""
     for _ in range(2):
-        launch(["trainers.vae", *TINY, *SHORT, "--data", images], tmp_path / "run", track=True)
+        run_trainer(["trainers.vae", *TINY, *SHORT, "--data", images], tmp_path / "run", track=True)
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     (version,) = client.search_model_versions("name = 'sim-vae'")
 
@@ -95,15 +93,12 @@ def test_the_finished_vae_is_registered_once(images: Path, tmp_path: Path) -> No
     assert version.tags[f"data.{images.name}"] == ImageSet(images).digest.partition("/")[0]
 
 
-def test_deepspeed_trains_on_two_ranks_as_on_one(
-    images: Path, trained: Path, tmp_path: Path
-) -> None:
-    """`deepspeed trainers/vae.py`, from another folder, two ranks of half a batch: one curve."""
-    launcher = ["deepspeed.launcher.runner", "--num_accelerators", "2"]
-    launcher += ["--master_port", str(free_port()), ROOT / "trainers" / "vae.py"]
-    done = launch([*launcher, *TINY, *SHORT, "--data", images], tmp_path / "run")
+def test_two_ranks_train_as_one(images: Path, trained: Path, tmp_path: Path) -> None:
+    """Half a batch each: the same curve."""
+    command = ["trainers.vae", *TINY, *SHORT, "--data", images]
+    said = run_trainer(command, tmp_path / "run", ranks=2)
 
-    assert "4 = 2 ranks x 2 samples x 1" in done.stdout
+    assert "4 = 2 ranks x 2 samples x 1" in said
     same_curve(log(tmp_path / "run"), log(trained), rel=1e-4)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from trainers.loop import run, validation
+from trainers.loop import terminal, validation
 from trainers.loop.validation import Bar, readable
 
 
@@ -48,8 +48,8 @@ def test_a_bar_is_on_the_first_ranks_terminal_only(
 def test_a_terminal_that_is_gone_stops_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody reads any more, as after SIGHUP; the run still has to save."""
     reading, writing = os.pipe()
-    with os.fdopen(writing, "w") as terminal:
-        monkeypatch.setattr(sys, "stdout", terminal)
+    with os.fdopen(writing, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
         os.close(reading)
-        run.say("step 1\n")
-        run.say("step 2\n")
+        terminal.say("step 1\n")
+        terminal.say("step 2\n")

@@ -16,9 +16,10 @@ IGNORED = {
     "replaced_member": "is a member of an archive that a later one of its name replaces",
     "special_file": "is a device, a pipe or a socket",
     "sparse_member": "is a file whose holes are left out of its tar",
+    "impossible_name": "is an object of a bucket whose key no file can have",
 }
 """What is no image, by kind: what a thing of that kind is."""
-LOSSES = frozenset({"damage", "unreadable_archive", "unreadable_folder"})
+LOSSES = frozenset({"damage", "unreadable_archive", "unreadable_folder", "impossible_name"})
 """Kinds that may hide images; each thing of them counts as one broken image."""
 MAX_LINKS = 40  # as Linux follows them
 

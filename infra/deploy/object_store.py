@@ -69,7 +69,7 @@ class ObjectStore(Server):
         known = f"-s3.config={folder / 's3.json'}"
         super().__init__(
             "the object store",
-            [_weed(), "-logtostderr=true", "mini", *where, known, *numbered, *OPTIONS, *further],
+            [weed(), "-logtostderr=true", "mini", *where, known, *numbered, *OPTIONS, *further],
             folder,
             f"http://{host}:{ports[0]}",
             status=WANTS_SIGNATURE,
@@ -100,7 +100,7 @@ def identity(
     return {"name": name, "credentials": keys, "actions": [*actions]}
 
 
-def _weed() -> str:
+def weed() -> str:
     """Return the path of SeaweedFS's program, which an extra of this project installs."""
     program = Path(sys.executable).with_name("weed")
     if not program.exists():

@@ -30,6 +30,18 @@ class Unavailable(UserError):  # noqa: N818  (an answer that callers expect)
     """
 
 
+class Refused(Unavailable):
+    """To read this file is refused, or it is missing and the place does not say so."""
+
+
+class Replaced(UserError):  # noqa: N818  (an answer that callers expect)
+    """The file is another version than the one that was meant."""
+
+
+class Short(UserError):  # noqa: N818  (an answer that callers expect)
+    """The file ends before the bytes that were asked for."""
+
+
 class Entry(NamedTuple):
     """A file of a folder."""
 
@@ -74,7 +86,8 @@ class Folder(Protocol):
         Raises:
             Missing: there is no such file.
             Unavailable: nobody can say.
-            UserError: it ends before the buffers are full, or has another length.
+            Short: it ends before the buffers are full.
+            UserError: it has another length.
         """
 
     def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:

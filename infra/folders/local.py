@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Self
 
 from infra.errors import UserError
-from infra.folders.contract import Entry, Missing, Taken, checked_name, of_other_length
+from infra.folders.contract import (
+    Entry,
+    Missing,
+    Short,
+    Taken,
+    checked_name,
+    of_other_length,
+)
 from infra.storage import (
     TEMPORARY_SUFFIX,
     AtomicFile,
@@ -59,7 +66,7 @@ class LocalFolder:
             filled = sum(file.readinto(view) for view in buffers)
         wanted = sum(view.nbytes for view in buffers)
         if filled != wanted:
-            raise UserError(f"{path}: ends before byte {offset + wanted}; copy the file anew")
+            raise Short(f"{path}: ends before byte {offset + wanted}; copy the file anew")
 
     def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:
         """Copy a file to ``target``."""

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from infra.errors import UserError
-from infra.folders.contract import Missing, Unavailable
+from infra.folders.contract import Missing, Refused, Replaced, Short, Unavailable
 
 PERMISSIONS = {
     "get_object": "s3:GetObject",
@@ -25,7 +25,7 @@ PERMISSIONS = {
     "abort_multipart_upload": "s3:AbortMultipartUpload",
 }  # every other call here writes
 WRITES = "s3:PutObject"
-OTHER_THAN_ASKED = frozenset({"InvalidRange", "416", "PreconditionFailed"})  # the object's fault
+OTHER_THAN_ASKED = {"InvalidRange": Short, "416": Short, "PreconditionFailed": Replaced}
 ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
 DENIED = frozenset({"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"})
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
@@ -175,15 +175,17 @@ def explained(
         region=_region(error),
         clock=_clock(error),
     )
-    kind = _kind(code_of(error)) if asked == call and answered else Unavailable
+    kind = _kind(code_of(error), operation) if asked == call and answered else Unavailable
     return kind(f"{uri}: {said}" + (f" (tried {tries} times)" if tries > 1 else ""))
 
 
-def _kind(code: str) -> type[UserError]:
+def _kind(code: str, operation: str) -> type[UserError]:
     """Tell what an answer is about: an object that is not as it should be, or the store."""
     if code in ABSENT:
         return Missing
-    return UserError if code in OTHER_THAN_ASKED else Unavailable
+    if code in DENIED and PERMISSIONS.get(operation) == "s3:GetObject":
+        return Refused
+    return OTHER_THAN_ASKED.get(code, Unavailable)
 
 
 def _of_answer(code: str, operation: str) -> str:
@@ -222,12 +224,17 @@ def server(endpoint: str | None) -> str:
 
 
 def _region(error: Exception) -> str:
-    named = getattr(error, "response", {}).get("Error", {}).get("Region")
+    named = _response(error).get("Error", {}).get("Region")
     region = _headers(error).get("x-amz-bucket-region") or named
     return f"the region {region}" if region else "another region"
 
 
 def _headers(error: Exception) -> Mapping[str, Any]:
-    answer = getattr(error, "response", {}).get("ResponseMetadata", {})
+    answer = _response(error).get("ResponseMetadata", {})
     headers: Mapping[str, Any] = answer.get("HTTPHeaders", {})
     return headers
+
+
+def _response(error: Exception) -> dict[str, Any]:
+    """Return the server's answer; empty where there was none, for which some errors hold None."""
+    return getattr(error, "response", None) or {}

@@ -2,7 +2,7 @@
 
 import builtins
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from infra.errors import UsageError
 from infra.folders.contract import Entry, Missing, checked_name
 from infra.s3 import copying, reading, uploading
 from infra.s3.client import call
-from infra.s3.reading import Object
+from infra.s3.reading import Object, ObjectFile
 from infra.s3.uploading import UPLOADS, headed
 
 MAX_KEY = 1024  # bytes of a key, by S3's rules
@@ -131,11 +131,14 @@ class S3Folder:
 
     def _entries(self, objects: Iterable[Any]) -> Iterator[Entry]:
         """Yield what a listing says of files; records of uploads and keys of folders are none."""
-        for one in objects:
-            name = one["Key"].removeprefix(self._above)
-            if f"/{UPLOADS}" not in f"/{name}" and name and not name.endswith("/"):
-                modified = int(one["LastModified"].timestamp() * 1000) * 1_000_000
-                yield Entry(name, one["Size"], modified, one["ETag"].strip('"'))
+        for one in map(self._entry, objects):
+            if f"/{UPLOADS}" not in f"/{one.name}" and one.name and not one.name.endswith("/"):
+                yield one
+
+    def _entry(self, one: Any) -> Entry:
+        modified = int(one["LastModified"].timestamp() * 1000) * 1_000_000
+        name = one["Key"].removeprefix(self._above)
+        return Entry(name, one["Size"], modified, one["ETag"].strip('"'))
 
     def _pages(self, start: str, **options: Any) -> Iterator[Any]:
         """Yield the answers that list all objects whose key begins with ``start``."""
@@ -156,8 +159,25 @@ class S3Folder:
 
     def size(self, name: str) -> int | None:
         """Return the length of a file in bytes, None if there is no such file."""
+        entry = self.entry(name)
+        return None if entry is None else entry.size
+
+    def entry(self, name: str) -> Entry | None:
+        """Return what is known of a file, None if there is no such file."""
         head = headed(self._of(name))
-        return None if head is None else int(head["ContentLength"])
+        if head is None:
+            return None
+        modified = int(head["LastModified"].timestamp()) * 1_000_000_000
+        return Entry(name, int(head["ContentLength"]), modified, head["ETag"].strip('"'))
+
+    def objects(self) -> Iterator[Entry]:
+        """Yield every object below, in the server's order, whatever its key.
+
+        Those too whose names no other method takes: with an empty part, `.` or `..`, or a slash at
+        the end.
+        """
+        for page in self._pages(self._above):
+            yield from map(self._entry, page.get("Contents", ()))
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -176,8 +196,12 @@ class S3Folder:
         copying.copy(source, target._of(new))
         call("delete_object", source.uri, **source.place)
 
-    def opened(self, name: str) -> io.RawIOBase:
+    def opened(self, name: str, kind: type[ObjectFile] = ObjectFile) -> io.RawIOBase:
         """Open a file for reading; it can be sought in, and stays the version that it is now.
+
+        Args:
+            name: of the file.
+            kind: how it is read; another one is `infra.s3.scanning.ScannedFile`.
 
         Raises:
             Missing: there is no such file.
@@ -186,7 +210,19 @@ class S3Folder:
         head = headed(source)
         if head is None:
             raise Missing(f"{source.uri}: there is no such object; check the name")
-        return reading.ObjectFile(source, head["ContentLength"], head["ETag"])
+        return kind(source, head["ContentLength"], head["ETag"])
+
+    def pieces(self, name: str) -> Generator[bytearray, None, None]:
+        """Yield the bytes of a file in order, of the version that it is now, read ahead.
+
+        Raises:
+            Missing: there is no such file.
+        """
+        source = self._of(name)
+        head = headed(source)
+        if head is None:
+            raise Missing(f"{source.uri}: there is no such object; check the name")
+        return reading.parts(source, head)
 
     def abort_leftovers(self) -> int:
         """Abort the uploads that killed processes left, as this folder and those below recorded."""

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from botocore import exceptions as boto
 
 from infra.ahead import map_ahead
 from infra.errors import UserError
-from infra.folders.contract import of_other_length
+from infra.folders.contract import Short, of_other_length
 from infra.s3.client import tried
 from infra.s3.retries import Attempts
 from infra.storage import AtomicFile
@@ -81,7 +81,9 @@ def read_into(
     Raises:
         Missing: there is no such object.
         Unavailable: the store cannot be asked.
-        UserError: it has another length, or was replaced meanwhile.
+        Short: it ends before the buffers are full.
+        Replaced: it has another version than ``etag``, or got another meanwhile.
+        UserError: it has another length.
     """
     size = sum(view.nbytes for view in buffers)
     if size:
@@ -157,7 +159,8 @@ class _Download:
         if self.length is not None and total != str(self.length):
             raise UserError(of_other_length(self.source.uri, total, self.length))
         if not found.startswith(f"bytes {first}-{self.end - 1}/"):
-            raise UserError(
+            kind = UserError if found == "none" else Short
+            raise kind(
                 f"{self.source.uri}: bytes {first} to {self.end - 1} were asked for, and the "
                 f"server sent the range {found!r}: the object is shorter than it should be (copy "
                 "it anew), or the server serves no ranges"
@@ -246,7 +249,7 @@ def fetch(source: Object, head: Any, target: Path, sha256: str | None) -> None:
             raise UserError(f"{source.uri}: {_differs(file.sha256.hexdigest(), expected)}")
 
 
-def parts(source: Object, head: Any) -> Iterator[bytearray]:
+def parts(source: Object, head: Any) -> Generator[bytearray, None, None]:
     """Yield an object's bytes in order, read ahead by parallel ranges of one version of it.
 
     Args:

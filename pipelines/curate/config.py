@@ -87,7 +87,7 @@ class CurateConfig:
     """What to curate, how to cut it, where to put it."""
 
     input: tuple[str, ...] = ()
-    """Folders, .tar, .tar.gz, .tar.zst, .tar.xz, .zip, images; NAME=PATH prefixes the keys."""
+    """Folders, images, .tar, .tar.gz, .tar.zst, .tar.xz, .zip, or s3://; NAME= prefixes keys."""
     output: str = ""
     """Folder of the set; made if it is not there."""
     crop: CropRule = field(default_factory=CropRule)

@@ -6,12 +6,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets.decoding import encode_png
 from datasets.shards import BLOCK
-from datasets.sources import ImageRef
+from datasets.sources import ImageRef, read
+from infra.paths import AnyPath
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import drop_reason, score_filters
 from pipelines.curate.job import Curation
@@ -46,7 +48,7 @@ def estimate(config: CurateConfig, engine: Engine | None = None) -> str:
     curation.set.check()
     cached = curation.sources
     with tempfile.TemporaryDirectory() as temporary:
-        cache = cached if cached.is_dir() else Path(temporary)
+        cache: AnyPath = cached if cached.is_dir() else Path(temporary)
         listing = listed(config.input, cache).first(config.first).first(config.limit)
         listing.prepare()
         images = listing.images
@@ -130,7 +132,7 @@ class ProbeImages:
     def counts(self, ref: ImageRef) -> dict[str, float]:
         """Open an image, score and encode some of its patches, and count them for all."""
         start = time.perf_counter()
-        rows, patches = self.worker.open(ref)
+        rows, patches = self.worker.open(ref, partial(read, ref))
         opening = time.perf_counter() - start
         chosen = range(0, len(patches), -(-len(patches) // PROBED_PATCHES) or 1)
         share = len(patches) / max(1, len(chosen))

@@ -2,18 +2,17 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from datasets.decoding import decode
+from datasets.fetching import read_ahead
 from datasets.fingerprint import near, perceptual_hash, unpacked
 from datasets.shards import parquet_bytes, read_manifest, read_table
-from datasets.sources import ImageRef, read
+from datasets.sources import ImageRef
 from datasets.unusable import UnreadableImage, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import digest
@@ -28,7 +27,7 @@ EXCLUDED = pa.schema([("name", pa.string()), *((name, pa.string()) for name in H
 THREADS = 4  # decoding releases the interpreter
 
 
-def read_excluded(items: Sequence[str], cache: Path) -> pa.Table:
+def read_excluded(items: Sequence[str], cache: AnyPath) -> pa.Table:
     """Read the hashes of the images of sets, and hash the images of folders and archives.
 
     Args:
@@ -46,7 +45,7 @@ def read_excluded(items: Sequence[str], cache: Path) -> pa.Table:
     return pa.concat_tables(tables).sort_by("name")
 
 
-def _read_one(item: str, cache: Path) -> pa.Table:
+def _read_one(item: str, cache: AnyPath) -> pa.Table:
     path = path_of(item)
     if not path.exists():
         raise UsageError(f"--exclude {item}: no such file or folder; check the path")
@@ -58,7 +57,7 @@ def _read_one(item: str, cache: Path) -> pa.Table:
     kept = cache / f"excluded-{digest([[ref.key, ref.size, ref.stamp] for ref in refs])[:16]}"
     if not kept.exists():
         write_bytes(kept, parquet_bytes(_hashed(refs, path)))
-    table = pq.read_table(kept)
+    table = read_table(kept)
     by_bytes = pc.sum(pc.is_null(table["source_phash"])).as_py()
     sys.stdout.write(
         f"exclude {item}: {len(refs):,} images, {by_bytes} of them by SHA-256 only; "
@@ -87,9 +86,10 @@ def _of_set(folder: AnyPath) -> pa.Table:
 def _hashed(refs: Sequence[ImageRef], path: AnyPath) -> pa.Table:
     """Read and decode images; one that cannot be decoded is known by its bytes alone."""
 
-    def row(ref: ImageRef) -> dict[str, Any]:
+    def row(image: tuple[ImageRef, Callable[[], bytes]]) -> dict[str, Any]:
+        ref, fetch = image
         try:
-            data = read(ref)
+            data = fetch()
             phash = perceptual_hash(decode(data))
         except UnreadableImage as error:
             raise UserError(
@@ -103,7 +103,7 @@ def _hashed(refs: Sequence[ImageRef], path: AnyPath) -> pa.Table:
 
     rows = []
     with progress("exclude", len(refs)) as advance:
-        for hashed in map_ahead(row, refs, threads=THREADS):
+        for hashed in map_ahead(row, read_ahead(refs), threads=THREADS):
             rows.append(hashed)
             advance(1)
     return pa.Table.from_pylist(rows, schema=EXCLUDED)

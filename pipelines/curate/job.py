@@ -8,7 +8,8 @@ The state of the job is in the output folder; a killed job loses at most the uni
     OUTPUT/report.html               the page to read
     OUTPUT/.curate/                  the state of the job, besides what `SetFolder` keeps
         candidates.json              the settings that the candidates depend on; others are refused
-        sources/                     listings, seek indexes and copies of archives
+        sources/                     listings, seek indexes and copies of archives; of a set in a
+                                     bucket each machine has its copies in the cache on its disk
         held_out.json                images that a set here held out of training
         listing.json                 digest of the published manifest; fingerprint of its inputs
         scores-ID/part-*.parquet     scores, a table for each unit; ID from the candidates' settings
@@ -26,7 +27,6 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -172,9 +172,9 @@ class Curation:
         return listing.first(self.config.first).first(self.config.limit)
 
     @property
-    def sources(self) -> Path:
-        """Folder of what is kept of archives, on this machine's disk."""
-        return paths.local_twin(self.state / "sources")
+    def sources(self) -> AnyPath:
+        """Folder of what is kept of archives."""
+        return self.state / "sources"
 
     def select(self, candidates: pa.Table) -> pa.Table:
         """Decide every candidate; returns rows of `SCORES`."""

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, decode_picture, single_threaded
+from datasets.fetching import read_ahead
 from datasets.fingerprint import perceptual_hash
 from datasets.sample import CANDIDATE, empty_row
 from datasets.sets import claimed_set
 from datasets.shards import fits_ustar, parquet_bytes
-from datasets.sources import ImageRef, Listing, read
+from datasets.sources import ImageRef, Listing
 from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import differences, digest, pretty_json, to_dict
@@ -66,7 +67,7 @@ class ScoreImages:
         choice: the scorer, which is loaded here.
         device: that a learned scorer computes on.
         max_pixels: larger images are dropped without being decoded.
-        decoders: threads that read and decode ahead while a device scores; 0 uses no threads.
+        decoders: threads that decode ahead while a device scores; 0 uses none.
         memory: what the job keeps of units; not needed to score without units.
     """
 
@@ -127,14 +128,16 @@ class ScoreImages:
         rows: list[dict[str, Any]] = []
 
         def opened() -> Iterator[Opened]:
-            for image_rows, patches in map_ahead(self.open, refs, threads=self.decoders):
+            images = read_ahead(refs)
+            opening = map_ahead(lambda image: self.open(*image), images, threads=self.decoders)
+            for image_rows, patches in opening:
                 rows.extend(image_rows)
                 yield image_rows, patches
 
         start, before = time.perf_counter(), self.watch.total()
         self.scored(opened())
-        opening = self.watch.total() - before
-        self.watch.add("score", max(0.0, time.perf_counter() - start - opening))
+        other = self.watch.total() - before
+        self.watch.add("score", max(0.0, time.perf_counter() - start - other))
         return rows
 
     def scored(self, images: Iterable[Opened]) -> list[dict[str, Any]]:
@@ -167,8 +170,12 @@ class ScoreImages:
             return (Quality(scores.get(waiting[0][0]["key"], math.nan)) for _ in patches)
         return self.scorer.score(images)
 
-    def open(self, ref: ImageRef) -> Opened:
-        """Read, decode and cut one image.
+    def open(self, ref: ImageRef, fetch: Callable[[], bytes]) -> Opened:
+        """Decode and cut one image.
+
+        Args:
+            ref: the image.
+            fetch: returns its bytes, or raises what `datasets.sources.read` does.
 
         Returns:
             Its rows without scores, and a patch for each of them; one dropped row and no patch
@@ -180,7 +187,7 @@ class ScoreImages:
             return [row | {"drop_reason": "key_too_long"}], []
         try:
             with self.watch("read"):
-                data = read(ref)
+                data = fetch()
                 row["source_sha256"] = hashlib.sha256(data).hexdigest()
             before = self._before.get(ref.key, ())
             if same := [r for r in before if r["source_sha256"] == row["source_sha256"]]:

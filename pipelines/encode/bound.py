@@ -8,6 +8,7 @@ more numbers: the PSNR of D(g(E(x_hat))) against x; and ||g(E(x_hat)) - E(x)|| d
 - E(x)||, which g was trained to make small. If that is 1 or more, g was trained for other latents.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,13 @@ class Probe:
         rule: the networks, as for the encoding.
         images: folder of the image set.
         folder: folder for the result and the pictures.
+        networks: identity that the networks must have.
     """
 
-    def __init__(self, rule: EncodeRule, images: str, folder: str) -> None:
-        self.encoder = Encoder(rule)
+    def __init__(
+        self, rule: EncodeRule, images: str, folder: str, networks: Mapping[str, Any]
+    ) -> None:
+        self.encoder = Encoder(rule, networks)
         self.images = path_of(images)
         self.folder = path_of(folder)
         self.watch = Stopwatch()
@@ -52,9 +56,9 @@ class Probe:
         """Measure the images of ``unit["rows"]``; the result is written last."""
         sums = ChannelSums(self.encoder.vae.latent_channels)
         images, found = ImageSet(self.images), []
-        for number, row in enumerate(unit["rows"]):
+        for number, sample in enumerate(images.samples(unit["rows"])):
             with self.watch("probe"):
-                measured, pictures = self._measure(images.sample(row), sums)
+                measured, pictures = self._measure(sample, sums)
             found.append(measured)
             if number < SHOWN:
                 for name, picture in pictures.items():

@@ -89,7 +89,7 @@ def _reuse(encoding: Encoding, draws: range) -> tuple[tuple[float, float], str]:
     if reuse is None:
         return (0, 0), said
     rows = encoding.images.spread(COMPARED)
-    hashes = {row["key"]: encoding.images.label(row)["sha256"] for row in rows}
+    hashes = {label["key"]: label["sha256"] for label in encoding.images.labels(rows)}
     earlier = EarlierSet(reuse, latent, keep_images=encoding.config.keep_images)
     found = earlier.find(hashes, draws, functools.partial(parameters, encoding.rule))
     names = [name for copies in found.values() for name in copies]

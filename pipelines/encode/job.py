@@ -82,12 +82,13 @@ class Encoding:
                 check_takes(models.regressor, self.shape)
             except CheckpointError as error:
                 raise UsageError(f"--regressor {self.rule.regressor}: {error}") from error
+        self.networks = plain(identity(self.rule, models))
         self.identity = plain(
             {
                 "images": self.images.digest,
                 "limit": config.limit,
                 "size": self.images.size,
-                **identity(self.rule, models),
+                **self.networks,
                 "dtype": config.dtype,
                 "keep_images": config.keep_images,
                 "samples_per_shard": config.samples_per_shard,
@@ -202,7 +203,7 @@ class Encoding:
         folder = self.state / "probe"
         if not (folder / RESULT).exists():
             rows = self.images.spread(IMAGES)
-            arguments = (self.rule, str(self.images.folder), str(folder))
+            arguments = (self.rule, str(self.images.folder), str(folder), self.networks)
             units = [{"rows": rows}]
             for _ in engine.run("probe", units, Probe, arguments, len(rows), resources):
                 pass
@@ -238,6 +239,7 @@ class Encoding:
             first=first,
             last=last,
             latent=to_dict(latent),
+            networks=self.networks,
             keep_images=self.config.keep_images,
             reuse=reuse,
         )

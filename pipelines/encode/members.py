@@ -35,6 +35,8 @@ class GenerationSpec:
     """Number of the last draw, plus 1."""
     latent: Mapping[str, Any]
     """How a latent is stored: a `LatentFormat` as JSON values."""
+    networks: Mapping[str, Any] | None = None
+    """Their identity, which each worker's must be; None takes any."""
     keep_images: bool
     """Whether LQ and posterior mean are stored too, as PNG."""
     reuse: Reuse | None = None
@@ -81,6 +83,7 @@ class Packer:
         targets = TARGETS if spec.first == 0 else ()
         self.names = [*targets, *(f"source_{number}" for number in self.draws)]
         self.kept_images = KEPT_IMAGES if spec.keep_images else ()
+        self.labels: Mapping[str, Mapping[str, Any]] = {}
         self.copies: Copies = {}
         self.copied = {"targets": 0, "sources": 0}
         self.counted: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -88,8 +91,15 @@ class Packer:
     def find_copies(self, rows: Sequence[Row]) -> None:
         """Look up which members of these rows' samples the earlier set has."""
         if self.earlier is not None:
-            hashes = {row["key"]: self.images.label(row)["sha256"] for row in rows}
+            labels = self.images.labels(rows)
+            self.labels = {row["key"]: label for row, label in zip(rows, labels, strict=True)}
+            hashes = {key: label["sha256"] for key, label in self.labels.items()}
             self.copies = self.earlier.find(hashes, self.draws, self.parameters)
+
+    def read_copies(self, row: Row) -> dict[str, bytes]:
+        """Read the members that are copied for a row's sample, by extension; any thread may."""
+        copies = self.copies.get(row["key"])
+        return self.earlier.read(row["key"], copies) if self.earlier and copies else {}
 
     def lacks(self, key: str, name: str) -> bool:
         """Tell whether a latent must be computed."""
@@ -99,19 +109,30 @@ class Packer:
         """Tell whether any latent of this row's image must be computed."""
         return any(self.lacks(row["key"], name) for name in self.names)
 
-    def pack(self, row: Row, computed: Computed) -> dict[str, bytes]:
-        """Return a sample's tar members, and add its latents to the sums."""
+    def pack(self, row: Row, computed: Computed, copies: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Return a sample's tar members, and add its latents to the sums.
+
+        Args:
+            row: of the sample.
+            computed: the results of the networks.
+            copies: what `read_copies` returned.
+        """
         key = row["key"]
-        label = computed.labels.get(key) or self.images.label(row)
+        label = computed.labels.get(key) or self.labels[key]
+
+        def latent(name: str) -> npt.NDArray[np.float32] | bytes:
+            encoded = computed.latents.get(f"{key}.{name}")
+            if encoded is not None:
+                return encoded.latent
+            self.copied["targets" if name.startswith("target") else "sources"] += 1
+            return copies[f"{name}.npy"]
+
         targets = None
         if self.spec.first == 0:
-            targets = (
-                self._latent(key, TARGETS[0], computed),
-                self._latent(key, TARGETS[1], computed),
-            )
+            targets = latent(TARGETS[0]), latent(TARGETS[1])
         latents = LatentSample(
             key=key,
-            draws=[self._stored(key, number, computed) for number in self.draws],
+            draws=[self._stored(key, number, latent) for number in self.draws],
             targets=targets,
             record={name: label[name] for name in ("source", "origin", "sha256")},
         )
@@ -123,36 +144,23 @@ class Packer:
             self._count(key, name, packed[f"{name}.npy"], computed)
         for extension in [f"{name}_{n}.png" for n in self.draws for name in self.kept_images]:
             pixels = computed.images.get(f"{key}.{extension}")
-            if pixels is None:
-                packed[extension] = self._copy(key, extension)
-            else:
-                packed[extension] = encode_png(pixels)
+            packed[extension] = copies[extension] if pixels is None else encode_png(pixels)
         return packed
 
-    def _stored(self, key: str, number: int, computed: Computed) -> LatentDraw:
+    def _stored(
+        self, key: str, number: int, latent: Callable[[str], npt.NDArray[np.float32] | bytes]
+    ) -> LatentDraw:
         parameters = self.parameters(key, number)
         gray_target = None
         if parameters.gray_target:
-            gray_target = self._latent(key, f"target_g{number}", computed)
+            gray_target = latent(f"target_g{number}")
         return LatentDraw(
             number=number,
             flip=parameters.flip,
-            source=self._latent(key, f"source_{number}", computed),
+            source=latent(f"source_{number}"),
             parameters=to_dict(parameters),
             gray_target=gray_target,
         )
-
-    def _latent(self, key: str, name: str, computed: Computed) -> npt.NDArray[np.float32] | bytes:
-        """Return a latent that was computed, or its member in the earlier set."""
-        encoded = computed.latents.get(f"{key}.{name}")
-        if encoded is not None:
-            return encoded.latent
-        self.copied["targets" if name.startswith("target") else "sources"] += 1
-        return self._copy(key, f"{name}.npy")
-
-    def _copy(self, key: str, extension: str) -> bytes:
-        assert self.earlier is not None
-        return self.earlier.read(key, extension, self.copies[key][extension])
 
     def _count(self, key: str, name: str, content: bytes, computed: Computed) -> None:
         encoded = computed.latents.get(f"{key}.{name}")

@@ -4,7 +4,7 @@ The steps themselves are `models.restorer`'s. One process computes with one thre
 per core or one per GPU already, and how a sum is split among threads would show in its last bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from datasets.decoding import single_threaded
 from datasets.degradation.parameters import DegradationParameters, degradation_preset
 from datasets.degradation.reference import draw_parameters
+from infra.config import differences, flat
 from infra.copies import at_hand
 from infra.errors import UsageError, UserError
 from models.checkpoint import CheckpointError
@@ -27,6 +28,7 @@ from models.vae.public import PublicVAE
 from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 from pipelines.encode.config import EncodeRule
+from pipelines.jobs.folder import plain
 
 LIVE_MAPS = 6  # feature maps of the first stage that are alive at once, generously
 SHARE_OF_MEMORY = 0.5  # of the GPU, for feature maps
@@ -51,6 +53,8 @@ class Encoder:
 
     Args:
         rule: which, where and how.
+        expected: the `identity` that they must have, as JSON values; None takes any. Workers start
+            at any time, and somebody may have replaced a network since the job began.
 
     Attributes:
         device: that they compute on.
@@ -60,9 +64,10 @@ class Encoder:
 
     Raises:
         UsageError: weights that are not at hand, or a device that is not there.
+        UserError: other weights than expected.
     """
 
-    def __init__(self, rule: EncodeRule) -> None:
+    def __init__(self, rule: EncodeRule, expected: Mapping[str, Any] | None = None) -> None:
         single_threaded()
         torch.set_num_threads(1)
         if rule.device == "cuda" and not torch.cuda.is_available():
@@ -77,6 +82,12 @@ class Encoder:
         self.device = torch.device(rule.device)
         models = load_models(rule)
         self.identity = identity(rule, models)
+        if expected is not None and (changed := _changes(self.identity, expected)):
+            raise UserError(
+                f"networks were replaced while the job ran ({'; '.join(changed)}); bring back "
+                "those that it began with and run the same command again, or encode anew with "
+                "--overwrite"
+            )
         self.vae = models.vae.to(self.device)
         predictor, regressor = models.predictor, models.regressor
         self.restorer = Restorer(
@@ -176,6 +187,10 @@ def identity(rule: EncodeRule, models: Models) -> dict[str, Any]:
         **{name: getattr(rule, name) for name in fields},
         "degradation": asdict(degradation_preset(rule.degradation)),
     }
+
+
+def _changes(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    return differences(flat(plain(found)), flat(expected))
 
 
 def parameters(rule: EncodeRule, key: str, draw: int) -> DegradationParameters:

@@ -102,6 +102,7 @@ def _encode_draws(
         first=draws.start,
         last=draws.stop,
         latent=manifest["latent"],
+        networks=job.networks,
         keep_images=job.config.keep_images,
     )
     units = units_left(staging, tables)

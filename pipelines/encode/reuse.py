@@ -15,8 +15,9 @@ driver, because they hash in parallel, and only the shards that they use.
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 from datasets.degradation.parameters import DegradationParameters
 from datasets.latent_format import LatentFormat
 from datasets.reading.files import shards_of
-from datasets.reading.ranges import UnreadableRange, read_member
+from datasets.reading.ranges import Place, UnreadableRange, read_members
 from datasets.sets import open_set
 from datasets.shards import MANIFEST
 from infra.config import differences, flat, to_dict
@@ -170,10 +171,14 @@ class EarlierSet:
             hashes: SHA-256 of the image's PNG, by key.
             draws: numbers of the draws that are wanted.
             parameters: returns the new set's parameters for (key, number).
+
+        Raises:
+            UserError: a shard that is missing or damaged, by its name: the hash of each from which
+                something may be copied is compared with the manifest.
         """
         found = {}
-        for key, places in self._places(list(hashes)).items():
-            labels = [self._label(key, place) for place in places.get("json", ())]
+        every = self._places(list(hashes))
+        for (key, places), labels in zip(every.items(), self._labels(every), strict=True):
             if any(label["sha256"] != hashes[key] for label in labels):
                 continue
             drawn = {number: draw for label in labels for number, draw in label["draws"].items()}
@@ -183,6 +188,8 @@ class EarlierSet:
                     names += self._of_draw(key, number, drawn[str(number)], parameters)
             found[key] = {name: places[name][0] for name in names if name in places}
         shards = {place.shard for copies in found.values() for place in copies.values()}
+        for shard in sorted(shards):
+            self._checked(shard)
         self._sums = self._table.sums(sorted(shards))
         for key, copies in found.items():
             for name in [name for name in copies if _is_counted(name)]:
@@ -203,14 +210,14 @@ class EarlierSet:
             names += [f"source_{number}.npy", *(f"{name}_{number}.png" for name in self.images)]
         return names
 
-    def read(self, key: str, extension: str, place: MemberPlace) -> bytes:
-        """Read one member of a shard, whose hash is compared with the manifest first.
+    def read(self, key: str, copies: Mapping[str, MemberPlace]) -> dict[str, bytes]:
+        """Read members of a sample that `find` listed, together, by extension.
 
         Raises:
             UserError: a shard that is missing or damaged, by its name.
         """
-        self._checked(place.shard)
-        return self._read(key, extension, place)
+        wanted = [_named(key, extension, place) for extension, place in copies.items()]
+        return dict(zip(copies, self._contents(wanted), strict=True))
 
     def sums(self, key: str, extension: str) -> Mapping[str, Any]:
         """Return the channel sums of a latent that `find` listed."""
@@ -226,18 +233,30 @@ class EarlierSet:
             of_key.setdefault(row["extension"], []).append(place)
         return places
 
-    def _label(self, key: str, place: MemberPlace) -> dict[str, Any]:
+    def _labels(
+        self, places: Mapping[str, Mapping[str, Sequence[MemberPlace]]]
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield the JSONs of each of these samples, all of which are asked for at once."""
+        wanted = [
+            [_named(key, "json", place) for place in of_key.get("json", ())]
+            for key, of_key in places.items()
+        ]
+        contents = self._contents(list(chain.from_iterable(wanted)))
+        for of_key in wanted:
+            yield [self._label(place, next(contents)) for place in of_key]
+
+    def _label(self, place: Place, content: bytes) -> dict[str, Any]:
         try:
-            label: dict[str, Any] = json.loads(self._read(key, "json", place))
+            label: dict[str, Any] = json.loads(content)
         except ValueError as error:
-            raise UserError(self._damaged(place.shard, f"{key}.json: {error}")) from error
+            raise UserError(self._damaged(place.shard, f"{place.name}: {error}")) from error
         return label
 
-    def _read(self, key: str, extension: str, place: MemberPlace) -> bytes:
-        try:
-            return read_member(self._files, place.shard, f"{key}.{extension}", *place[1:])
-        except UnreadableRange as error:
-            raise UserError(f"--reuse: {error}, or leave --reuse out") from error
+    def _contents(self, places: Sequence[Place]) -> Iterator[bytes]:
+        for found in read_members(self._files, places):
+            if isinstance(found, UnreadableRange):
+                raise UserError(f"--reuse: {found}, or leave --reuse out") from found
+            yield found
 
     def _check(self, name: str, expected: str) -> None:
         try:
@@ -250,6 +269,10 @@ class EarlierSet:
 
     def _damaged(self, name: str, what: str) -> str:
         return f"--reuse {self.folder / name}: {what}; copy the file anew, or {WITHOUT}"
+
+
+def _named(key: str, extension: str, place: MemberPlace) -> Place:
+    return Place(place.shard, f"{key}.{extension}", place.offset, place.size)
 
 
 def _is_counted(extension: str) -> bool:

@@ -33,6 +33,7 @@ from pipelines.jobs.plan import Plan, record_path
 from pipelines.jobs.progress import tallied
 from pipelines.jobs.stage import Stopwatch
 
+COPIERS = 4  # threads that read what is copied, a sample each
 PREPARERS_PER_GPU = 6  # threads that decode and degrade, since JPEG and noise are made on the CPU
 
 
@@ -45,7 +46,7 @@ class EncodeShard:
 
     def __init__(self, spec: GenerationSpec, rule: EncodeRule) -> None:
         self.spec = spec
-        self.encoder = Encoder(rule)
+        self.encoder = Encoder(rule, spec.networks)
         self.latent = from_dict(LatentFormat, spec.latent)
         self.batch = batch_size(rule, self.encoder.vae, spec.size)
         self.threads = PREPARERS_PER_GPU if rule.device == "cuda" else 0
@@ -91,6 +92,8 @@ class EncodeShard:
         groups = list(self._groups(rows))
         calls = self._preparations(groups)
         prepared = map_ahead(operator.call, calls, threads=self.threads)
+        copiers = COPIERS if self.earlier is not None else 0
+        copies = map_ahead(self.packer.read_copies, rows, threads=copiers)
         for group in groups:
             samples = next(prepared)[0]
             computed = Computed(labels={sample.key: sample.label for sample in samples})
@@ -100,7 +103,7 @@ class EncodeShard:
                 self._draw(number, next(prepared), computed)
             for row in group:
                 with self.watch("pack"):
-                    packed = self.packer.pack(row, computed)
+                    packed = self.packer.pack(row, computed, next(copies))
                 yield row["key"], packed
 
     def _groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -125,7 +128,7 @@ class EncodeShard:
 
     def _load(self, rows: Sequence[Row]) -> list[ImageSample]:
         with self.watch("read"):
-            return [self.images.sample(row) for row in rows if self.packer.is_new(row)]
+            return list(self.images.samples([row for row in rows if self.packer.is_new(row)]))
 
     def _degrade(self, load: Callable[[], list[ImageSample]], number: int) -> "_Prepared":
         samples = [s for s in load() if self.packer.lacks(s.key, f"source_{number}")]

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from datasets.sources import Listing, list_images
+from infra.paths import AnyPath
 from pipelines.jobs.progress import progress
 
 
-def listed(inputs: Sequence[str], kept: Path) -> Listing:
+def listed(inputs: Sequence[str], kept: AnyPath) -> Listing:
     """List everything in all inputs, with a line and a progress bar for archives that are new.
 
     Args:

@@ -30,6 +30,9 @@ from pipelines.jobs.ray_files import take_own_token, unwritable
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("datasets", "infra", "models", "pipelines")
 """Folders of the clone that the workers of a cluster get; whatever else lies in it stays here."""
+PASSED_ON = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
+"""Variables that the workers of a cluster get from the command: where the bucket is. Keys they have
+from their own machine: what is passed on stands in the logs of Ray."""
 OBJECT_STORE_BYTES = 256 << 20  # units and results are kilobytes; pixels never enter the store
 
 T = TypeVar("T")
@@ -281,8 +284,7 @@ class RayEngine:
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
         address = os.environ.get("RAY_ADDRESS")
         if address:
-            code = {"py_modules": [str(ROOT / name) for name in CODE], "excludes": ["__pycache__"]}
-            options = {"log_to_driver": False, "runtime_env": code}
+            options = {"log_to_driver": False, "runtime_env": for_workers()}
         else:
             options["num_cpus"] = self._workers
             options["object_store_memory"] = OBJECT_STORE_BYTES
@@ -299,6 +301,15 @@ class RayEngine:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         self.times.append(StageTime("start Ray", wall=time.perf_counter() - start))
+
+
+def for_workers() -> dict[str, Any]:
+    """Return what the workers of a cluster are sent, as a runtime environment of Ray's."""
+    return {
+        "py_modules": [str(ROOT / name) for name in CODE],
+        "excludes": ["__pycache__"],
+        "env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+    }
 
 
 @contextmanager

@@ -15,7 +15,7 @@ class ScoreConfig:
     """What to score and with what."""
 
     images: tuple[str, ...] = ()
-    """Folders, images, .tar, .tar.gz, .tar.zst, .tar.xz, .zip; NAME=PATH prefixes the keys."""
+    """Folders, images, .tar, .tar.gz, .tar.zst, .tar.xz, .zip, or s3://; NAME= prefixes keys."""
     output: str = ""
     """Table of scores (.csv), or .json for --scorer, with its table beside; default: none."""
     scorer: ScorerChoice = field(default_factory=ScorerChoice)

@@ -3,11 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from datasets.decoding import MAX_PIXELS, Pixels, decode
-from datasets.sources import ImageRef, read
+from datasets.fetching import read_ahead
+from datasets.sources import ImageRef
 from datasets.unusable import UnusableImage
 from infra.ahead import map_ahead
 from infra.errors import UserError
@@ -34,10 +35,11 @@ class Judge:
         """Yield the rows of the images, a batch at a time, in order.
 
         Raises:
-            UserError: the scorer failed on `MOST_FAILURES` images one after another. Their rows
-                were yielded before.
+            UserError: the scorer failed on `MOST_FAILURES` images one after another, whose rows
+                were yielded before; or `read` says that no image is to blame.
         """
-        opened = map_ahead(_opened, refs, threads=min(self._batch, os.cpu_count() or 1))
+        threads = min(self._batch, os.cpu_count() or 1)
+        opened = map_ahead(_opened, read_ahead(refs), threads=threads)
         while batch := list(islice(opened, self._batch)):
             yield self._rows(batch)
             if self._failures >= MOST_FAILURES:
@@ -77,10 +79,13 @@ class Judge:
         return _row(ref, score=repr(outcome.value), detail=detail)
 
 
-def _opened(ref: ImageRef) -> tuple[ImageRef, Pixels | Row]:
-    """Read and decode an image; whatever is raised becomes its row."""
+def _opened(image: tuple[ImageRef, Callable[[], bytes]]) -> tuple[ImageRef, Pixels | Row]:
+    """Decode an image; whatever its bytes or the decoder raise becomes its row."""
+    ref, fetch = image
     try:
-        return ref, decode(read(ref), MAX_PIXELS)
+        return ref, decode(fetch(), MAX_PIXELS)
+    except UserError:
+        raise
     except UnusableImage as error:
         return ref, _dropped(ref, error.reason, error)
     except MemoryError as error:

@@ -111,7 +111,6 @@ class Host:
 
     def start(self) -> None:
         """Start it with empty disks and a copy of the project."""
-        shutil.rmtree(self.folder, ignore_errors=True)
         for name in ("tmp", "srv/home", "srv/clone"):
             (self.folder / name).mkdir(parents=True)
         for name in CODE:
@@ -138,7 +137,7 @@ class Host:
         return f"mkdir -p {place}; mount --bind {shlex.quote(sys.prefix)} {place}"
 
     def kill(self) -> None:
-        """End all its processes at once by SIGKILL, that of number 1 first; its disks are lost."""
+        """End all its processes at once by SIGKILL; its disks are kept in `lost`, out of reach."""
         if self._holder is not None:
             self._holder.kill()
             self._holder.wait()
@@ -147,6 +146,9 @@ class Host:
             ).stdout:
                 time.sleep(0.05)
             self._holder = None
+            lost = self.folder.parent.parent / "lost"
+            lost.mkdir(exist_ok=True)
+            self.folder.rename(lost / f"{len(list(lost.iterdir()))}-{self.name}")
 
     def begin(self, command: Sequence[str], variables: Mapping[str, str], title: str) -> "Running":
         """Begin a command on it, from its copy of the project; what it says goes to a file."""
@@ -161,6 +163,7 @@ class Host:
                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                     "HOME": "/srv/home",
                     "TMPDIR": "/tmp",
+                    "PYTHONUNBUFFERED": "1",
                     "OMP_NUM_THREADS": "1",
                     **variables,
                 },

@@ -28,7 +28,7 @@ class Ended:
     said: str
 
 
-Train = Callable[[Sequence[str | Path], Path], Ended]
+Train = Callable[[Sequence[str | Path], str | Path], Ended]
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,7 @@ def eight(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def _train(command: Sequence[str | Path], output: Path) -> Ended:
+def _train(command: Sequence[str | Path], output: str | Path) -> Ended:
     torch.set_num_threads(1)  # as tests of encode leave it: sums of more threads have other bits
     module, *options = map(str, command)
     tracked = [] if "--track" in options else ["--no-track"]

@@ -27,8 +27,9 @@ from models.predictor.swinir import SwinIR
 from models.vae.folder import save_sim_vae
 from models.velocity import looformer
 from models.velocity.looformer import LooUFormer
-from tests.conftest import PATIENCE, ROOT, environment, picture
+from tests.conftest import PATIENCE, ROOT, environment, free_port, picture
 from tests.support import tiny_vae
+from tests.support.preloaded import Preloaded
 from tests.support.published_sets import finish, write_latent_shard
 
 SMOKE = ("--preset", "tiny", "--model", "tiny", "--global-batch-size", "4")  # the smallest run
@@ -149,31 +150,68 @@ def write_lpips(folder: Path, net: Net = "alex") -> Path:
     return folder
 
 
-def launch(
-    command: Sequence[str | Path], output: Path, *, code: int = 0, track: bool = False
-) -> "subprocess.CompletedProcess[str]":
-    """Run a command, or the module it begins with, to its end; from the root, as the README says.
+def launch(command: Sequence[str | Path], output: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a launcher, by its path or as a module, to its end.
 
-    Modules that are launchers start outside the project, as nothing obliges them to be inside.
+    One by its path starts at the root, as the README says; a module starts outside the project, as
+    nothing obliges it to be inside.
     """
-    tracked = "--track" if track else "--no-track"
     is_module = not Path(command[0]).is_absolute()
-    is_launcher = is_module and not str(command[0]).startswith("trainers.")
     done = subprocess.run(
         [
             *([sys.executable, "-m"] * is_module),
             *map(str, command),
-            *("--output", str(output), tracked),
+            *("--output", str(output), "--no-track"),
         ],
-        cwd=output.parent if is_launcher else ROOT,
+        cwd=output.parent if is_module else ROOT,
         env={**environment(output.parent), "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
-    assert done.returncode == code, done.stdout[-1000:] + done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done
+
+
+def start_trainer(
+    command: Sequence[str | Path], output: Path, *, track: bool = False, **variables: str
+) -> Preloaded:
+    """Start `[MODULE, OPTIONS...]` in a process that has imported the libraries already."""
+    module, *options = command
+    tracked = "--track" if track else "--no-track"
+    arguments = [*options, "--output", output, tracked]
+    return Preloaded(str(module), arguments, output.parent, **variables)
+
+
+def variables_of_ranks(count: int) -> list[dict[str, str]]:
+    """Return what launchers tell the ranks of a job on this machine, by their environment."""
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    together["WORLD_SIZE"] = str(count)
+    return [{**together, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def start_ranks(commands: Sequence[Sequence[str | Path]], output: Path) -> list[Preloaded]:
+    """Start a rank for each command, in the processes of `start_trainer`."""
+    return [
+        start_trainer(command, output, **variables)
+        for command, variables in zip(commands, variables_of_ranks(len(commands)), strict=True)
+    ]
+
+
+def run_trainer(
+    command: Sequence[str | Path], output: Path, *, ranks: int = 1, track: bool = False
+) -> str:
+    """Run `[MODULE, OPTIONS...]` to its end, which must be a good one; returns what rank 0 said."""
+    processes = (
+        start_ranks([command] * ranks, output)
+        if ranks > 1
+        else [start_trainer(command, output, track=track)]
+    )
+    said = [process.communicate() for process in processes]
+    for process, (out, errors) in zip(processes, said, strict=True):
+        assert process.returncode == 0, out[-1000:] + errors[-3000:]
+    return said[0][0]
 
 
 def log(output: Path) -> list[dict[str, Any]]:

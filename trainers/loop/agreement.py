@@ -33,20 +33,20 @@ def refuse_other_run(config: TrainerConfig, before: Checkpoint) -> None:
     )
     changed = differences(mine, theirs)
     if changed:
-        saved_file = before.folder.parent.parent / "config.json"
+        saved_file = before.where.parent.parent / "config.json"
         hints = [
             hint.format(step=before.step, value=mine[name])
             for name, hint in HINTS.items()
             if mine.get(name) != theirs.get(name)
         ]
         raise UsageError(
-            f"{before.folder} is of another configuration ({'; '.join(changed)}): give that "
+            f"{before.where} is of another configuration ({'; '.join(changed)}): give that "
             f"configuration (--config {saved_file}), or another --output, where a run begins "
             f"without --resume{''.join(hints)}"
         )
     if config.loop.max_steps < before.step:
         raise UsageError(
-            f"--max-steps {config.loop.max_steps}, but {before.folder} has {before.step} steps "
+            f"--max-steps {config.loop.max_steps}, but {before.where} has {before.step} steps "
             f"already: give --max-steps {before.step} or more, or another --output; nothing was "
             "changed"
         )

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from infra.config import read_object
 from infra.errors import UsageError
+from infra.paths import path_of
 from trainers.loop.config import EngineConfig
 
 OURS = ("optimizer", "scheduler", "fp16", "bf16", "amp", "data_types", "checkpoint")
@@ -61,7 +61,7 @@ def deepspeed_json(config: EngineConfig, plan: BatchPlan) -> dict[str, Any]:
         UsageError: the file contradicts the configuration, or sets what the trainer decides.
     """
     file = config.deepspeed_config
-    given = {} if file is None else read_object(Path(file), file)
+    given = {} if file is None else read_object(path_of(file), file)
     for name in OURS:
         if given.pop(name, None) is not None:
             raise UsageError(

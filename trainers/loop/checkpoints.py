@@ -10,14 +10,13 @@ optimizer.safetensors   Adam's moments by parameter, for another layout
 engine/             DeepSpeed's own state, a part from each rank, for the same layout
 metrics.json        of the validation of this step, if there was one; comes after the manifest
 
-A damaged checkpoint is moved to damaged-step-..., where nobody looks for one, and the next older
-one is taken. A run that goes on from the checkpoint of another run is a fork of that run.
+The checkpoints of a run lie in a local folder or in a bucket (`trainers.loop.stores`); what is said
+here of folders is true of both. A damaged checkpoint is moved to damaged-step-..., where
+nobody looks for one, and the next older one is taken. A run that goes on from the checkpoint of
+another run is a fork of that run.
 """
 
-import contextlib
 import json
-import shutil
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,23 +26,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from infra.config import digest, pretty_json
-from infra.distributed import barrier, gathered, rank
+from infra.distributed import by_first, gathered, rank, together
 from infra.errors import UsageError, UserError
-from infra.storage import local_path, move, remove_tree, write_bytes, written_by_name
+from infra.paths import AnyPath, path_of
+from infra.storage import remove_tree, write_bytes, written_by_name
 from models.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from models.ema import EMA, UPDATES
 from trainers.loop.engine import Engine
-from trainers.loop.integrity import MANIFEST, damage, is_whole, seal
+from trainers.loop.integrity import seal
+from trainers.loop.place import CHECKPOINTS, OTHER, opened
+from trainers.loop.stores import METRICS, Store
+from trainers.loop.terminal import warn
 
-CHECKPOINTS, RECORD, MODEL, ENGINE = "checkpoints", "record.json", "model", "engine"
-MOMENTS_FILE, METRICS = "optimizer.safetensors", "metrics.json"
+RECORD, MODEL, ENGINE, MOMENTS_FILE = "record.json", "model", "engine", "optimizer.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete checkpoint."""
+    """A complete checkpoint, on this machine's disk."""
 
+    where: AnyPath
+    """Where the run has it, which a person is told."""
     folder: Path
+    """Where its files are loaded from: the same, or a copy."""
     record: dict[str, Any]
 
     @property
@@ -55,10 +60,8 @@ class Checkpoint:
     def metrics(self) -> dict[str, float]:
         """What the validation of this step found; empty if there was none, or if it is damaged."""
         try:
-            saved = json.loads((self.folder / METRICS).read_bytes())
-            found = {str(name): float(number) for name, number in saved["metrics"].items()}
-            return found if saved["sha256"] == digest(found) else {}
-        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+            return _numbers((self.folder / METRICS).read_bytes())
+        except FileNotFoundError:
             return {}
 
     def load_weights(self, network: nn.Module, ema: EMA) -> None:
@@ -81,38 +84,30 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run's folder.
+    """The checkpoints of one run; all ranks call each method, together.
 
     Args:
-        folder: holds a folder for each checkpoint; several machines need one that all of them see.
+        store: where they are.
         keep_last: number of the newest that are kept.
         keep_best: number of the best by the metric ``best`` that are kept besides.
         best: name of a metric of which more is better, or less where it is prefixed by "-".
     """
 
-    def __init__(self, folder: Path, *, keep_last: int, keep_best: int, best: str) -> None:
-        self.folder = folder
+    def __init__(self, store: Store, *, keep_last: int, keep_best: int, best: str) -> None:
+        self.store = store
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.best = best
 
-    def complete(self) -> list[Checkpoint]:
-        """Return the checkpoints whose files are all there, oldest first; their bytes are not read.
-
-        One whose record is damaged is left out.
-        """
-        found = []
-        for path in sorted(self.folder.glob(f"step-*/{MANIFEST}")):
-            if is_whole(path):
-                with contextlib.suppress(TypeError, ValueError):
-                    found.append(read(path.parent))
-        return found
+    def complete(self) -> list[AnyPath]:
+        """Return the checkpoints whose files are all there, oldest first; none is read."""
+        return [self.store.where / name for name in self.store.complete()]
 
     def find(self, resume: str) -> Checkpoint | None:
-        """Find the checkpoint to resume from, whole by SHA-256; all ranks call it.
+        """Find the checkpoint to resume from, whole by SHA-256, and have it on this machine.
 
         Args:
-            resume: "auto" is the newest of this folder, "never" none; or the folder of a checkpoint
+            resume: "auto" is the newest of this run, "never" none; or the folder of a checkpoint
                 or of a run, which is forked if it is another one. A fork that has checkpoints of
                 its own goes on from those.
 
@@ -123,79 +118,86 @@ class Checkpoints:
         if resume == "auto":
             return self._newest()
         if resume == "never":
-            if candidates(self.folder):
+            if self.store.names():
                 raise UsageError(
-                    f"--resume never, but {self.folder} has checkpoints: give another --output, "
-                    "or move them away"
+                    f"--resume never, but {self.store.where} has checkpoints: give another "
+                    "--output, or move them away"
                 )
             return None
         return self._named(resume)
 
     def is_own(self, checkpoint: Checkpoint) -> bool:
-        """Tell whether a checkpoint lies in this folder."""
-        return checkpoint.folder.parent.resolve() == self.folder.resolve()
+        """Tell whether a checkpoint is of this run."""
+        return checkpoint.where.parent.resolve() == self.store.where.resolve()
 
     def _newest(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint of this folder, and move newer damaged ones aside."""
-        bad: dict[Path, str] = {}
-        for folder in reversed(candidates(self.folder)):
-            if not (why := damage(folder)):
-                if rank() == 0:
-                    for other, reason in bad.items():
-                        _set_aside(other, reason, folder)
-                barrier()
-                return read(folder)
-            bad[folder] = why
+        """Return the newest whole checkpoint of this run, and move newer damaged ones aside."""
+        bad: dict[str, str] = {}
+        for name in reversed(self.store.names()):
+            if not (why := self.store.bring(name)):
+                for other, reason in bad.items():
+                    aside = self.store.set_aside(other)
+                    warn(
+                        f"the checkpoint {self.store.where / other} is damaged ({reason}). It is "
+                        f"now {aside}, to look at or to delete, and the run goes on from {name}"
+                    )
+                return read(self.store, name)
+            bad[name] = why
         if bad:
-            said = "; ".join(f"{folder.name}: {why}" for folder, why in bad.items())
+            said = "; ".join(f"{name}: {why}" for name, why in bad.items())
             raise UserError(
-                f"{self.folder} has no checkpoint that is whole ({said}). Copy a whole one there, "
-                "or give another --output to begin again"
+                f"{self.store.where} has no checkpoint that is whole ({said}). Copy a whole one "
+                "there, or give another --output to begin again"
             )
         return None
 
     def _named(self, resume: str) -> Checkpoint:
         """Return the checkpoint that a user named; see `find`."""
-        own, path = candidates(self.folder), local_path(resume)
-        if own and path.resolve() == self.folder.parent.resolve():
+        own, path = self.store.names(), path_of(resume)
+        home = self.store.where.resolve()
+        if own and path.resolve() == home.parent:
             return cast(Checkpoint, self._newest())
-        if own and path.resolve().parent != self.folder.resolve():
+        if own and path.resolve().parent != home:
             return self._of_fork(resume, path)
-        chosen = read(whole(f"--resume {resume}", path))
-        later = [folder for folder in own if folder.name > chosen.folder.name]
+        chosen = whole(f"--resume {resume}", path, self.store.folder.parent / OTHER)
+        later = [name for name in own if name > chosen.where.name]
         if later and self.is_own(chosen):
             raise UsageError(
-                f"--resume {resume}: {self.folder} has later checkpoints, to {later[-1].name}, "
+                f"--resume {resume}: {self.store.where} has later checkpoints, to {later[-1]}, "
                 "that would count as this run's newest: give another --output, which begins a run "
                 "of its own there, move the later ones away, or leave --resume out to go on from "
                 "the newest"
             )
         return chosen
 
-    def _of_fork(self, resume: str, path: Path) -> Checkpoint:
+    def _of_fork(self, resume: str, path: AnyPath) -> Checkpoint:
         """Return the newest checkpoint of a fork that was begun from ``path`` before."""
         newest = cast(Checkpoint, self._newest())
-        parent = Path((newest.record["origin"]["parent"] or {"folder": ""})["folder"])
+        parent = path_of((newest.record["origin"]["parent"] or {"folder": "/"})["folder"])
         if path.resolve() not in (parent, parent.parent.parent):
             raise UsageError(
-                f"--resume {resume}: {self.folder} has checkpoints of a run that did not begin "
-                "there: give another --output, or leave --resume out to go on with that run"
+                f"--resume {resume}: {self.store.where} has checkpoints of a run that did not "
+                "begin there: give another --output, or leave --resume out to go on with that run"
             )
         return newest
 
     def save(
         self, record: dict[str, Any], engine: Engine, network: nn.Module, ema: EMA
     ) -> Checkpoint:
-        """Write a checkpoint; all ranks call it. A failure leaves the older ones as they were.
+        """Write a checkpoint on this machine. A failure leaves the older ones as they were.
 
         Raises:
             UserError: it could not be written; raised on every rank.
         """
-        folder = self.folder / f"step-{record['step']:08d}"
-        if rank() == 0:
-            remove_tree(folder)
-            folder.mkdir(parents=True)
-        barrier()
+        name, here = f"step-{record['step']:08d}", self.store.here
+        folder = self.store.folder / name
+
+        def make_room() -> None:
+            if here.is_first:
+                remove_tree(folder)
+                folder.mkdir(parents=True)
+
+        together(make_room)
         problem = ""
         try:
             engine.save(folder / ENGINE)
@@ -208,26 +210,31 @@ class Checkpoints:
                 problem = self._write(folder, record, moments, network, ema)
             problems = [found for found in gathered(problem) if found]
         if not problems:
-            problems = list(filter(None, [seal(folder)]))
+            problems = list(filter(None, [seal(folder, here)]))
         if problems:
-            if rank() == 0:
-                shutil.rmtree(folder, ignore_errors=True)
+            if here.is_first:
+                remove_tree(folder)
             raise UserError(
                 f"{folder} could not be saved ({problems[0]}); free some space and run the same "
                 f"command again: it goes on from the last of {len(self.complete())} checkpoints"
             )
-        if rank() == 0:
-            self.prune()
-        barrier()
-        return Checkpoint(folder, record)
+        return Checkpoint(self.store.where / name, folder, record)
+
+    def publish(self, saved: Checkpoint) -> None:
+        """Make a checkpoint that was saved count, and delete those that need not stay.
+
+        Raises:
+            UserError: it could not be uploaded; raised on every rank.
+        """
+        self.store.publish(saved.folder.name)
+        self.prune()
 
     def rate(self, step: int, metrics: dict[str, float]) -> None:
         """Add what a validation found to the checkpoint of its step, by which the best are kept."""
-        if rank() == 0:
-            numbers = {name: float(number) for name, number in metrics.items()}
-            saved = {"metrics": numbers, "sha256": digest(numbers)}
-            write_bytes(self.folder / f"step-{step:08d}" / METRICS, pretty_json(saved))
-            self.prune()
+        numbers = {name: float(number) for name, number in metrics.items()}
+        saved = {"metrics": numbers, "sha256": digest(numbers)}
+        self.store.rate(f"step-{step:08d}", pretty_json(saved))
+        self.prune()
 
     def _write(
         self,
@@ -259,56 +266,70 @@ class Checkpoints:
 
     def prune(self) -> None:
         """Delete checkpoints that are neither new nor good enough, and incomplete ones."""
-        complete = self.complete()
+        complete = self.store.complete()
         name, sign = self.best.removeprefix("-"), -1 if self.best.startswith("-") else 1
-        rated = [c for c in complete if name in c.metrics]
-        rated.sort(key=lambda c: sign * c.metrics[name], reverse=True)
-        kept = {c.folder for c in complete[-self.keep_last :] + rated[: self.keep_best]}
-        for folder in self.folder.glob("step-*"):
-            if folder not in kept:
-                (folder / MANIFEST).unlink(missing_ok=True)  # or a part of it might count
-                remove_tree(folder)
+        found = {one: _numbers(self.store.read(one, METRICS)) for one in complete}
+        rated = [one for one in complete if name in found[one]]
+        rated.sort(key=lambda one: sign * found[one][name], reverse=True)
+        self.store.keep({*complete[-self.keep_last :], *rated[: self.keep_best]})
 
 
-def candidates(folder: Path) -> list[Path]:
-    """List the folders with a manifest, oldest first, as rank 0 sees them; all ranks call it."""
-    return gathered([path.parent for path in sorted(folder.glob(f"step-*/{MANIFEST}"))])[0]
-
-
-def read(folder: Path) -> Checkpoint:
-    """Read the record of a checkpoint.
+def read(store: Store, name: str) -> Checkpoint:
+    """Read the record of a checkpoint that the store has brought.
 
     Raises:
         TypeError, ValueError: it is no JSON object.
     """
-    return Checkpoint(folder, dict(json.loads((folder / RECORD).read_bytes())))
+    folder = store.folder / name
+    return Checkpoint(store.where / name, folder, dict(json.loads((folder / RECORD).read_bytes())))
 
 
-def whole(option: str, path: Path) -> Path:
+def step_of(checkpoint: AnyPath) -> int:
+    """Return the step of the checkpoint of this name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def whole(option: str, path: AnyPath, copies: Path, below: tuple[str, ...] = ("",)) -> Checkpoint:
     """Return the whole checkpoint that a user's folder is, or the newest one of the run that it is.
 
     All ranks call it.
 
+    Args:
+        option: that names it, for messages.
+        path: what the user gave.
+        copies: folder on this machine for what is in a bucket.
+        below: what of it is enough, as of `Store.bring`.
+
     Raises:
         UsageError: there is none; offers an older one where one is whole.
     """
-    is_run = (path / CHECKPOINTS).is_dir()
-    others = candidates(path / CHECKPOINTS if is_run else path.parent)
-    asked = others[-1] if is_run and others else path
-    why = damage(asked)
+    store, asked = chosen(path, copies)
+    why = store.bring(asked, below)
     if not why:
-        return asked
-    good = next((one for one in reversed(others) if one != asked and not damage(one)), None)
-    offer = f"give {good}, which is whole" if good else "give a run or its step-... folder"
-    raise UsageError(f"{option}: no complete checkpoint in {asked} ({why}); {offer}")
-
-
-def _set_aside(folder: Path, why: str, older: Path) -> None:
-    """Move a damaged checkpoint to a name by which nobody finds it, and say so."""
-    taken = sorted(folder.parent.glob(f"damaged-{folder.name}*"))
-    aside = folder.with_name(f"damaged-{folder.name}" + (f"-{len(taken)}" if taken else ""))
-    move(folder, aside)
-    sys.stderr.write(
-        f"WARNING: the checkpoint {folder} is damaged ({why}). It is now {aside.name}, to look at "
-        f"or to delete, and the run goes on from {older.name}\n"
+        return read(store, asked)
+    others = [name for name in reversed(store.names()) if name != asked]
+    good = next((name for name in others if not store.bring(name, below)), None)
+    offer = (
+        f"give {store.where / good}, which is whole"
+        if good
+        else "give a run or its step-... folder"
     )
+    raise UsageError(f"{option}: no complete checkpoint in {store.where / asked} ({why}); {offer}")
+
+
+def chosen(path: AnyPath, copies: Path) -> tuple[Store, str]:
+    """Return where a checkpoint is and its name: the one given, or the newest of the run given."""
+    if by_first((path / CHECKPOINTS).is_dir):
+        store = opened(path / CHECKPOINTS, copies)
+        return store, max(store.names(), default="")
+    return opened(path.parent, copies), path.name
+
+
+def _numbers(data: bytes) -> dict[str, float]:
+    """Read what `Checkpoints.rate` wrote; empty if it is damaged, or not there."""
+    try:
+        saved = json.loads(data)
+        found = {str(name): float(number) for name, number in saved["metrics"].items()}
+        return found if saved["sha256"] == digest(found) else {}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}

@@ -25,7 +25,10 @@ class LoopConfig:
     """How long, how often, where; none of it but the seed changes what is learnt."""
 
     output: str = ""
-    """Folder of the run: checkpoints, log, pictures."""
+    """Folder of the run, local or s3://BUCKET/RUN: checkpoints, log, pictures."""
+    work: str = ""
+    """Folder on a disk of each machine in which a run in a bucket is worked on before it is copied
+    there; by default one below ~/.cache/latent-pmrf ($XDG_CACHE_HOME), by the name of the run."""
     max_steps: PositiveInt = 150_000
     """Updates."""
     log_every: PositiveInt = 50
@@ -47,10 +50,10 @@ class LoopConfig:
     """What SIGUSR1 asks for: ``save`` and go on, or ``end`` with a checkpoint, as SIGTERM does."""
     resume: str = "auto"
     """"auto": from the newest whole checkpoint of the output folder; "never"; or the folder of a
-    checkpoint, or of a run: of another run it is forked."""
+    checkpoint, or of a run, local or in a bucket: of another run it is forked."""
     init_from: str = ""
     """Weights to begin with at step 0, for fine-tuning: a run (its averaged weights), a checkpoint,
-    a folder or file of weights, or a repository of the Hugging Face hub."""
+    a folder or file of weights, local or in a bucket, or a repository of the Hugging Face hub."""
     seed: NonNegativeInt = 0
     """Of the initial weights, the order of samples, crops, times and noise."""
     workers: NonNegativeInt = 2

@@ -8,7 +8,7 @@ pass, without counting, gives the speed that hours are told at.
 
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +22,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from datasets.reading.order import Layout
 from infra.distributed import world_size
 from infra.errors import UsageError
-from infra.storage import local_path
+from infra.paths import AnyPath
 from trainers.loop.batches import plan_batches
-from trainers.loop.checkpoints import CHECKPOINTS, Checkpoint, Checkpoints
+from trainers.loop.checkpoints import step_of
 from trainers.loop.config import EngineConfig, TrainerConfig
 from trainers.loop.cost import memory_gb
 from trainers.loop.noise import Noise
@@ -114,12 +114,20 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def dry_run(task: Task, config: TrainerConfig, device: torch.device) -> str:
-    """Measure; returns the report, which says everything."""
+def dry_run(
+    task: Task, config: TrainerConfig, device: torch.device, saved: Sequence[AnyPath]
+) -> str:
+    """Measure; returns the report, which says everything.
+
+    Args:
+        task: what would be trained.
+        config: how.
+        device: on which it is measured.
+        saved: the checkpoints that the run has, oldest first.
+    """
     per_sample = task.flops_per_sample()
     flops = per_sample * config.engine.global_batch_size / 1e12
-    saved = _saved(config)
-    first = saved[-1].step if saved else 0
+    first = step_of(saved[-1]) if saved else 0
     total = flops * max(0, config.loop.max_steps - first)
     count = sum(value.numel() for value in task.network.parameters())
     found = measured(task, config, device)
@@ -136,7 +144,7 @@ def dry_run(task: Task, config: TrainerConfig, device: torch.device) -> str:
         f"GB of each rank at ZeRO stage {config.engine.zero_stage}. Hours are at the measured rate "
         "for each rank, without reading, validating and saving; at another rate, they are "
         f"{total / 3600:.4g} divided by the TFLOP/s of all ranks together.",
-        files(config, count),
+        files(config, count, saved),
         "Nothing was written.",
     ]
     return "\n".join(lines) + "\n"
@@ -169,12 +177,18 @@ def table(
         yield "  ".join(cell.rjust(len(name)) for cell, name in zip(cells, names, strict=True))
 
 
-def files(config: TrainerConfig, parameters: int) -> str:
-    """Say what the run would write, and where it would go on."""
-    loop, saved = config.loop, _saved(config)
+def files(config: TrainerConfig, parameters: int, saved: Sequence[AnyPath]) -> str:
+    """Say what the run would write, and where it would go on.
+
+    Args:
+        config: of the run.
+        parameters: of the network.
+        saved: its checkpoints, oldest first.
+    """
+    loop = config.loop
     size = 4 * parameters * (SAVED_COPIES + len(config.ema.decays)) / 1e9
     kept = loop.keep_last + loop.keep_best
-    goes_on = f"It would go on from {saved[-1].folder}. " if saved else ""
+    goes_on = f"It would go on from {saved[-1]}. " if saved else ""
     return (
         f"{goes_on}It would write to {loop.output}: checkpoints of about {size:.3g} GB, one in "
         f"{loop.save_every} steps, of which {kept} stay (--keep-last {loop.keep_last} --keep-best "
@@ -237,8 +251,3 @@ def _fits(gb: float, device: torch.device) -> bool:
 
 def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
-
-
-def _saved(config: TrainerConfig) -> list[Checkpoint]:
-    folder = local_path(config.loop.output) / CHECKPOINTS
-    return Checkpoints(folder, keep_last=1, keep_best=0, best="loss").complete()

@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from infra.config import differences, flat, to_dict
+from infra.copies import local_copy
+from infra.distributed import by_first
 from infra.errors import UsageError, UserError
-from infra.storage import local_path
+from infra.paths import path_of
 from models.checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -21,7 +23,9 @@ from models.checkpoint import (
     weights_digest,
 )
 from models.vae.folder import WEIGHTS_FILE
-from trainers.loop.checkpoints import CHECKPOINTS, RECORD, read, whole
+from trainers.loop.checkpoints import RECORD, whole
+from trainers.loop.config import TrainerConfig
+from trainers.loop.place import CHECKPOINTS, OTHER, work_folder
 from trainers.loop.task import Task
 
 
@@ -40,7 +44,7 @@ def begin_with(task: Task, where: str) -> str:
     """
     option = f"--init-from {where}"
     try:
-        config, state = _weights(task, _found(where, option))
+        config, state = _weights(task, _found(where, option, task.config))
         changed = differences(_plain(task.network), flat(config))
         if changed:
             raise UserError(
@@ -53,13 +57,16 @@ def begin_with(task: Task, where: str) -> str:
     return weights_digest(task.network.state_dict())
 
 
-def _found(where: str, option: str) -> Path:
-    """Return the folder or file that holds the weights."""
-    path = local_path(where)
-    if (path / CHECKPOINTS).is_dir() or (path / RECORD).is_file():
-        checkpoint = read(whole(option, path))
+def _found(where: str, option: str, config: TrainerConfig) -> Path:
+    """Return the folder or file on this machine that holds the weights."""
+    path = path_of(where)
+    if by_first(lambda: (path / CHECKPOINTS).is_dir() or (path / RECORD).is_file()):
+        copies = work_folder(config.loop) / OTHER
+        checkpoint = whole(option, path, copies, below=(RECORD, "ema-"))
         return checkpoint.folder / f"ema-{checkpoint.record['config']['ema']['decays'][0]}"
-    return path if path.exists() else _downloaded(where, option)
+    if isinstance(path, Path) and not path.exists():
+        return _downloaded(where, option)
+    return local_copy(path)
 
 
 def _weights(task: Task, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from infra.distributed import gathered, rank
+from infra.paths import AnyPath
 from trainers.loop.changes import peak_at
-from trainers.loop.checkpoints import Checkpoint
+from trainers.loop.checkpoints import step_of
 from trainers.loop.config import TrainerConfig
 from trainers.loop.engine import Engine
 from trainers.loop.noise import Noise
@@ -76,7 +77,7 @@ def said(what: str, step: int, suspects: Sequence[Suspect]) -> str:
 
 
 def remedy(
-    step: int, saved: Sequence[Checkpoint], suspects: Sequence[Suspect], config: TrainerConfig
+    step: int, saved: Sequence[AnyPath], suspects: Sequence[Suspect], config: TrainerConfig
 ) -> str:
     """Return what makes the run go on.
 
@@ -100,17 +101,17 @@ def remedy(
     return f"{slow_down}. If it is this batch alone, {leave_out}"
 
 
-def _slow_down(step: int, saved: Sequence[Checkpoint], config: TrainerConfig) -> str:
+def _slow_down(step: int, saved: Sequence[AnyPath], config: TrainerConfig) -> str:
     """Return how to go on at a tenth of the rate, from weights that were there before the step."""
-    before = [checkpoint for checkpoint in saved if checkpoint.step < step]
-    at = before[-1].step if before else 0
+    before = [checkpoint for checkpoint in saved if step_of(checkpoint) < step]
+    at = step_of(before[-1]) if before else 0
     changes = [*config.changes.peak_from, (at, peak_at(at, config) / 10)]
     kept = {begin: peak for begin, peak in changes if begin <= at}
     pairs = " ".join(f"{begin} {peak:.3g}" for begin, peak in kept.items())
     option = f"--peak-from {pairs}, a tenth of the learning rate from step {at} on"
     if before == list(saved):  # the newest, or none: what the same command goes on from
         return f"Run the same command again with {option}"
-    where = f"--resume {before[-1].folder} " if before else ""
+    where = f"--resume {before[-1]} " if before else ""
     return (
         f"The checkpoint of step {step} has these weights: run the command with another --output "
         f"and {where}{option}"

@@ -8,8 +8,6 @@ left, and is then made up for by the next start.
 
 import copy
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -24,14 +22,15 @@ from infra.config import digest, pretty_json, to_dict
 from infra.distributed import barrier, gathered, rank, sums, world_size
 from infra.errors import UsageError, UserError
 from infra.notices import Notices
-from infra.storage import exclusive, local_path, write_bytes
+from infra.paths import path_of
+from infra.storage import remove_tree, write_bytes
 from infra.tracking.record import Resume
 from infra.tracking.run import Run, start_run
 from models.ema import EMA
 from trainers.loop.agreement import refuse_other_run, refuse_unequal_ranks
 from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
 from trainers.loop.changes import check_changes, clipping_at, rate_at
-from trainers.loop.checkpoints import CHECKPOINTS, Checkpoints
+from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.config import TrainerConfig
 from trainers.loop.cost import job_peak_tflops, memory_gb, peak_memory_gb
 from trainers.loop.dry_run import dry_run
@@ -39,8 +38,11 @@ from trainers.loop.engine import Engine, join, leave, leave_refused
 from trainers.loop.log import StepAverages, clock
 from trainers.loop.noise import Noise
 from trainers.loop.not_finite import Micro, examined, remedy, said
+from trainers.loop.place import OTHER, Place, held, looked_at
+from trainers.loop.run_files import CONFIG
 from trainers.loop.start import begun, tags
 from trainers.loop.task import Interrupted, Task
+from trainers.loop.terminal import say, warn
 from trainers.loop.validation import Bar, readable, validated_already
 from trainers.loop.watchdog import Watchdog
 
@@ -58,7 +60,6 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
     loop, plan = config.loop, plan_batches(config.engine, world_size())
     if not loop.output:
         raise UsageError("no --output; give the folder of the run")
-    folder = local_path(loop.output)
     check_changes(config)
     say(f"{plan}\n")
     with ExitStack() as stack:
@@ -66,42 +67,35 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
         watchdog = stack.enter_context(Watchdog(loop.timeout_minutes))
         device = join(loop.timeout_minutes)
         stack.push(leave_refused)
-        if rank() == 0 and not loop.dry_run:
-            stack.enter_context(exclusive(folder / ".state"))
-            write_bytes(folder / ".state" / "pid", f"{os.getpid()}\n".encode())
-        task = build(device)
-        config = task.config
         if loop.dry_run:
-            say(dry_run(task, config, device))
+            store = looked_at(loop)
+            saved = [store.where / name for name in store.complete()]
+            task = build(device)
+            say(dry_run(task, task.config, device, saved))
             leave()
             return 0
-        training = Training(task, config, plan, notices, watchdog)
+        place = stack.enter_context(held(loop))
+        task = build(device)
+        config = task.config
+        training = Training(task, config, plan, notices, watchdog, place)
         with start_run(
             task.experiment,
-            folder=folder,
-            name=folder.name,
+            folder=place.folder,
+            name=path_of(loop.output).name,
             params=to_dict(config),
             resume=Resume(training.token, training.first or -1, tags(training.origin)),
             track=loop.track,
         ) as tracked:
+            place.send_files()
             finished = training.train(tracked)
             status = "FINISHED" if finished else "KILLED"
             tracked.close(status, PATIENCE[status])
             if loop.track:
                 say(f"MLflow: {tracked.where()}\n")
+        place.send_files()
         barrier()  # the launcher ends all ranks when one has ended
         leave()
     return 0 if finished else notices.code
-
-
-def say(text: str) -> None:
-    """Write to the terminal, on rank 0 only."""
-    if rank() == 0:
-        try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        except OSError:  # the terminal or pipe ended first; what matters is in the log
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Training:
@@ -113,6 +107,7 @@ class Training:
         plan: the division of the global batch.
         notices: what this rank is told from outside.
         watchdog: what ends it when it hangs.
+        place: where the run is.
 
     Attributes:
         step: number of updates done, or left out.
@@ -134,14 +129,16 @@ class Training:
         plan: BatchPlan,
         notices: Notices,
         watchdog: Watchdog,
+        place: Place,
     ) -> None:
         loop = config.loop
         self.task, self.config, self.plan = task, config, plan
         self.notices, self.watchdog = notices, watchdog
         self.stopped = self.save_asked = False
-        self.folder = local_path(loop.output)
+        self.folder = place.folder
+        place.begin()
         self.checkpoints = Checkpoints(
-            self.folder / CHECKPOINTS,
+            place.store,
             keep_last=loop.keep_last,
             keep_best=loop.keep_best,
             best=task.best,
@@ -177,11 +174,13 @@ class Training:
         self.position = self.loader.state
         if before is not None:
             verb = "resumed" if is_own else "a run of its own, forked"
-            say(f"{verb} from {before.folder} {how}\n")
+            say(f"{verb} from {before.where} {how}\n")
             if self.step >= loop.max_steps:
                 say(f"complete already: {self.step} of {loop.max_steps} steps\n")
         if rank() == 0:
-            write_bytes(self.folder / "config.json", pretty_json(to_dict(config)))
+            write_bytes(self.folder / CONFIG, pretty_json(to_dict(config)))
+        if place.store.here.is_first:
+            remove_tree(self.folder / OTHER)
 
     def train(self, tracked: Run) -> bool:
         """Train to the last step; returns False if the run was told to end before.
@@ -305,8 +304,7 @@ class Training:
 
     def _leave_out(self, why: str) -> None:
         self.skipped.append(self.step)
-        if rank() == 0:
-            sys.stderr.write(f"WARNING: {why}\n")
+        warn(why)
 
     def validate(self, tracked: Run) -> None:
         """Validate the averaged weights and record what was found, unless told to end meanwhile."""
@@ -357,9 +355,14 @@ class Training:
             "origin": self.origin,
             "token": tracked.token or None,
         }
+        began = time.perf_counter()
         saved = self.checkpoints.save(record, self.engine, self.task.network, self.ema)
+        self.watchdog.arm(f"the upload of step {self.step}")
+        self.checkpoints.publish(saved)
         self.saved, self.save_asked = self.step, False
-        say(f"step {self.step}: saved {saved.folder}\n")
+        how = "saved" if saved.where == saved.folder else "saved and uploaded"
+        seconds = time.perf_counter() - began
+        say(f"step {self.step}: {how} {saved.where} in {seconds:.1f} s\n")
 
     def finish(self, tracked: Run) -> None:
         """Write the averaged weights and register them as a model; on rank 0."""

@@ -40,7 +40,7 @@ def begun(task: Task, config: TrainerConfig, before: Checkpoint | None, *, is_ow
         _refuse_other_weights(task, where, init, before)
     if is_own:
         return origin
-    folder = str(before.folder.resolve())
+    folder = str(before.where.resolve())
     parent = {"run": before.record["token"], "step": before.step, "folder": folder}
     return {"parent": parent, "init": init}
 
@@ -57,6 +57,6 @@ def _refuse_other_weights(
     if init is None or begin_with(task, where) != init["sha256"]:
         began = "with weights of its seed" if init is None else f"from {init['from']}"
         raise UsageError(
-            f"--init-from {where}: the run of {before.folder} began {began}; leave the option out "
+            f"--init-from {where}: the run of {before.where} began {began}; leave the option out "
             "to go on with it, or give another --output to begin from those weights"
         )

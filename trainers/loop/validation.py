@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from infra.distributed import gathered, rank
+from infra.distributed import by_first, rank
 from infra.tracking.record import LOG, described, read
 from models.metrics.catalog import METRICS
 from trainers.loop.checkpoints import Checkpoint, Checkpoints
@@ -27,13 +27,12 @@ def validated_already(checkpoints: Checkpoints, before: Checkpoint | None, run: 
     """
     if before is None:
         return None
-    metrics = before.metrics
+    metrics = by_first(lambda: before.metrics)
     if not metrics and checkpoints.is_own(before):
-        metrics = _logged(run / LOG, before)
+        metrics = by_first(lambda: _logged(run / LOG, before))
         if metrics:
             checkpoints.rate(before.step, metrics)
-    is_done: bool = gathered(bool(metrics))[0]  # as rank 0 sees the files
-    return before.step if is_done else None
+    return before.step if metrics else None
 
 
 def _logged(log: Path, before: Checkpoint) -> dict[str, float]:

@@ -16,6 +16,7 @@ from datasets.reading.ranges import Cache
 from datasets.sets import EmptySplitError
 from infra.distributed import rank, world_size
 from infra.errors import UserError
+from infra.paths import path_of
 from infra.storage import local_path
 from trainers.loop.config import LoopConfig
 from trainers.loop.noise import Noise
@@ -25,15 +26,13 @@ from trainers.loop.task import Between, unwatched
 def open_images(path: str, loop: LoopConfig, split: str = "train") -> ImageSet:
     """Open an image set, through the cache if there is one."""
     with _way_out(split):
-        return ImageSet(local_path(path), split=split, cache=_cache(loop))
+        return ImageSet(path_of(path), split=split, cache=_cache(loop))
 
 
 def open_latents(path: str, loop: LoopConfig, split: str) -> LatentPairs:
     """Open a latent set, through the cache if there is one."""
     with _way_out(split):
-        return LatentPairs(
-            local_path(path), split=split, cache=_cache(loop), checked=loop.check_data
-        )
+        return LatentPairs(path_of(path), split=split, cache=_cache(loop), checked=loop.check_data)
 
 
 @contextmanager
@@ -48,7 +47,7 @@ def _way_out(split: str) -> Iterator[None]:
 
 def named(path: str, samples: ImageSet | LatentPairs) -> tuple[str, str, str, str]:
     """Name a set that is trained on: its folder's name, the set's digest, where it is, its use."""
-    return local_path(path).name, samples.digest.partition("/")[0], path, "training"
+    return path_of(path).name, samples.digest.partition("/")[0], path, "training"
 
 
 def _cache(loop: LoopConfig) -> Cache | None:

@@ -15,7 +15,6 @@ from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader
 from datasets.reading.order import Layout
 from infra.errors import UserError
-from infra.storage import local_path
 from infra.tracking.models import FinishedModel
 from models.checkpoint import CONFIG, WEIGHTS, CheckpointError, save_checkpoint
 from models.frozen import check_takes
@@ -25,8 +24,9 @@ from models.restorer import Restorer
 from models.velocity import hdit, looformer
 from trainers.loop.cost import encoder_flops, forward_flops
 from trainers.loop.noise import Noise
-from trainers.loop.run import say
+from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Runner, Validation, unwatched
+from trainers.loop.terminal import say
 from trainers.recipes.data import held_out, named, open_images, open_latents, sweep, training_loader
 from trainers.recipes.flow_config import FlowConfig
 from trainers.recipes.flow_latents import (
@@ -240,7 +240,7 @@ class FlowTask:
 
     def export(self, network: nn.Module) -> FinishedModel:
         """Write the network as `models.checkpoint.load_checkpoint` reads it."""
-        folder = local_path(self.config.loop.output) / EXPORT
+        folder = work_folder(self.config.loop) / EXPORT
         digest = save_checkpoint(folder, network.state_dict(), asdict(self._config))
         identity = {**belonging(self.config, self.digests), **self.identity}
         if "regressor" in self.digests:

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from infra.copies import at_hand
 from infra.errors import UserError
-from infra.storage import local_path
+from infra.paths import path_of
 from models.checkpoint import CheckpointError
 from models.frozen import load_posterior_mean, load_regressor, load_vae
 from models.predictor.swinir import SwinIR
@@ -38,15 +39,15 @@ def load_networks(config: FlowConfig, device: torch.device) -> FlowNetworks:
     try:
         if config.vae and config.space == "latent":
             option = f"--vae {config.vae}"
-            vae, who = load_vae(config.vae)
+            vae, who = load_vae(at_hand(config.vae))
             networks.vae, networks.digests["vae"] = vae.to(device), who.weights
         if config.predictor:
             option = f"--predictor {config.predictor}"
-            predictor, who = load_posterior_mean(config.predictor)
+            predictor, who = load_posterior_mean(at_hand(config.predictor))
             networks.predictor, networks.digests["predictor"] = predictor.to(device), who.weights
         if config.regressor:
             option = f"--regressor {config.regressor}"
-            regressor, who = load_regressor(str(local_path(config.regressor)))
+            regressor, who = load_regressor(at_hand(str(path_of(config.regressor))))
             networks.regressor, networks.digests["regressor"] = regressor.to(device), who.weights
     except (CheckpointError, OSError) as error:
         raise UserError(f"{option}: {error}") from error

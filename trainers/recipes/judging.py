@@ -1,16 +1,18 @@
 """How validation judges: the metrics of pictures, and averages over the samples of all ranks."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from infra.copies import at_hand
 from infra.distributed import gathered, sums
 from infra.errors import UserError
-from infra.storage import local_path
+from infra.paths import path_of
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
 from models.metrics.catalog import METRICS, Judge, best_by
-from trainers.loop.run import say
+from trainers.loop.terminal import say
 
 FIDELITY = ("psnr", "ms_ssim", "lpips")
 
@@ -35,7 +37,7 @@ class Judges:
         missing: dict[str, str] = {}
         for name in names:
             folder = folders.get(name)
-            where = None if folder is None else local_path(folder)
+            where = None if folder is None else Path(at_hand(str(path_of(folder))))
             try:
                 self._judges[name] = METRICS[name].load(where, device)
             except CheckpointError as error:

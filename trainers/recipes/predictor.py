@@ -13,13 +13,13 @@ from datasets.degradation.parameters import degradation_preset
 from datasets.reading.images import DegradedBatch, OnlinePairs
 from datasets.reading.loader import Loader
 from datasets.reading.order import Layout
-from infra.storage import local_path
 from infra.tracking.models import FinishedModel
 from models.checkpoint import save_checkpoint
 from models.predictor.swinir import SwinIR, load_predictor, preset
 from models.ranges import model_to_unit, to_uint8, unit_to_model
 from trainers.loop.cost import forward_flops
 from trainers.loop.noise import Noise
+from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Runner, Validation, unwatched
 from trainers.recipes.data import (
     held_out,
@@ -110,7 +110,7 @@ class PredictorTask:
     def export(self, network: nn.Module) -> FinishedModel:
         """Write the folder that `models.frozen.load_posterior_mean` reads."""
         assert isinstance(network, SwinIR)
-        folder, images = local_path(self.config.loop.output) / EXPORT, (-1, 3, -1, -1)
+        folder, images = work_folder(self.config.loop) / EXPORT, (-1, 3, -1, -1)
         return FinishedModel(
             name="posterior-mean",
             folder=folder,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from datasets.reading.images import Crops, ImageBatch
 from datasets.reading.loader import Loader
 from datasets.reading.order import Layout
+from infra.copies import at_hand
 from infra.distributed import sums
 from infra.errors import UserError
-from infra.storage import local_path
 from infra.tracking.models import FinishedModel
 from models.checkpoint import CheckpointError, weights_digest
 from models.losses import PerceptualLoss, SimVAELoss
@@ -23,6 +23,7 @@ from models.vae.folder import load_sim_vae, save_sim_vae
 from models.vae.sim_vae import SimVAE, preset
 from trainers.loop.cost import forward_flops
 from trainers.loop.noise import Noise
+from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Runner, Validation, unwatched
 from trainers.recipes.data import (
     held_out,
@@ -75,7 +76,8 @@ class VAETask:
         perceptual = None
         if config.loss.perceptual:
             try:
-                perceptual = PerceptualLoss(load_vgg19(config.vgg)).to(device)
+                vgg = load_vgg19(config.vgg and at_hand(config.vgg))
+                perceptual = PerceptualLoss(vgg).to(device)
             except CheckpointError as error:
                 raise UserError(f"--vgg: {error}; or train with --perceptual 0") from error
         self.loss = SimVAELoss(config.loss, perceptual)
@@ -168,7 +170,7 @@ class VAETask:
     def export(self, network: nn.Module) -> FinishedModel:
         """Write the folder that `models.vae.folder.load_sim_vae` and diffusers' users read."""
         assert isinstance(network, SimVAE)
-        folder = local_path(self.config.loop.output) / EXPORT
+        folder = work_folder(self.config.loop) / EXPORT
         save_sim_vae(network, folder)
         images, latents = (-1, 3, -1, -1), (-1, network.latent_channels, -1, -1)
         return FinishedModel(
