@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from datasets import shards
+from infra.config import pretty_json, to_dict
 from infra.errors import UsageError, UserError
-from infra.paths import AnyPath, path_of, sha256
+from infra.paths import AnyPath, glob, path_of, sha256, write_bytes
 from infra.s3 import retries
 from infra.s3.retries import Patience
 from pipelines.curate import __main__ as command
@@ -18,10 +19,11 @@ from pipelines.curate import pack
 from pipelines.curate.estimate import estimate
 from pipelines.curate.job import Curation
 from pipelines.curate.verify import problems
-from tests.conftest import free_port, picture
+from tests.conftest import PATIENCE, free_port, picture, program
 from tests.support import elsewhere
 from tests.support.curation_jobs import InProcess, config, published, run
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.leaks import is_in, leaks
 from tests.support.s3_server import OWNER, READER, S3Server, use
 
 pytest_plugins = ["tests.support.tracking_stores"]
@@ -361,3 +363,37 @@ def test_a_run_that_other_machines_finish_is_one_run(
     assert json.loads(data.dataset.source)["uri"] == str(output)
     names = {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
     assert names == {"report.html", "manifest.json"}
+
+
+@pytest.mark.slow
+def test_the_command_killed_in_mid_job_is_finished_elsewhere_by_ray(
+    source: Path,
+    expected: dict[str, bytes],
+    output: AnyPath,
+    s3_server: S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Workers on this machine take the AWS settings of the driver; no key is in any output."""
+    use(monkeypatch, s3_server.endpoint)
+    options = config(source, output, **JOB)
+    job = ["--config", tmp_path / "machines" / "job.json", "--workers", "2", "--no-track"]
+    write_bytes(tmp_path / "machines" / "job.json", pretty_json(to_dict(options)))
+    said = ""
+    for machine in ("first", "second"):
+        disk = tmp_path / "machines" / machine
+        disk.mkdir(parents=True)
+        places = {"XDG_CACHE_HOME": str(disk), "TMPDIR": str(disk), "RAY_TMPDIR": "/tmp"}
+        process = program("pipelines.curate", job, disk, **places)
+        if machine == "first":
+            while not glob(output / ".curate", "scores-*/part-*"):
+                assert process.poll() is None, process.communicate()
+            process.kill()
+        said += "".join(process.communicate(timeout=PATIENCE))
+    assert process.returncode == 0, said
+
+    assert published(output) == expected
+    assert list(problems(output)) == []
+    assert not is_in(OWNER[1], said)
+    assert leaks(OWNER[1], [tmp_path]) == []
+    assert not any(OWNER[1].encode() in data for data in objects(s3_server, output).values())
