@@ -11,8 +11,9 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from infra.errors import UserError
 from infra.paths import (
     AnyPath,
     atomic_file,
+    fetched,
     glob,
     has_size,
     move,
@@ -131,16 +133,20 @@ def scan(path: AnyPath) -> Shard:
     Raises:
         tarfile.TarError: it is damaged.
     """
-    members = []
-    with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with fetched(path) as local:
+        members = tuple(_members(local))
+        keys = {member.key for member in members}
+        return Shard(path.name, len(keys), local.stat().st_size, sha256(local), members)
+
+
+def _members(path: Path) -> Iterator[Member]:
+    """Yield what is in a tar, in order."""
+    with tarfile.open(path, mode="r:") as tar:
         for info in tar:
             key, _, extension = info.name.partition(".")
             member = tar.extractfile(info)
             content = b"" if member is None else member.read()
-            place = info.offset_data, info.size, zlib.crc32(content)
-            members.append(Member(key, extension, *place))
-    keys = {member.key for member in members}
-    return Shard(path.name, len(keys), size(path) or 0, sha256(path), tuple(members))
+            yield Member(key, extension, info.offset_data, info.size, zlib.crc32(content))
 
 
 def save_record(path: AnyPath, shard: Shard) -> None:

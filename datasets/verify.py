@@ -7,6 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,8 @@ from datasets.shards import (
 )
 from infra.config import canonical_json, flat, from_dict
 from infra.errors import UserError
-from infra.paths import AnyPath, glob, opened, sha256, size
+from infra.folders.contract import Missing, Unavailable
+from infra.paths import AnyPath, fetched, glob, sha256, size
 
 
 def problems(folder: AnyPath) -> Generator[str, None, bool]:
@@ -97,7 +99,7 @@ class Inspected:
     """Whether every file has the length and SHA-256 that the manifest says."""
 
 
-Inspect = Callable[[AnyPath, str, dict[str, bytes], Inspected], Iterator[str]]
+Inspect = Callable[[Path, str, dict[str, bytes], Inspected], Iterator[str]]
 """A function of a shard, a key, its members' contents by extension, and what was inspected before;
 it yields what is wrong with the sample, and adds the sample to what was inspected."""
 
@@ -113,14 +115,12 @@ def set_problems(folder: AnyPath, inspect: Inspect, inspected: Inspected) -> Ite
     manifest = yield from readable_manifest(folder)
     if manifest is None:
         return
-    wrong = _damages(folder, manifest)
+    wrong = _damages(folder, {**manifest, "shards": []})
     yield from (f"{name}: {what}" for name, what in wrong.items())
     yield from _names(folder, manifest)
-    for entry in manifest["shards"]:
-        path = shards_folder(folder) / entry["name"]
-        if path.exists():
-            yield from guarded(path.name, _shard(path, entry, inspect, inspected))
     inspected.is_whole = not wrong
+    for entry in manifest["shards"]:
+        yield from _whole_shard(shards_folder(folder) / entry["name"], entry, inspect, inspected)
     if inspected.is_whole:
         yield from guarded(INDEX, _index(folder, inspected))
         yield from _totals(manifest, inspected)
@@ -159,6 +159,8 @@ def readable_manifest(folder: AnyPath) -> Generator[str, None, dict[str, Any] | 
         if manifest is not None:
             form = {field.name: manifest.get(field.name) for field in fields(_Form)}
             from_dict(_Form, form, MANIFEST)
+    except Unavailable:
+        raise
     except UserError as error:
         yield str(error)
         return None
@@ -189,9 +191,15 @@ def repeated_claims(
 
 
 def guarded(where: str, found: Iterator[str]) -> Iterator[str]:
-    """Yield problems; and a sentence for whatever damaged bytes raise in the search for them."""
+    """Yield problems; and a sentence for whatever damaged bytes raise in the search for them.
+
+    Raises:
+        Unavailable: the store of the set cannot be asked, which is no problem of the set.
+    """
     try:
         yield from found
+    except Unavailable:
+        raise
     except Exception as error:  # decoders of tar, parquet, PNG and JSON have no common one
         yield f"{where}: damaged, or not what it should be ({type(error).__name__}: {error})"
 
@@ -209,14 +217,36 @@ def _names(folder: AnyPath, manifest: dict[str, Any]) -> Iterator[str]:
         counters[entry["split"]] = number + 1
 
 
-def _shard(
+def _whole_shard(
     path: AnyPath, entry: dict[str, Any], inspect: Inspect, inspected: Inspected
+) -> Iterator[str]:
+    """Compare a shard with its entry in the manifest, and inspect its samples.
+
+    One in a bucket is fetched once for both, to the folder for temporary files.
+    """
+    try:
+        with fetched(path) as local:
+            wrong = _damage(local, entry)
+            inspected.is_whole &= not wrong
+            if wrong:
+                yield f"{path.name}: {wrong}"
+            if local.exists():
+                yield from guarded(path.name, _shard(local, entry, inspect, inspected))
+    except Unavailable:
+        raise
+    except UserError as error:
+        inspected.is_whole = False
+        yield f"{path.name}: {'missing' if isinstance(error, Missing) else error}"
+
+
+def _shard(
+    path: Path, entry: dict[str, Any], inspect: Inspect, inspected: Inspected
 ) -> Iterator[str]:
     """Inspect every sample of a tar, one in memory at a time."""
     keys: set[str] = set()
     current, contents = "", dict[str, bytes]()
     try:
-        with opened(path) as opened_file, tarfile.open(fileobj=opened_file, mode="r:") as tar:
+        with tarfile.open(path, mode="r:") as tar:
             for info in tar:
                 yield from _header(path, info)
                 key, _, extension = info.name.partition(".")

@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from infra import storage
 from infra.ahead import map_ahead
 from infra.config import digest
 from infra.folders.bucket_path import BucketPath
 from infra.folders.opening import bucket_path
+from infra.folders.stream import Stream
 from infra.storage import AtomicFile, explained
 
 AnyPath = Path | BucketPath
@@ -147,6 +149,17 @@ def opened(path: AnyPath, buffer: int = BUFFER) -> io.BufferedReader:
     return io.BufferedReader(path.parent.folder.opened(path.name), buffer)
 
 
+def streamed(path: AnyPath) -> BinaryIO:
+    """Open a file for reading from its start to its end, which in a bucket is read ahead.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if isinstance(path, Path):
+        return path.open("rb")
+    return io.BufferedReader(Stream(path.parent.folder.pieces(path.name)))
+
+
 def scanned(path: AnyPath) -> io.BufferedReader:
     """Open a file whose headers are read one after another, such as those of an archive.
 
@@ -258,8 +271,12 @@ def sha256(path: AnyPath) -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    with opened(path, buffer=8 << 20) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(path, Path):
+        return storage.sha256(path)
+    digest = hashlib.sha256()
+    for piece in path.parent.folder.pieces(path.name):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def move(source: AnyPath, target: AnyPath) -> None:

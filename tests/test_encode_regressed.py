@@ -168,7 +168,7 @@ def test_a_regressor_that_cannot_take_these_latents_is_refused(world: Path, tmp_
         depths=(1,) * 5,
         attentions=("neighborhood",) * 5,
     )
-    with pytest.raises(UsageError, match=r"divides the map by 16, latents of 8 x 8"):
+    with pytest.raises(UsageError, match=r"divides the map by 16, latents of 4 x 4"):
         run(world, tmp_path / "set", source="regressed", regressor=str(deep))
     pixels = HDiT(PIXEL_NETWORKS["tiny"])
     save_checkpoint(tmp_path / "pixels", pixels.state_dict(), asdict(pixels.config))

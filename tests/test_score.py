@@ -44,10 +44,15 @@ score.main(sys.argv[1:])
 
 def rows(table: Path) -> list[dict[str, str]]:
     """Read a table of scores."""
-    return list(csv.DictReader(table.read_text().splitlines()))
+    return rows_of(table.read_text())
 
 
-def arguments(images: Path, output: Path, *more: str) -> list[str]:
+def rows_of(text: str) -> list[dict[str, str]]:
+    """Read the text of a table of scores."""
+    return list(csv.DictReader(text.splitlines()))
+
+
+def arguments(images: object, output: object, *more: str) -> list[str]:
     """Score a folder by BRISQUE."""
     return ["--preset", "brisque", "--images", str(images), "--output", str(output), *more]
 

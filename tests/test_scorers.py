@@ -15,6 +15,7 @@ from datasets.decoding import Pixels, decode
 from datasets.sources import list_images
 from datasets.verify import problems
 from infra.errors import UsageError, UserError
+from infra.paths import path_of
 from models.qalign.scorer import QAlign
 from pipelines.curate import scoring
 from pipelines.curate.config import CropRule
@@ -23,7 +24,9 @@ from pipelines.jobs.scorers import describe, load
 from pipelines.score import __main__ as score
 from tests.conftest import Pictures
 from tests.support.curation_jobs import published, run
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.qalign_checkpoint import write_checkpoint
+from tests.test_s3_inputs import uploaded
 
 RNG = np.random.default_rng(11)
 
@@ -51,6 +54,21 @@ def test_describing_and_scoring_agree_on_what_is_loaded(checkpoint: Path) -> Non
     assert info.settings["dtype"] == model.identity["dtype"]
     other = describe(qalign(checkpoint, prompt="aesthetics"), "cpu")
     assert other.identity() != info.identity()
+
+
+def test_weights_in_a_bucket_are_those_of_the_folder(
+    checkpoint: Path, s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their identity, which scores carry; they are copied to this machine once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    uri = uploaded(checkpoint, path_of("s3://tests/scorers"))
+    there = ScorerChoice(name="qalign", weights=uri)
+    for _ in range(2):
+        s3_proxy.seen.clear()
+        found = describe(there, "cpu").identity()
+
+    assert found == describe(qalign(checkpoint), "cpu").identity()
+    assert s3_proxy.count("GET", f"{checkpoint.name}/") == 0
 
 
 @pytest.mark.parametrize("name", ["brisque", "none", "qalign"])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,27 +14,27 @@ import torch
 from infra.tracking.run import Run
 from models.checkpoint import load_checkpoint
 from tests.conftest import ROOT
-from tests.support.trainers_here import TINY, Train, train
-from tests.support.training_sets import log, write_latent_set
+from tests.support.training_sets import log
 from trainers.loop.checkpoints import METRICS
 from trainers.loop.run import Training
 from trainers.loop.watchdog import Watchdog
 
-__all__ = ["train"]
-RUN = ["--max-steps", "6", "--log-every", "1", "--validate-every", "3", "--save-every", "100"]
+if TYPE_CHECKING:
+    from tests.support.trainers_here import Train
+
+pytest_plugins = ["tests.support.trainers_here"]
 Tell = Callable[[int, int], None]
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
+def command(command: list[str | Path]) -> list[str | Path]:
     """Train a tiny flow for six steps; validate at 0, 3 and 6."""
-    latents = write_latent_set(tmp_path_factory.mktemp("latents") / "set")
-    return [*TINY, *RUN, "--latents", latents]
+    return [*command, "--max-steps", "6", "--validate-every", "3", "--save-every", "100"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    command: list[str | Path], train: Train, tmp_path_factory: pytest.TempPathFactory
+    command: list[str | Path], train: "Train", tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A run that nobody told anything."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -87,7 +87,7 @@ def assert_same(output: Path, expected: Path) -> None:
 )
 def test_it_saves_ends_and_is_resumed_to_the_bit(
     command: Sequence[str | Path],
-    train: Train,
+    train: "Train",
     undisturbed: Path,
     tmp_path: Path,
     tell: Tell,
@@ -113,7 +113,7 @@ def test_it_saves_ends_and_is_resumed_to_the_bit(
 
 
 def test_usr1_saves_and_the_run_goes_on(
-    command: Sequence[str | Path], train: Train, undisturbed: Path, tmp_path: Path, tell: Tell
+    command: Sequence[str | Path], train: "Train", undisturbed: Path, tmp_path: Path, tell: Tell
 ) -> None:
     """After the step; and in a validation at once, if its step has no checkpoint so far."""
     output = tmp_path / "run"
@@ -128,7 +128,7 @@ def test_usr1_saves_and_the_run_goes_on(
 
 
 def test_a_checkpoint_does_not_wait_for_the_validation_of_its_step(
-    command: Sequence[str | Path], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Sequence[str | Path], train: "Train", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gets the metrics afterwards, and the best is kept by them."""
     output, seen = tmp_path / "run", list[list[int]]()
@@ -150,7 +150,7 @@ def test_a_checkpoint_does_not_wait_for_the_validation_of_its_step(
 
 
 def test_a_hang_is_one_of_a_batch_not_of_a_whole_validation(
-    command: Sequence[str | Path], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Sequence[str | Path], train: "Train", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long a validation is, each of its batches has the time that a step has."""
     armed: list[str] = []
@@ -181,7 +181,7 @@ def test_the_watchdog_names_the_option_and_the_place() -> None:
 
 
 def test_without_validation_there_is_none_at_the_end_either(
-    command: Sequence[str | Path], train: Train, undisturbed: Path, tmp_path: Path
+    command: Sequence[str | Path], train: "Train", undisturbed: Path, tmp_path: Path
 ) -> None:
     """And the run is the same but for that."""
     ended = train([*command, "--validate-every", "0"], tmp_path / "run")
@@ -192,7 +192,7 @@ def test_without_validation_there_is_none_at_the_end_either(
 
 
 def test_a_validation_is_printed_to_be_read(
-    command: Sequence[str | Path], train: Train, tmp_path: Path
+    command: Sequence[str | Path], train: "Train", tmp_path: Path
 ) -> None:
     """A line for each metric, with its better side; the one that keeps the best is marked."""
     ended = train([*command, "--max-steps", "1"], tmp_path / "run")

@@ -170,18 +170,20 @@ class Loader(Generic[B_co]):
         in_processes = self.config.processes and self.config.workers > 0
         load = self._by_processes if in_processes else self._by_threads
         for batch in load(sequence):
+            if isinstance(batch, UserError):
+                raise batch
             self._count(batch.skipped)
             yield batch
             del batch
 
-    def _by_threads(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
+    def _by_threads(self, sequence: Iterable[Picks]) -> Iterator[B_co | UserError]:
         workers = self.config.workers
         load = partial(
             self.samples.load, memory=Memory("pinned" if self.config.pin_memory else "reused")
         )
         return map_ahead(load, sequence, threads=workers, ahead=workers * self.config.ahead)
 
-    def _by_processes(self, sequence: Iterable[Picks]) -> Iterator[B_co]:
+    def _by_processes(self, sequence: Iterable[Picks]) -> Iterator[B_co | UserError]:
         if self.config.start_method == "forkserver":
             start_helpers()
         with signals_held():
@@ -212,14 +214,21 @@ class Loader(Generic[B_co]):
 
 
 class _Served(torch.utils.data.Dataset[Any]):
-    """Samples as PyTorch's DataLoader wants them: an index is the picks of a whole batch."""
+    """Samples as PyTorch's DataLoader wants them: an index is the picks of a whole batch.
+
+    What the user is to read comes in the place of a batch: DataLoader would put a traceback around
+    it.
+    """
 
     def __init__(self, samples: Samples[Any]) -> None:
         self.samples = samples
         self.memory = Memory("shared")
 
     def __getitem__(self, picks: Picks) -> Any:
-        return self.samples.load(picks, self.memory)
+        try:
+            return self.samples.load(picks, self.memory)
+        except UserError as error:
+            return error
 
 
 def _begin_worker(_: int) -> None:

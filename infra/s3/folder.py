@@ -3,7 +3,7 @@
 import builtins
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
 from pathlib import Path
@@ -223,6 +223,18 @@ class S3Folder:
         if head is None:
             raise Missing(f"{source.uri}: there is no such object; check the name")
         return kind(source, head["ContentLength"], head["ETag"])
+
+    def pieces(self, name: str) -> Generator[bytearray, None, None]:
+        """Yield the bytes of a file in order, of the version that it is now, read ahead.
+
+        Raises:
+            Missing: there is no such file.
+        """
+        source = self._of(name)
+        head = headed(source)
+        if head is None:
+            raise Missing(f"{source.uri}: there is no such object; check the name")
+        return reading.parts(source, head)
 
     def abort_leftovers(self) -> int:
         """Abort the uploads that killed processes left, as this folder and those below recorded."""

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -249,7 +249,7 @@ def fetch(source: Object, head: Any, target: Path, sha256: str | None) -> None:
             raise UserError(f"{source.uri}: {_differs(file.sha256.hexdigest(), expected)}")
 
 
-def parts(source: Object, head: Any) -> Iterator[bytearray]:
+def parts(source: Object, head: Any) -> Generator[bytearray, None, None]:
     """Yield an object's bytes in order, read ahead by parallel ranges of one version of it.
 
     Args:

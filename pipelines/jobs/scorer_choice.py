@@ -18,7 +18,7 @@ class ScorerChoice:
     name: Annotated[str, arg(name="scorer")] = "qalign"
     """brisque or qalign; pipelines.curate also takes none, FILE.json or authors:FILE.json."""
     weights: Annotated[str, arg(name="scorer-weights")] = "q-future/one-align"
-    """Q-Align: a folder with the published files, or a hub id."""
+    """Q-Align: a folder with the published files, a path or s3://, or a hub id."""
     prompt: Annotated[str, arg(name="scorer-prompt")] = "quality"
     """Q-Align: name of the question asked, such as quality or aesthetics."""
     dtype: Annotated[Literal["float16", "bfloat16", "float32"] | None, arg(name="scorer-dtype")] = (

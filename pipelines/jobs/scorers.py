@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from datasets.decoding import Pixels
 from infra.ahead import map_ahead
+from infra.copies import local_copy
 from infra.errors import UsageError, UserError
 from infra.paths import path_of
 from models.metrics.catalog import METRICS
@@ -87,7 +89,8 @@ class _QAlign:
     def __init__(self, choice: ScorerChoice, device: Device) -> None:
         from models.qalign.scorer import QAlign
 
-        self._model = QAlign.load(choice.weights, device, choice.dtype, choice.prompt, choice.batch)
+        weights = weights_here(choice)
+        self._model = QAlign.load(weights, device, choice.dtype, choice.prompt, choice.batch)
 
     def score(self, images: Iterable[Sequence[Pixels]]) -> Iterator[Quality]:
         threads = min(16, os.cpu_count() or 1)
@@ -145,10 +148,11 @@ def _describe_qalign(choice: ScorerChoice, device: Device) -> ScorerInfo:
     dtype = choice.dtype or ("float16" if device == "cuda" else "float32")
     try:
         find_prompt(choice.prompt)
-        digest = Checkpoint.open(choice.weights).digest
+        weights = weights_here(choice)
+        digest = Checkpoint.open(weights).digest
     except (ValueError, OSError) as error:
         raise UsageError(f"--scorer qalign: {error}") from error
-    folder = path_of(choice.weights)
+    folder = Path(weights)
     settings = {
         "model": folder.resolve().name if folder.is_dir() else choice.weights,
         "prompt": choice.prompt,
@@ -156,6 +160,14 @@ def _describe_qalign(choice: ScorerChoice, device: Device) -> ScorerInfo:
         "batch": str(choice.batch),
     }
     return _info("qalign", digest, settings)
+
+
+def weights_here(choice: ScorerChoice) -> str:
+    """Return the weights of a learned scorer on this machine: a folder, or a hub id.
+
+    A folder in a bucket is copied, once for all processes of the machine.
+    """
+    return str(local_copy(path_of(choice.weights)))
 
 
 def _info(name: str, digest: str, settings: Mapping[str, str] | None = None) -> ScorerInfo:

@@ -19,7 +19,7 @@ from pathlib import Path
 from datasets.decoding import single_threaded
 from infra import cli
 from infra.errors import BudgetExceeded, UsageError
-from infra.storage import local_path
+from infra.paths import path_of
 from pipelines.jobs.inputs import listed
 from pipelines.jobs.progress import progress
 from pipelines.jobs.score_file import WHOLE_IMAGES, write_scores
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("nothing to score; give --images with folders, archives or image files")
     single_threaded()
     info = describe(config.scorer, config.device)
-    output = local_path(config.output).with_suffix(".csv") if config.output else None
+    output = path_of(config.output).with_suffix(".csv") if config.output else None
     table = ScoreTable(output, info.identity()) if output else None
     with tempfile.TemporaryDirectory() as cache, table or nullcontext():
         listing = listed(config.images, Path(cache))
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     if config.output.endswith(".json"):
         scores = {row.key: float(row.score) for row in of_images if row.score}
         about = {"scale": info.scale, "higher_is_better": info.higher_is_better}
-        write_scores(local_path(config.output), scores, info.identity() | about, WHOLE_IMAGES)
+        write_scores(path_of(config.output), scores, info.identity() | about, WHOLE_IMAGES)
     broken = sum(row.drop_reason not in ("", "unscorable") for row in of_images)
     if broken > config.max_bad * len(refs):
         raise BudgetExceeded(f"{broken} of {len(refs)} images are broken")

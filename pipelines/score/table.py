@@ -1,4 +1,7 @@
-"""The table of scores: a CSV file that grows as images are scored, and that a rerun continues."""
+"""The table of scores: a CSV file that grows as images are scored, and that a rerun continues.
+
+In a bucket it is a file of this machine that is sent there now and then (`infra.growing`).
+"""
 
 import csv
 import fcntl
@@ -6,13 +9,14 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from datasets.sources import ImageRef
 from datasets.unusable import TRANSIENT
 from infra.config import differences
 from infra.errors import UsageError, UserError
+from infra.growing import GrowingFile
+from infra.paths import AnyPath
 from infra.storage import explained, sync_folder
 
 
@@ -24,7 +28,8 @@ class Row(NamedTuple):
     bytes: str
     """Length of the image file."""
     modified: str
-    """Modification time, in nanoseconds, of the file that holds it."""
+    """Modification time, in nanoseconds, of the file that holds it; in a bucket another number that
+    changes with it."""
     score: str = ""
     """A number as text; empty where there is none."""
     drop_reason: str = ""
@@ -43,8 +48,9 @@ class ScoreTable:
         identity: of the scorer; its values follow the columns of `Row` in every row.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
+    def __init__(self, path: AnyPath, identity: Mapping[str, str]) -> None:
         self.path = path
+        self._growing = GrowingFile(path)
         self.rows: dict[str, Row] = {}
         self._identity = dict(identity)
         self._header = [*Row._fields, *identity]
@@ -57,6 +63,7 @@ class ScoreTable:
             UserError: another process writes it, or it cannot be written.
         """
         with ExitStack() as opened:
+            opened.enter_context(self._growing.held())
             self._file = opened.enter_context(self._taken())
             self._file.seek(0)
             text = self._file.read()
@@ -66,20 +73,21 @@ class ScoreTable:
             self._file.truncate(len(complete))
             if not complete:
                 self._write([self._header])
-                sync_folder(self.path.parent)
+                sync_folder(self._growing.local.parent)
+            self._growing.send_if_possible()
             self._open = opened.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def _taken(self) -> BinaryIO:
         """Open the file and lock it, so that no other process writes it."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a+b")
+            self._growing.local.parent.mkdir(parents=True, exist_ok=True)
+            file = self._growing.local.open("a+b")
         except OSError as error:
-            raise explained(error, self.path) from error
+            raise explained(error, self._growing.local) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -118,9 +126,14 @@ class ScoreTable:
         return (row.bytes, row.modified) == (str(ref.size), str(ref.stamp))
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows; they are on the disk on return."""
+        """Add rows; they are on this machine's disk on return.
+
+        Raises:
+            UserError: another process has taken over the table in the bucket.
+        """
         self._write([[*row, *self._identity.values()] for row in rows])
         self.rows |= {row.key: row for row in rows}
+        self._growing.send_now_and_then()
 
     def _write(self, rows: Sequence[Sequence[str]]) -> None:
         self._file.write(_lines(rows))

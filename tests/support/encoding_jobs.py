@@ -34,7 +34,7 @@ from tests.conftest import picture
 from tests.support.curation_jobs import InProcess
 from tests.support.tiny_vae import build
 
-SIZE = 64
+SIZE = 32
 FEW, MANY = 5, 8  # images of the sets of `grown_sets`
 
 
