@@ -73,7 +73,8 @@ def flow_task(files: Files, **values: Any) -> FlowTask:
     """Build the tiny flow with all its files."""
     paths = {"latents": files.latents, "images": (files.images,), "vae": files.vae}
     values = {**paths, "predictor": files.predictor, "loop": LOOP, **values}
-    return FlowTask(replace(flow_config.PRESETS["tiny"], **{"model": "tiny", **values}), CPU)
+    values = {"model": "tiny", "sampling_steps": 3, **values}
+    return FlowTask(replace(flow_config.PRESETS["tiny"], **values), CPU)
 
 
 def vae_task(*data: str, **values: Any) -> VAETask:
@@ -260,6 +261,7 @@ def test_averages_know_what_only_another_rank_has(monkeypatch: pytest.MonkeyPatc
 def test_two_ranks_judge_as_one(files: Files, weights: str, tmp_path: Path) -> None:
     """The validation before the first step: each rank has its share of the pictures."""
     command = ["trainers.flow", *SMOKE, "--workers", "0", "--max-steps", "1"]
+    command += ["--sampling-steps", "3"]
     command += ["--latents", files.latents, "--images", files.images, "--vae", files.vae]
     command += ["--predictor", files.predictor, "--lpips", weights]
     run_trainer(command, tmp_path / "run", ranks=2)

@@ -285,8 +285,6 @@ def test_full_size_has_the_862_published_keys() -> None:
     [
         (("quality",), NONE, 1981.6),
         (("quality",), Shortcuts(), 1736.7),
-        (("aesthetics",), NONE, 2061.5),
-        (("aesthetics",), Shortcuts(), 1775.0),
         (("quality", "aesthetics"), Shortcuts(), 2750.2),
     ],
 )

@@ -51,12 +51,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def configured(files: Files, **values: Any) -> FlowConfig:
-    """Return the tiny configuration with these fields; every file is given."""
+    """Return the tiny configuration with these fields; every file is given, and few steps."""
     paths = {**asdict(files), "images": (files.images,)}
     if values.get("source") != "regressed":
         del paths["regressor"]
     loop = LoopConfig(workers=0)
-    chosen = {"model": "tiny", **paths, **values}
+    chosen = {"model": "tiny", "sampling_steps": 3, **paths, **values}
     return dataclasses.replace(PRESETS["tiny"], loop=loop, **chosen)
 
 
@@ -240,10 +240,14 @@ def test_the_finished_network_is_the_average(trained: Path) -> None:
     assert all(torch.equal(weights[name], average[name]) for name in average)
 
 
+@pytest.mark.slow
 def test_deepspeed_as_typed_trains_on_two_ranks_as_on_one(
     files: Files, trained: Path, tmp_path: Path
 ) -> None:
-    """`deepspeed trainers/flow.py` from the root: half a batch each at ZeRO 1, the same curve."""
+    """`deepspeed trainers/flow.py` from the root: half a batch each at ZeRO 1, the same curve.
+
+    Not slow: one rank and two by torchrun, here, and a training by deepspeed in test_launchers.
+    """
     deepspeed = Path(sys.executable).with_name("deepspeed")
     launcher = [deepspeed, "--num_accelerators", "2", "--master_port", str(free_port())]
     data = ["--latents", files.latents]
