@@ -1,15 +1,18 @@
 """What lies at a path, in words: for the sentence that a wrong path is answered with."""
 
 import json
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import PurePosixPath
 
 from datasets.names import IMAGE_EXTENSIONS
 from datasets.shards import MANIFEST
-from infra.paths import AnyPath, children
+from infra.ahead import map_ahead
+from infra.paths import AnyPath, first_below
 
 LOOKED_AT = 1000  # entries of a folder; enough to say what it is, even where it holds millions
+LOOKED_INTO = 64  # folders in it
+THREADS = 16  # of them at a time: in a bucket each is a request
 UNFINISHED = {".curate": "curate", ".encode": "encode"}  # a job's own folder in that of its set
 KINDS = {"latent-pmrf/samples": "an image set", "latent-pmrf/latents": "a latent set"}
 
@@ -28,8 +31,8 @@ def _findings(path: AnyPath) -> Iterator[str]:
         yield "there is no such folder"
     if not path.is_dir():
         yield "this is a file, not a folder"
-    entries = list(islice(children(path), LOOKED_AT))
-    names = sorted(entry.name for entry in entries)
+    files, folders = first_below(path, LOOKED_AT)
+    names = sorted(files + folders)
     if MANIFEST in names:
         yield _by_manifest(path / MANIFEST)
     for state, command in UNFINISHED.items():
@@ -44,7 +47,7 @@ def _findings(path: AnyPath) -> Iterator[str]:
         yield "this is the folder of a network's weights"
     if not names:
         yield "this is an empty folder"
-    sets = sorted(entry.name for entry in entries if (entry / MANIFEST).is_file())
+    sets = list(_sets(path, folders[:LOOKED_INTO]))
     if sets:
         yield f"this folder holds the sets {_listed(sets)}: give one of them"
     if any(name.endswith(".tar") for name in names):
@@ -53,6 +56,12 @@ def _findings(path: AnyPath) -> Iterator[str]:
     if photographs:
         yield f"this is a folder of image files ({_listed(photographs)})"
     yield f"this folder holds {_listed(names)}"
+
+
+def _sets(path: AnyPath, folders: Sequence[str]) -> Iterator[str]:
+    """Yield those of some folders that hold a set."""
+    looked = map_ahead(lambda name: (path / name / MANIFEST).is_file(), folders, threads=THREADS)
+    return compress(folders, looked)
 
 
 def kind_of(format_name: object) -> str | None:

@@ -5,11 +5,12 @@ of the grown set's shards that it had: whatever takes the folder of a set takes 
 In a bucket, which has no links, the readers of this project look for its shards with the set's.
 """
 
+import shutil
 from collections.abc import Iterator
 
 from datasets.sets import VERSIONS, PublishedSet, claimed_set
 from datasets.shards import MANIFEST
-from infra.paths import AnyPath, glob, link, remove_tree, write_bytes
+from infra.paths import AnyPath, fetched, glob, link, remove_tree, written_by_name
 
 SHORT = 12  # digits of a digest that name a version
 
@@ -21,7 +22,8 @@ def keep_version(opened: PublishedSet) -> None:
     for entry in opened.manifest["shards"]:
         link(folder / entry["name"], f"../../{entry['name']}")
     for name in [*opened.manifest["files"], MANIFEST]:  # without its manifest it is no set
-        write_bytes(folder / name, (opened.folder / name).read_bytes())
+        with fetched(opened.folder / name) as kept, written_by_name(folder / name) as copy:
+            shutil.copyfile(kept, copy)
 
 
 def forget_versions(folder: AnyPath) -> None:

@@ -17,6 +17,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -234,6 +235,25 @@ def glob(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """
     found: Iterator[AnyPath] = folder.glob(pattern)
     return sorted(found, key=str)
+
+
+def first_below(folder: AnyPath, count: int) -> tuple[list[str], list[str]]:
+    """Return the names of some files and of some folders just below a folder, each sorted.
+
+    Args:
+        folder: that holds them.
+        count: names after which no more are asked for; the store's own page may have more.
+
+    Raises:
+        OSError: it is no folder, or cannot be read.
+    """
+    if isinstance(folder, BucketPath):
+        files, folders = folder.folder.first(count)
+    else:
+        found = list(islice(folder.iterdir(), count))
+        folders = [path.name for path in found if path.is_dir()]
+        files = [path.name for path in found if path.name not in folders]
+    return sorted(files), sorted(folders)
 
 
 def children(folder: AnyPath) -> Iterator[AnyPath]:

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,13 @@ from infra.folders.bucket_path import BucketPath
 from infra.paths import path_of
 from pipelines.encode.job import Encoding
 from pipelines.encode.verify import problems
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, program
 from tests.support.curation_jobs import InProcess
 from tests.support.encoding_jobs import job, published, run, write_images, write_networks
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.in_a_bucket import move_to_another_machine, uploaded
-from tests.support.s3_server import S3Server
+from tests.support.leaks import is_in, leaks
+from tests.support.s3_server import OWNER, S3Server
 
 FORK = multiprocessing.get_context("fork")
 STATE = {"finished.json", "identity.json", "lock", "probe", "published.json", "times.json"}
@@ -193,3 +195,32 @@ def test_a_server_that_stays_away_ends_the_job_in_a_sentence(
     run(world.bucket, output, **of(1))
 
     assert published(output) == world.expected[1]
+
+
+def test_the_command_encodes_in_a_bucket_and_tells_nobody_the_secret(
+    world: World, tmp_path: Path
+) -> None:
+    """Through Ray, whose workers have the credentials from their environment.
+
+    The secret is not in what the command says, in the set and its state, in the copies of the
+    networks, or in Ray's logs.
+    """
+    output = world.bucket / tmp_path.name / "set"
+    names = {"input": "images", "vae": "vae", "predictor": "predictor"}
+    given = [f"--{name}={world.bucket / place}" for name, place in names.items()]
+    given += [f"--output={output}", "--preset=cpu", "--batch=2", "--samples-per-shard=1"]
+    with tempfile.TemporaryDirectory(prefix="ray-") as ray:
+        places = {"RAY_TMPDIR": ray, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        arguments = [*given, "--workers=2", "--no-track"]
+        process = program("pipelines.encode", arguments, tmp_path, **places)
+        out, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, out + errors
+        found = leaks(OWNER[1], [Path(ray), tmp_path])
+        logs = sum(path.is_file() for path in Path(ray).rglob("*"))
+
+    assert published(output) == world.expected[1]
+    assert not is_in(OWNER[1], out + errors)
+    assert logs > 0
+    assert list(found) == []
+    for entry in output.folder.list():
+        assert not is_in(OWNER[1], output.folder.read(entry.name).decode(errors="replace"))

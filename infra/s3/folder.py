@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
@@ -97,7 +98,7 @@ class S3Folder:
 
     def files(self, prefix: str = "") -> builtins.list[Entry]:
         """List the files just below whose names begin with ``prefix``, sorted by name."""
-        return self._level(prefix)[0]
+        return sorted(self._level(prefix)[0])
 
     def names(self, prefix: str = "") -> builtins.list[str]:
         """List the names of files and folders just below that begin with ``prefix``, sorted.
@@ -105,8 +106,7 @@ class S3Folder:
         Some stores list a folder for a while after the last object in it is gone, so that each is
         asked for.
         """
-        files, listed = self._level(prefix)
-        folders = sorted(listed)
+        files, folders = self._level(prefix)
         filled = map_ahead(self._holds, folders, threads=min(REQUESTS, len(folders)))
         return sorted({*(entry.name for entry in files), *compress(folders, filled)})
 
@@ -114,7 +114,17 @@ class S3Folder:
         """Tell whether there is a file below the folder of this name."""
         return next(self.child(name).beginning(1), None) is not None
 
-    def _level(self, prefix: str) -> tuple[builtins.list[Entry], set[str]]:
+    def first(self, count: int) -> tuple[builtins.list[str], builtins.list[str]]:
+        """List names of files and of folders just below: a page, and further ones up to a count.
+
+        A folder may be listed for a while after the last object in it is gone.
+        """
+        files, folders = self._level("", count)
+        return [entry.name for entry in files], folders
+
+    def _level(
+        self, prefix: str, count: float = math.inf
+    ) -> tuple[builtins.list[Entry], builtins.list[str]]:
         """List the files and the folders just below whose names begin with ``prefix``."""
         files, folders = builtins.list[Entry](), set[str]()
         for page in self._pages(self._above + prefix, Delimiter="/"):
@@ -123,7 +133,9 @@ class S3Folder:
                 one["Prefix"].removeprefix(self._above).rstrip("/")
                 for one in page.get("CommonPrefixes", ())
             }
-        return sorted(files), folders - {UPLOADS.rstrip("/"), ""}
+            if len(files) + len(folders) >= count:
+                break
+        return files, sorted(folders - {UPLOADS.rstrip("/"), ""})
 
     @property
     def _above(self) -> str:
@@ -171,13 +183,15 @@ class S3Folder:
         return Entry(name, int(head["ContentLength"]), modified, head["ETag"].strip('"'))
 
     def objects(self) -> Iterator[Entry]:
-        """Yield every object below, in the server's order, whatever its key.
+        """Yield every object below but records of uploads, in the server's order.
 
         Those too whose names no other method takes: with an empty part, `.` or `..`, or a slash at
         the end.
         """
         for page in self._pages(self._above):
-            yield from map(self._entry, page.get("Contents", ()))
+            for one in map(self._entry, page.get("Contents", ())):
+                if f"/{UPLOADS}" not in f"/{one.name}":
+                    yield one
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""

@@ -35,6 +35,7 @@ def estimate(config: EncodeConfig) -> str:
         UsageError: as the run itself would.
     """
     encoding = Encoding(config)
+    encoding.set.check()
     manifest = encoding.published()
     done = 0 if manifest is None else manifest["draws"]
     draws, images = config.draws - done, len(encoding.images.rows)

@@ -105,9 +105,9 @@ class Encoding:
             UsageError: an output or a device that cannot be used; nothing was encoded.
             UserError: the set could not be finished for a reason that the user can mend.
         """
+        self.earlier()  # refuses a set that cannot be used before anything is written
         with self.set.held():
             self.set.claim("identity.json", self.identity, overwrite=self.config.overwrite)
-            self.earlier()  # refuses a set that cannot be used before Ray starts
             if self.config.overwrite:
                 self.set.start_over(self.identity)
             if self._finished():

@@ -71,7 +71,10 @@ class SetFolder:
         paths.check_writable(self.path)
 
     def _refuse_other(self) -> None:
-        if self.path.is_dir() and not self.state.is_dir() and any(self.path.iterdir()):
+        if self.path.is_file():
+            raise UsageError(f"--output {self.path}: this is a file, not a folder; give another")
+        is_other = self.path.is_dir() and not self.state.is_dir()
+        if is_other and any(paths.first_below(self.path, 1)):
             raise UsageError(
                 f"--output {self.path}: not empty and not {self.noun}; give a new folder"
             )
