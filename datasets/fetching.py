@@ -14,13 +14,15 @@ from itertools import islice
 
 from datasets.sources import ImageRef, read
 
+Fetch = Callable[[], bytes]
+"""Returns the bytes of an image, or raises, as `datasets.sources.read` does."""
 READERS = 4  # images that are being read, or wait to be taken, beyond the one that was yielded last
 
 
 def read_ahead(
     refs: Iterable[ImageRef], readers: int = READERS
-) -> Generator[tuple[ImageRef, Callable[[], bytes]], None, None]:
-    """Yield images, each with a function that returns its bytes as `datasets.sources.read` does.
+) -> Generator[tuple[ImageRef, Fetch], None, None]:
+    """Yield images, whose bytes are being read already.
 
     Closing the iterator cancels the reads that have not begun and waits for those that have.
 

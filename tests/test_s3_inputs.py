@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import io
+import itertools
 import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ from datasets.unusable import UnreadableImage
 from infra.errors import UsageError, UserError
 from infra.paths import AnyPath, path_of
 from infra.s3.client import forget
-from tests.conftest import Pictures
-from tests.support.curation_jobs import published, run
+from pipelines.curate import exclusion
+from pipelines.curate.job import Curation
+from tests.conftest import Pictures, free_port
+from tests.support.curation_jobs import InProcess, config, published, run
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.s3_server import BUCKET, S3Server
 from tests.test_sources import contents, packed, tar
@@ -263,6 +267,22 @@ def cut_tar(folder: Path, target: Path) -> Path:
     return target
 
 
+def test_an_archive_that_may_not_be_read_is_named(
+    bucket: AnyPath, s3_proxy: FaultyProxy, pictures: Pictures, tmp_path: Path, at_once: None
+) -> None:
+    """In a folder it is a place that may hide images; given by itself it is refused."""
+    put(bucket / "in" / "set.tar", tar(pictures(2), tmp_path / "set.tar", "w").read_bytes())
+    put(bucket / "in" / "a.jpg", b"bytes")
+    s3_proxy.faults = [denied(99, "/set.tar"), Fault(99, "HEAD", "/set.tar", status=403)]
+    found = list_images([str(bucket / "in")], tmp_path / "kept")
+    assert [(thing.file, thing.kind) for thing in found.ignored] == [
+        ("set.tar", "unreadable_archive")
+    ]
+    assert "s3:GetObject" in found.ignored[0].detail
+    with pytest.raises(UserError, match="s3:GetObject"):
+        list_images([str(bucket / "in" / "set.tar")], tmp_path / "kept")
+
+
 ARCHIVES: dict[str, Callable[[Path, Path], Path]] = {
     "set.tar": lambda folder, target: tar(folder, target, "w"),
     "set.tar.gz": lambda folder, target: tar(folder, target, "w:gz"),
@@ -316,11 +336,12 @@ def test_an_archive_is_read_in_place_as_on_a_disk(
     assert list_images([str(bucket / "in" / name)], kept) == found
 
 
+@pytest.mark.parametrize("name", ["set.tar.zst", "set.tar.gz"])
 def test_an_archive_on_a_disk_goes_with_an_output_in_a_bucket(
-    bucket: AnyPath, pictures: Pictures, tmp_path: Path
+    bucket: AnyPath, pictures: Pictures, tmp_path: Path, name: str
 ) -> None:
-    """Each machine that sees the archive makes its own copy."""
-    path = zst(pictures(3, 40, 30), tmp_path / "set.tar.zst")
+    """Each machine that sees the archive makes its own copy, or reads it by the index there."""
+    path = ARCHIVES[name](pictures(3, 40, 30), tmp_path / name)
     found = list_images([str(path)], bucket / "sources")
     assert outcomes(found) == outcomes(list_images([str(path)], tmp_path / "kept"))
 
@@ -401,16 +422,50 @@ def test_a_member_is_read_by_one_request(
     assert len(s3_proxy.seen) == 3
 
 
+class StoreGoes(InProcess):
+    """Takes the store away while images are scored: nobody listens at its address."""
+
+    def run(self, name: str, *rest: Any) -> Iterator[dict[str, Any]]:
+        """Do a stage, of which the store sees the first unit."""
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                for number, result in enumerate(super().run(name, *rest)):
+                    if number == 0:
+                        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+                        forget()
+                    yield result
+        finally:
+            forget()
+
+
 def test_a_set_from_a_bucket_is_that_of_a_folder_byte_for_byte(
-    bucket: AnyPath, pictures: Pictures, tmp_path: Path
+    bucket: AnyPath, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Photographs, an archive of them, what is ignored, and what is excluded."""
+    """Also after the store was away: photographs, an archive, a list for val, excluded ones."""
     folder = pictures(5, 100, 80)
     xz(pictures(3, 110, 80, "more"), folder / "packed.tar.xz")
+    (folder / "plain.tar").unlink()
     (folder / "notes.txt").write_text("no image")
     excluded = pictures(1, 100, 80, "test")
-    run(folder, tmp_path / "set", exclude=(str(excluded),))
+    (tmp_path / "val.txt").write_text("photo-01\npacked/photo-00\n")
+    fields: dict[str, Any] = {"val_fraction": 0.0}
+    local = {"val_list": str(tmp_path / "val.txt"), "exclude": (str(excluded),)}
+    run(folder, tmp_path / "set", **fields, **local)
+
     uri = uploaded(folder, bucket)
-    again = tmp_path / "again"
-    run(Path(uri), again, input=(uri,), exclude=(uploaded(excluded, bucket),))
-    assert published(again) == published(tmp_path / "set")
+    put(bucket / "val.txt", (tmp_path / "val.txt").read_bytes())
+    there = {"val_list": str(bucket / "val.txt"), "exclude": (uploaded(excluded, bucket),)}
+    job = Curation(config(uri, bucket / "set", **fields, **there))
+    seconds = itertools.count()
+    monkeypatch.setattr("infra.s3.retries.wait", lambda _: None)
+    monkeypatch.setattr("infra.s3.retries.clock", lambda: float(next(seconds)))
+    with pytest.raises(UserError, match=r"cannot be reached; check that the store is up"):
+        job.run(StoreGoes())
+    job.run(InProcess())
+    assert published(bucket / "set") == published(tmp_path / "set")
+
+    found, same = (
+        exclusion.read_excluded([str(at / "set")], tmp_path) for at in (bucket, tmp_path)
+    )
+    assert found.equals(same)
+    assert found.num_rows > 0

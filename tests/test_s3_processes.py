@@ -105,10 +105,11 @@ def test_1500_objects_are_listed_and_read(folder: Folder, s3_server: S3Server) -
         use(patch, s3_server.endpoint)
         list(threads.map(lambda name: below.put(name, name.encode()), names))
         entries = list(below.list())
-        found = [bytearray(size) for _, size in entries]
+        assert len(list(open_folder(below.uri).objects())) == 1500  # type: ignore[attr-defined]
+        found = [bytearray(entry.size) for entry in entries]
         requests = [
-            Request(name, 0, [memoryview(data)])
-            for (name, _), data in zip(entries, found, strict=True)
+            Request(entry.name, 0, [memoryview(data)])
+            for entry, data in zip(entries, found, strict=True)
         ]
         errors = Pool(below, threads=8).read_many(requests)
 

@@ -1,10 +1,14 @@
 """`python -m infra.deploy`: an object store and MLflow without Docker, and keys kept private."""
 
+import base64
+import json
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,17 +22,27 @@ from infra.deploy.private import read_exports, write_exports
 from infra.deploy.server import Server, check_ports
 from infra.errors import UsageError, UserError
 from tests.conftest import PATIENCE, free_port, program
-from tests.support.leaks import is_in, leaks
+from tests.support.leaks import CHUNK, is_in, leaks
 from tests.support.processes import descendants, wait_for_end
 from tests.support.s3_server import free_ports
 
 READABLE_BY_OTHERS = 0o044
+HOST = "127.0.0.2"  # of this machine, but not what MLflow takes for it: as another address is
 
 
 @contextmanager
 def services(folder: Path, ports: tuple[int, int]) -> Iterator["subprocess.Popen[str]"]:
     """Start the command, and wait until it says that both servers are up."""
-    options = ["--folder", folder, "--port", str(ports[0]), "--mlflow-port", str(ports[1])]
+    options = [
+        "--folder",
+        folder,
+        "--host",
+        HOST,
+        "--port",
+        str(ports[0]),
+        "--mlflow-port",
+        str(ports[1]),
+    ]
     process = program("infra.deploy", options, folder.parent)
     assert process.stdout is not None
     try:
@@ -49,7 +63,7 @@ def ports() -> tuple[int, int]:
 
 def _are_free(first: int) -> bool:
     try:
-        check_ports("127.0.0.1", range(first, first + 10))
+        check_ports(HOST, range(first, first + 10))
     except UsageError:
         return False
     return True
@@ -71,6 +85,7 @@ def test_artifacts_go_to_the_bucket_and_the_secret_nowhere(
         key = run.artifact_uri.replace("mlflow-artifacts:", "mlflow") + "/curve.txt"
 
         assert _bucket(variables).Object(key).get()["Body"].read() == b"0.5"
+        assert _asked_by_a_page(variables["MLFLOW_TRACKING_URI"]) == 200
         with pytest.raises(Exception, match="SignatureDoesNotMatch"):
             _bucket({**variables, "AWS_SECRET_ACCESS_KEY": "another"}).Object(key).get()
 
@@ -96,6 +111,17 @@ def test_artifacts_go_to_the_bucket_and_the_secret_nowhere(
     for path in leaks(secret, [tmp_path]):
         assert not path.stat().st_mode & READABLE_BY_OTHERS
     assert not folder.stat().st_mode & READABLE_BY_OTHERS
+
+
+def _asked_by_a_page(uri: str) -> int:
+    """Ask as MLflow's page does in a browser; returns the status of the answer."""
+    request = urllib.request.Request(
+        f"{uri}/ajax-api/2.0/mlflow/experiments/search",
+        data=b'{"max_results": 1}',
+        headers={"Origin": uri, "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        return int(answer.status)
 
 
 def _bucket(variables: dict[str, str]) -> Any:
@@ -126,6 +152,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) 
     ("options", "said"),
     [
         ({"bucket": "Faces"}, "3 to 63 small letters"),
+        ({"host": "0.0.0.0"}, "the one address by which others reach it"),
         ({"port": 5000}, "ports from 5000 to 5009 are the object store's"),
     ],
 )
@@ -143,6 +170,28 @@ def test_a_server_that_ends_at_its_start_is_explained(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"the store ended with exit code 3.*\n?no disk"):
         server.start()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "a key: {}".format,
+        lambda secret: json.dumps({"key": secret}),
+        lambda secret: f"http://store/?key={urllib.parse.quote(secret, safe='')}",
+        lambda secret: base64.b64encode(f"user:{secret}".encode()).decode(),
+        lambda secret: " " * (CHUNK - 5) + secret,
+    ],
+    ids=["plain", "JSON", "URL", "base64", "at a seam"],
+)
+def test_a_secret_is_found_however_it_is_written(
+    tmp_path: Path, written: Callable[[str], str]
+) -> None:
+    """What searches the outputs of all programs would find it, and finds no other text."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "log").write_text(written('a+secret/of "tests"'))
+    (tmp_path / "other").write_text("another secret")
+
+    assert leaks('a+secret/of "tests"', [tmp_path]) == [tmp_path / "below" / "log"]
 
 
 def test_exports_are_private_and_read_back(tmp_path: Path) -> None:

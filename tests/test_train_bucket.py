@@ -5,8 +5,6 @@ A machine is a cache folder of its own here; all train in the test's process.
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -16,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from infra.config import digest, pretty_json
 from infra.errors import UserError
-from infra.paths import exclusive, path_of
+from infra.paths import exclusive, path_of, write_bytes
 from infra.s3 import lease, retries
 from infra.tracking.record import described
 from models.checkpoint import load_checkpoint, weights_digest
-from tests.conftest import PATIENCE, ROOT, environment, free_port, program
+from tests.conftest import free_port
 from tests.support.faulty_proxy import Fault, FaultyProxy
+from tests.support.preloaded import Preloaded
 from tests.support.s3_server import READER, S3Server, use
 from tests.support.training_sets import (
     SMOKE,
@@ -32,12 +32,18 @@ from tests.support.training_sets import (
     same_curve,
     saved_weights,
     write_files,
+    write_image_set,
     write_lpips,
 )
+from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.initial import begin_with
-from trainers.loop.integrity import damage
+from trainers.loop.integrity import MANIFEST, damage, seal
+from trainers.loop.neighbours import everyone
+from trainers.loop.stores import METRICS, CopiedStore
 from trainers.recipes import flow_config
 from trainers.recipes.flow import FlowTask
+from trainers.recipes.flow_config import FlowConfig
+from trainers.recipes.flow_networks import load_networks
 
 if TYPE_CHECKING:
     from tests.support.trainers_here import Ended, Train
@@ -48,13 +54,6 @@ NUMBERS = count()
 TINY = ["trainers.flow", *SMOKE, "--workers", "0"]
 FOUR = ["--max-steps", "4"]
 FOURTH, EIGHTH = "checkpoints/step-00000004", "checkpoints/step-00000008"
-SMALL_PARTS = """
-from infra import cli
-from infra.s3 import uploading
-from trainers.flow import main
-uploading.PART = 64 << 10
-cli.run(main)
-"""
 
 
 @dataclass
@@ -119,7 +118,7 @@ def run(
     uri = f"s3://tests/bucket-runs/{next(NUMBERS)}/run"
     s3_proxy.harmless()
     client = s3_server.client()
-    yield Run(uri, command, train, s3_server, client, s3_proxy, tmp_path, monkeypatch)
+    yield Run(uri, list(command), train, s3_server, client, s3_proxy, tmp_path, monkeypatch)
     s3_proxy.harmless()
 
 
@@ -191,15 +190,12 @@ def test_killed_in_mid_upload_nothing_half_is_visible_and_nothing_is_left(
     """
     run.train("one", *FOUR)
     options = [*map(str, run.command[1:]), "--no-track", "--output", run.uri]
-    training = subprocess.Popen(
-        [sys.executable, "-c", SMALL_PARTS, *options],
-        cwd=ROOT,
-        env=environment(run.folder) | {"XDG_CACHE_HOME": str(run.folder / "one")},
-    )
+    cache = {"XDG_CACHE_HOME": str(run.folder / "one")}
+    training = Preloaded("tests.support.small_parts", options, run.folder, **cache)
     third = Fault(method="PUT", path=f"{EIGHTH}/ema-0.99/model.safetensors?", skip=2, reset=True)
     third.before = training.kill
     run.proxy.faults.append(third)
-    training.wait(PATIENCE)
+    training.communicate()
     killed = run.stored()
     uploads = run.client.list_multipart_uploads(Bucket="tests", Prefix=run.prefix)
     ended = run.train("two")
@@ -376,6 +372,48 @@ def test_all_that_a_run_reads_may_be_in_the_bucket(run: Run, tmp_path: Path) -> 
     assert_equal(saved_weights(tmp_path / "there", 1), saved_weights(tmp_path / "local", 1))
 
 
+@pytest.mark.parametrize("name", ["vae", "predictor"])
+def test_the_other_trainers_leave_their_networks_in_the_bucket(
+    name: str, run: Run, tmp_path: Path
+) -> None:
+    """Where `--vae` and `--predictor` of the flow take them from, and with their pictures."""
+    images, option = write_image_set(tmp_path / "images", size=64), {"vae": "--data"}
+    run.command[:] = [f"trainers.{name}", *SMOKE, "--workers", "0", "--max-steps", "1"]
+    run.command += ["--validate-every", "1", option.get(name, "--images"), images]
+    ended = run.train("here")
+    config = FlowConfig(**{name: f"{run.uri}/{name}"})
+
+    assert ended.code == 0, ended.said
+    assert load_networks(config, torch.device("cpu")).digests.keys() == {name}
+    assert "samples/step-00000001.png" in run.stored()
+
+
+def test_the_last_and_the_best_in_the_bucket_are_kept(
+    s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    """By the numbers in the bucket, on a machine that has none; incomplete ones before them go."""
+    s3_proxy.harmless()
+    where = path_of("s3://tests/kept/checkpoints")
+    for step, loss in ((10, 0.5), (20, 0.1), (30, 0.3), (40, None), (50, None)):
+        name = f"step-{step:08d}"
+        write_bytes(tmp_path / name / "record.json", pretty_json({"step": step}))
+        assert seal(tmp_path / name) == ""
+        if loss is not None:
+            saved = {"metrics": {"loss": loss}, "sha256": digest({"loss": loss})}
+            write_bytes(tmp_path / name / METRICS, pretty_json(saved))
+        for path in (tmp_path / name).iterdir():
+            write_bytes(where / name / path.name, path.read_bytes())
+    (where / "step-00000030" / MANIFEST).unlink()
+    store = CopiedStore(where, tmp_path / "empty", everyone())
+    Checkpoints(store, keep_last=2, keep_best=1, best="-loss").prune()
+
+    assert [path.name for path in where.iterdir()] == [
+        "step-00000020",
+        "step-00000040",
+        "step-00000050",
+    ]
+
+
 @pytest.mark.slow
 def test_machines_that_share_nothing_but_the_bucket_are_one_run(run: Run, finished: Path) -> None:
     """Two, each with a disk of its own, save, and go on with other disks, which are empty.
@@ -385,14 +423,14 @@ def test_machines_that_share_nothing_but_the_bucket_are_one_run(run: Run, finish
 
     def train_on(disks: Sequence[str], *more: str) -> list[str]:
         group = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        group |= {"MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
+        group["MASTER_PORT"] = str(free_port())
         options = [*run.command[1:], "--zero-stage", "2", "--no-track", *more, "--output", run.uri]
         started = []
         for number, disk in enumerate(disks):
             own = {"RANK": str(number), "XDG_CACHE_HOME": str(run.folder / disk)}
             (run.folder / disk).mkdir()
-            started.append(program("trainers.flow", options, run.folder, **group, **own))
-        said = ["".join(one.communicate(timeout=PATIENCE)) for one in started]
+            started.append(Preloaded("trainers.flow", options, run.folder, **group, **own))
+        said = ["".join(one.communicate()) for one in started]
         assert [one.returncode for one in started] == [0, 0], said
         return said
 
@@ -426,10 +464,10 @@ def test_machines_upload_what_each_has_and_get_what_each_lacks(
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     words = ["s3://tests/two-machines/run", tmp_path]
     started = [
-        program("tests.support.two_machines", words, tmp_path, RANK=str(number), **group)
+        Preloaded("tests.support.two_machines", words, tmp_path, RANK=str(number), **group)
         for number in range(2)
     ]
-    outputs = [one.communicate(timeout=PATIENCE) for one in started]
+    outputs = [one.communicate() for one in started]
     s3_proxy.harmless()
     said = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 

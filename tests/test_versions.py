@@ -79,7 +79,7 @@ def test_a_run_on_a_set_that_grew_is_told_how_to_go_on(world: Path, grown: Path)
 def open_and_resume(path: str, state: object) -> Loader:  # type: ignore[type-arg]
     """Open latents as a trainer that resumes."""
     samples = open_latents(path, LOOP, "train")
-    return training_loader(samples, LAYOUT, state, LOOP, CPU, processes=False)  # type: ignore[arg-type]
+    return training_loader(samples, LAYOUT, state, LOOP, CPU)  # type: ignore[arg-type]
 
 
 def test_a_set_that_is_replaced_keeps_no_version(world: Path, grown: Path) -> None:

@@ -20,6 +20,8 @@ class BucketFiles(Ranges):
         sizes: the length in bytes that each shard must have, by name.
     """
 
+    takes_processor = True
+
     def __init__(self, folder: Folder, sizes: Mapping[str, int]) -> None:
         self.folder = folder
         self.sizes = dict(sizes)

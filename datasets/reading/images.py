@@ -64,6 +64,9 @@ class DegradedBatch:
 class Mixture:
     """Image sets of which an epoch holds each sample as often as its set's weight says."""
 
+    takes_processor = True
+    """Whether to load takes so much of a processor that other processes had better do it."""
+
     def __init__(self, sets: Sequence[ImageSet], weights: Sequence[float] | None = None) -> None:
         self.sets = tuple(sets)
         weights = [1.0] * len(self.sets) if weights is None else weights

@@ -124,6 +124,11 @@ class LatentPairs:
         self._table = _integers(table, self._shards)
         self.weighted_sets = (WeightedSet(size=len(self._first)),)
 
+    @property
+    def takes_processor(self) -> bool:
+        """Whether to load takes so much of a processor that other processes had better do it."""
+        return self.files.takes_processor
+
     def load(self, picks: Picks, memory: Memory) -> LatentBatch:
         """Load pairs; see `datasets.reading.loader.Samples`."""
         turn = _starts(picks.seed, len(self._first))[picks.index] + picks.visit

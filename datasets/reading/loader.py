@@ -7,9 +7,9 @@
 
 Which samples a batch holds is decided before a worker gets it, so the number of workers changes
 only how soon it is there. The state counts the batches that were handed out, not those read ahead.
-Latents are read by threads: a system call lets other threads run, and nothing is copied between
-processes. Images are decoded by processes, through PyTorch's DataLoader, because decoding is
-computation.
+Latents on a disk are read by threads: a system call lets other threads run, and nothing is copied
+between processes. Images are decoded by processes, through PyTorch's DataLoader, because decoding
+is computation, and so are the requests by which latents come from a bucket.
 """
 
 import itertools

@@ -36,6 +36,10 @@ class UnreadableRange(UserError):  # noqa: N818  (counted against a budget befor
 class Ranges(ABC):
     """A source of the bytes of a set's shards."""
 
+    takes_processor = False
+    """Whether to read takes so much of a processor that other processes had better do it: a pair of
+    512 KiB takes boto3 2 ms, most of them in the interpreter, and a disk 0.1 ms, in the kernel."""
+
     @abstractmethod
     def read_many(self, requests: Sequence[Request]) -> Iterator[UnreadableRange | None]:
         """Fill the memory of many requests; yields what is wrong with each, None if nothing is.
@@ -249,6 +253,7 @@ class CachedFiles(Ranges):
         self.files = files
         self.limit = limit
         self.owner = owner
+        self.takes_processor = files.takes_processor
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = functools.partial(type(self), limit=self.limit, owner=self.owner)

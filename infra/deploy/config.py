@@ -31,6 +31,8 @@ class ServicesConfig:
             raise ValueError(
                 f"bucket {self.bucket!r}: 3 to 63 small letters, digits and hyphens are allowed"
             )
+        if self.host in ("", "0.0.0.0", "::"):
+            raise ValueError(f"host {self.host!r}: give the one address by which others reach it")
         if self.port <= self.mlflow_port < self.port + 10:
             raise ValueError(
                 f"mlflow_port {self.mlflow_port}: the ports from {self.port} to {self.port + 9} "

@@ -33,6 +33,10 @@ def mlflow_server(
         [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
             *("--host", host, "--port", str(port)),
+            # Without these it answers neither clients that call it by a name, nor its own pages in
+            # a browser on another machine.
+            *("--allowed-hosts", f"{host}:{port},localhost:{port}"),
+            *("--cors-allowed-origins", f"http://{host}:{port}"),
             *("--backend-store-uri", f"sqlite:///{folder.absolute() / 'mlflow.db'}"),
             *("--artifacts-destination", artifacts),
         ],

@@ -183,13 +183,15 @@ class S3Folder:
         return Entry(name, int(head["ContentLength"]), modified, head["ETag"].strip('"'))
 
     def objects(self) -> Iterator[Entry]:
-        """Yield every object below, in the server's order, whatever its key.
+        """Yield every object below but records of uploads, in the server's order.
 
         Those too whose names no other method takes: with an empty part, `.` or `..`, or a slash at
         the end.
         """
         for page in self._pages(self._above):
-            yield from map(self._entry, page.get("Contents", ()))
+            for one in map(self._entry, page.get("Contents", ())):
+                if f"/{UPLOADS}" not in f"/{one.name}":
+                    yield one
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""

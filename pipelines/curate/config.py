@@ -89,7 +89,7 @@ class CurateConfig:
     input: tuple[str, ...] = ()
     """Folders, images, .tar, .tar.gz, .tar.zst, .tar.xz, .zip, or s3://; NAME= prefixes keys."""
     output: str = ""
-    """Folder of the set; made if it is not there."""
+    """Folder of the set, such as s3://BUCKET/PREFIX; made if it is not there."""
     crop: CropRule = field(default_factory=CropRule)
     """From images to patches."""
     scorer: ScorerChoice = field(default_factory=ScorerChoice)

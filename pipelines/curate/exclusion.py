@@ -2,14 +2,14 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.decoding import decode
-from datasets.fetching import read_ahead
+from datasets.fetching import Fetch, read_ahead
 from datasets.fingerprint import near, perceptual_hash, unpacked
 from datasets.shards import parquet_bytes, read_manifest, read_table
 from datasets.sources import ImageRef
@@ -86,7 +86,7 @@ def _of_set(folder: AnyPath) -> pa.Table:
 def _hashed(refs: Sequence[ImageRef], path: AnyPath) -> pa.Table:
     """Read and decode images; one that cannot be decoded is known by its bytes alone."""
 
-    def row(image: tuple[ImageRef, Callable[[], bytes]]) -> dict[str, Any]:
+    def row(image: tuple[ImageRef, Fetch]) -> dict[str, Any]:
         ref, fetch = image
         try:
             data = fetch()

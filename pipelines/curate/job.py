@@ -237,7 +237,7 @@ class Curation:
 
         What was only needed to publish it goes first: a kill may have kept it.
         """
-        for left in ("cut-*", "kept-*", "mending*"):
+        for left in ("cut-*", "kept-*", "mending*", "attempts*"):
             for folder in self.state.glob(left):
                 paths.remove_tree(folder)
         manifest = claimed_set(self.folder, "image set").manifest

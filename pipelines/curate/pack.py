@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from datasets.decoding import Pixels, decode, encode_png, single_threaded
+from datasets.fetching import Fetch, read_ahead
 from datasets.sample import SCORES, sample_json
 from datasets.shards import save_record, write_shard
 from datasets.sources import ImageRef, read
@@ -83,7 +85,7 @@ class PackShard:
                 if under_way.has_killed(source):
                     return {"done": 0, "seconds": self.watch.take(), "crashed": source}
             samples = self.watch.between("write", self.samples(rows, under_way))
-            with closing(self.kept):
+            with closing(self.kept), closing(_Reading(rows)) as self._reading:
                 shard = write_shard(path, samples)
             save_record(record_path(path), shard)
         return {"done": shard.samples, "seconds": self.watch.take()}
@@ -117,7 +119,7 @@ class PackShard:
         if self._image is None or self._image[0] != row["source"]:
             ref = _place(row)
             try:
-                self._image = (ref.key, self._read(ref, row["source_sha256"]))
+                self._image = (ref.key, self._read(row, ref))
             except UnusableImage as error:
                 raise UserError(
                     f"{ref.path}: image {ref.key} cannot be read as it was scored ({error}); run "
@@ -125,10 +127,10 @@ class PackShard:
                 ) from error
         return self._image[1]
 
-    def _read(self, ref: ImageRef, sha256: str) -> Pixels:
+    def _read(self, row: dict[str, Any], ref: ImageRef) -> Pixels:
         with self.watch("read"):
-            data = read(ref)
-            changed = hashlib.sha256(data).hexdigest() != sha256
+            data = self._reading.fetch(row)()
+            changed = hashlib.sha256(data).hexdigest() != row["source_sha256"]
         if changed:
             raise UserError(
                 f"{ref.path}: image {ref.key} has changed since it was scored; run the same "
@@ -136,6 +138,37 @@ class PackShard:
             )
         with self.watch("decode"):
             return decode(data, self.max_pixels)
+
+
+class _Reading:
+    """The images of a unit that have to be decoded, read ahead of the rows that need them.
+
+    Args:
+        rows: of `LOCATED`.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+        self._passed = set[str]()
+        self._images: Generator[tuple[ImageRef, Fetch], None, None] | None = None
+
+    def fetch(self, row: dict[str, Any]) -> Fetch:
+        """Return what gives the bytes of a row's image; rows come in order."""
+        if row["source"] in self._passed:  # other images lie between two rows of one image
+            return partial(read, _place(row))
+        if self._images is None:  # nothing before this row had to be read
+            rest = {other["source"]: other for other in self._rows[self._rows.index(row) :]}
+            self._images = read_ahead(_place(other) for other in rest.values())
+        for ref, fetch in self._images:
+            self._passed.add(ref.key)
+            if ref.key == row["source"]:
+                return fetch
+        raise KeyError(row["source"])
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._images is not None:
+            self._images.close()
 
 
 def located(table: pa.Table, refs: Mapping[str, ImageRef], kept: AnyPath) -> pa.Table:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.decoding import Pixels, decode_picture, single_threaded
-from datasets.fetching import read_ahead
+from datasets.fetching import Fetch, read_ahead
 from datasets.fingerprint import perceptual_hash
 from datasets.sample import CANDIDATE, empty_row
 from datasets.sets import claimed_set
@@ -170,12 +170,8 @@ class ScoreImages:
             return (Quality(scores.get(waiting[0][0]["key"], math.nan)) for _ in patches)
         return self.scorer.score(images)
 
-    def open(self, ref: ImageRef, fetch: Callable[[], bytes]) -> Opened:
-        """Decode and cut one image.
-
-        Args:
-            ref: the image.
-            fetch: returns its bytes, or raises what `datasets.sources.read` does.
+    def open(self, ref: ImageRef, fetch: Fetch) -> Opened:
+        """Fetch, decode and cut one image.
 
         Returns:
             Its rows without scores, and a patch for each of them; one dropped row and no patch

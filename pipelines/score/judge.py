@@ -3,11 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from datasets.decoding import MAX_PIXELS, Pixels, decode
-from datasets.fetching import read_ahead
+from datasets.fetching import Fetch, read_ahead
 from datasets.sources import ImageRef
 from datasets.unusable import UnusableImage
 from infra.ahead import map_ahead
@@ -79,7 +79,7 @@ class Judge:
         return _row(ref, score=repr(outcome.value), detail=detail)
 
 
-def _opened(image: tuple[ImageRef, Callable[[], bytes]]) -> tuple[ImageRef, Pixels | Row]:
+def _opened(image: tuple[ImageRef, Fetch]) -> tuple[ImageRef, Pixels | Row]:
     """Decode an image; whatever its bytes or the decoder raise becomes its row."""
     ref, fetch = image
     try:

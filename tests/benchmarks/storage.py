@@ -5,20 +5,18 @@ compute and compare SHA-256, by boto3's transfer manager, which does not, and by
 All three run in turn; ratios are medians, of the time on the clock and of this process's CPU time.
 
 Latent pairs are ranges of 512 KiB in random order, read by `Pool` with 1 to 32 requests under way:
-from the server itself, and through a proxy (another process) that lets every request wait for 20
-and 80 ms. Beside them: one at a time through the local cache, cold and warm, and from a local file.
+over a line (another process) on which every request waits for 0, 20 and 80 ms. Beside them: one at
+a time through the local cache, cold and warm, and from a local file. What loaders make of it is
+measured by `tests.benchmarks.bucket_loaders`.
 """
 
 import hashlib
-import multiprocessing
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -31,7 +29,7 @@ from infra.folders.opening import open_folder
 from infra.folders.pool import Pool, Request, in_flight
 from infra.s3.client import connection
 from tests.benchmarks.harness import RUNS, paired, save
-from tests.support.faulty_proxy import FaultyProxy
+from tests.support.delay_line import at_a_distance
 from tests.support.s3_server import BUCKET, S3Server, use
 
 PAIR = 512 << 10
@@ -114,7 +112,7 @@ def measured_whole(folder: Folder, file: Path) -> dict[str, object]:
 def measured_ranges(server: S3Server, latency: float, file: Path) -> dict[str, float]:
     """Return pairs a second, by ways to read them; medians."""
     with (
-        _at_a_distance(server.endpoint, latency) as endpoint,
+        at_a_distance(server.endpoint, latency) as endpoint,
         pytest.MonkeyPatch.context() as environment,
     ):
         use(environment, endpoint)
@@ -136,28 +134,6 @@ def measured_ranges(server: S3Server, latency: float, file: Path) -> dict[str, f
             "from a local file": rate(_one_by_one(local, "file")),
             "CPU ms a pair, 32 under way": 1000 / rate(at_once, clock=CPU),
         }
-
-
-@contextmanager
-def _at_a_distance(endpoint: str, latency: float) -> Iterator[str]:
-    """Yield the address of a server that answers later by so many seconds."""
-    if not latency:
-        yield endpoint
-        return
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_delay, args=(endpoint, latency, there))
-    process.start()
-    yield here.recv()
-    here.send("end")
-    process.join()
-
-
-def _delay(endpoint: str, latency: float, pipe: Connection) -> None:
-    with FaultyProxy(endpoint) as proxy:
-        proxy.latency = latency
-        pipe.send(proxy.endpoint)
-        pipe.recv()
 
 
 def rate(

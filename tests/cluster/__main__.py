@@ -23,6 +23,9 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     with tempfile.TemporaryDirectory(prefix="cluster-") as temporary:
         folder = Path(arguments[0] if arguments else temporary).absolute()
+        if folder.exists() and any(folder.iterdir()):
+            sys.stderr.write(f"error: {folder} is not empty; give a new folder\n")
+            return 1
         command = [*inside(), sys.executable, "-m", "tests.cluster.story", str(folder)]
         return subprocess.run(command, cwd=ROOT, check=False).returncode
 

@@ -13,7 +13,8 @@ BUCKET = "s3://latent-pmrf"
 RAY_PORT = 6379
 RAY = ("--num-cpus", "1", "--object-store-memory", "100000000", "--disable-usage-stats")
 HEAD = ("--head", "--port", str(RAY_PORT), "--include-dashboard", "false")
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+SECRET = "AWS_SECRET_ACCESS_KEY"
+KEYS = ("AWS_ACCESS_KEY_ID", SECRET)
 
 
 class Cluster:
@@ -56,7 +57,7 @@ class Cluster:
             head = f"{self.hosts['head'].address}:{RAY_PORT}"
             role = HEAD if name == "head" else ("--address", head)
             own = ["--node-ip-address", host.address]
-            keys = {key: self.variables[key] for key in SECRETS}  # where the bucket is, jobs tell
+            keys = {key: self.variables[key] for key in KEYS}  # where the bucket is, jobs tell
             host.begin(["ray", "start", *role, *own, *RAY], keys, "ray").end()
 
     def stop_ray(self, *names: str) -> None:

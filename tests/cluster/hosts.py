@@ -32,7 +32,7 @@ mount -t tmpfs tmpfs /dev/shm
 exec 3< points
 mount --rbind tmp /tmp
 while read -r point <&3; do
-    case $point in /tmp|/tmp/*|/run|/run/*|/dev/shm|/srv|/etc/hosts) ;;
+    case $point in /tmp|/tmp/*|/run|/run/*|/dev/shm|/srv|/etc/hosts|/sys/*) ;;
     *) mount -o remount,bind,ro "$point" ;; esac
 done
 exec 3<&-
@@ -76,7 +76,13 @@ def shell(*command: str) -> None:
 
 
 def make_bridge() -> None:
-    """Make the bridge, in the namespaces of this process: it must run :func:`inside` them."""
+    """Make the bridge, in the namespaces of this process, which is the first one in them.
+
+    Raises:
+        RuntimeError: it is not :func:`inside` namespaces of its own, but the machine's.
+    """
+    if os.getpid() != 1:
+        raise RuntimeError("this would mount over /run of the machine: python -m tests.cluster")
     shell("mount", "-t", "tmpfs", "tmpfs", "/run")  # where `ip netns` keeps its names
     shell("ip", "link", "set", "lo", "up")
     shell("ip", "link", "add", "bridge", "type", "bridge")
@@ -189,12 +195,14 @@ class Running:
                 raise RuntimeError(f"{self._title}: ended too early:\n{self.said()[-3000:]}")
             time.sleep(0.05)
 
-    def end(self, *codes: int) -> int:
-        """Wait for its end and return its exit code, which must be one of ``codes``, or else 0."""
-        code = self._process.wait()
-        if code not in (codes or (0,)):
+    def code(self) -> int:
+        """Wait for its end, and return its exit code."""
+        return self._process.wait()
+
+    def end(self) -> None:
+        """Wait for its end, which must be a good one."""
+        if code := self.code():
             raise RuntimeError(f"{self._title}: exit code {code}:\n{self.said()[-3000:]}")
-        return code
 
     def said(self) -> str:
         """Return what it has printed."""

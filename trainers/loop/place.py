@@ -92,7 +92,7 @@ def held(loop: LoopConfig) -> Iterator[Place]:
                 )
             yield Place(folder, LocalStore(folder / CHECKPOINTS))
             return
-        together(lambda: _claim(folder, home))
+        together(lambda: _claim(folder, home) if here.is_first else None)
         files = RunFiles(folder, open_folder(str(home)))
         store = CopiedStore(home / CHECKPOINTS, folder / CHECKPOINTS, here, files.send)
         yield Place(folder, store, files)
@@ -140,7 +140,10 @@ def refuse_unusable(folder: Folder) -> None:
 
 
 def _claim(folder: Path, home: AnyPath) -> None:
-    """Note whose the folder is, so that two runs do not take each other's checkpoints."""
+    """Note whose the folder is, so that two runs do not take each other's checkpoints.
+
+    What a killed process left of a download goes.
+    """
     mark = folder / STATE / "output"
     if mark.exists():
         owner = mark.read_text()
@@ -152,3 +155,4 @@ def _claim(folder: Path, home: AnyPath) -> None:
             f"--resume {folder} to go on from that run"
         )
     write_bytes(mark, str(home).encode())
+    remove_partial(folder)

@@ -8,7 +8,7 @@ import torch
 
 from datasets.reading import order
 from datasets.reading.image_set import ImageSet
-from datasets.reading.images import Mixture
+from datasets.reading.images import Crops, Mixture, OnlinePairs
 from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
@@ -59,23 +59,20 @@ def _cache(loop: LoopConfig) -> Cache | None:
 
 
 def training_loader(
-    samples: Any,
+    samples: Crops | OnlinePairs | LatentPairs,
     layout: Layout,
     state: Mapping[str, Any] | None,
     loop: LoopConfig,
     device: torch.device,
-    *,
-    processes: bool,
 ) -> Loader[Any]:
     """Open training samples where ``state`` says.
 
     Args:
-        samples: as in `datasets.reading.loader.Samples`.
+        samples: for training.
         layout: this rank among the others.
         state: from a checkpoint; None starts at the beginning.
         loop: seed, workers and skip budget.
         device: where the batches go; to a GPU they go from page-locked memory.
-        processes: whether loading is computation, such as decoding and degrading.
 
     Raises:
         UsageError: the state is a position in other samples.
@@ -85,7 +82,7 @@ def training_loader(
     settings = LoaderConfig(
         seed=loop.seed,
         workers=loop.workers,
-        processes=processes,
+        processes=samples.takes_processor,
         pin_memory=device.type == "cuda",
         skip_budget=loop.skip_budget,
     )

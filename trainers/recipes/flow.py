@@ -102,10 +102,7 @@ class FlowTask:
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[Any]:
         """Open the training pairs where ``state`` says."""
-        is_online = self.config.draws == "online"
-        return training_loader(
-            self.samples, layout, state, self.config.loop, self.device, processes=is_online
-        )
+        return training_loader(self.samples, layout, state, self.config.loop, self.device)
 
     def losses(self, engine: Runner, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Eq. 5, or the regressor's squared error."""

@@ -66,9 +66,7 @@ class PredictorTask:
 
     def loader(self, layout: Layout, state: Mapping[str, Any] | None) -> Loader[DegradedBatch]:
         """Open the training pairs where ``state`` says."""
-        return training_loader(
-            self.samples, layout, state, self.config.loop, self.device, processes=True
-        )
+        return training_loader(self.samples, layout, state, self.config.loop, self.device)
 
     def losses(self, engine: Runner, batch: DegradedBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the error of the prediction, both images in [0, 1], not clamped."""

@@ -101,7 +101,7 @@ class VAETask:
         """Open the training crops where ``state`` says."""
         config = self.config
         crops = Crops(self.sets, config.data_weights or None, crop=config.crop, flip=config.flip)
-        return training_loader(crops, layout, state, config.loop, self.device, processes=True)
+        return training_loader(crops, layout, state, config.loop, self.device)
 
     def losses(self, engine: Runner, batch: ImageBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Sec. 4.2 and its terms, without their weights."""
