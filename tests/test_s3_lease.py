@@ -134,11 +134,12 @@ def test_a_killed_holder_of_another_machine_is_followed_after_a_lease(
     pid = holding(folder)
     end(pid)
     other_machine(monkeypatch)
-    with lease.held(folder, output(folder)):
-        pass
+    monkeypatch.setattr(lease, "SECONDS", 600.0)
+    monkeypatch.setattr(lease.time, "sleep", lambda _: monkeypatch.setattr(lease, "SECONDS", -1.0))
+    hold(folder)
     said = capsys.readouterr().err
     assert f"{output(folder)} was last written by process {pid} of {os.uname().nodename}" in said
-    assert "waiting for a sign of life until 1 seconds have passed" in said
+    assert "waiting for a sign of life until 600 seconds have passed" in said
 
     monkeypatch.setattr(lease, "_machine", lambda: "a third machine")
     monkeypatch.setattr(lease, "SECONDS", 1e6)
