@@ -28,6 +28,7 @@ from infra.folders.bucket_path import BucketPath
 from infra.folders.opening import bucket_path
 from infra.folders.stream import Stream
 from infra.storage import AtomicFile, explained
+from infra.temporary import temporary_folder
 
 AnyPath = Path | BucketPath
 MOVES = 8  # copies that a server is asked for at a time
@@ -402,5 +403,5 @@ def cache_folder() -> Path:
 
 @contextmanager
 def _temporary(name: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="latent-pmrf-") as folder:
-        yield Path(folder, name)
+    with temporary_folder() as folder:
+        yield folder / name
