@@ -16,6 +16,7 @@ import torch
 
 from infra.config import digest, pretty_json
 from infra.errors import UserError
+from infra.folders.opening import open_folder
 from infra.paths import exclusive, path_of, write_bytes
 from infra.s3 import lease, retries
 from infra.tracking.record import described
@@ -23,7 +24,7 @@ from models.checkpoint import load_checkpoint, weights_digest
 from tests.conftest import free_port
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.preloaded import Preloaded
-from tests.support.s3_server import READER, S3Server, use
+from tests.support.s3_server import OWNER, READER, S3Server, use
 from tests.support.training_sets import (
     SMOKE,
     assert_equal,
@@ -37,8 +38,9 @@ from tests.support.training_sets import (
 )
 from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.initial import begin_with
-from trainers.loop.integrity import MANIFEST, damage, seal
+from trainers.loop.integrity import MANIFEST, damage, files_below, seal
 from trainers.loop.neighbours import everyone
+from trainers.loop.run_files import RunFiles
 from trainers.loop.stores import METRICS, CopiedStore
 from trainers.recipes import flow_config
 from trainers.recipes.flow import FlowTask
@@ -144,6 +146,8 @@ def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(run: Run, finis
     assert f"resumed from {run.uri}/{FOURTH} to the bit" in ended.said
     assert described(local / "log.jsonl")["token"] == token
     assert_same_run(local, finished)
+    assert all(OWNER[1].encode() not in path.read_bytes() for path in files_below(local))
+    assert OWNER[1] not in first.said + ended.said
     mine, expected = (
         {name for name in names if not name.startswith((".state/", ".tracking/"))}
         for names in (run.stored(), digests(finished))
@@ -372,7 +376,7 @@ def test_all_that_a_run_reads_may_be_in_the_bucket(run: Run, tmp_path: Path) -> 
     assert_equal(saved_weights(tmp_path / "there", 1), saved_weights(tmp_path / "local", 1))
 
 
-@pytest.mark.parametrize("name", ["vae", "predictor"])
+@pytest.mark.parametrize("name", ["vae", pytest.param("predictor", marks=pytest.mark.slow)])
 def test_the_other_trainers_leave_their_networks_in_the_bucket(
     name: str, run: Run, tmp_path: Path
 ) -> None:
@@ -386,6 +390,30 @@ def test_the_other_trainers_leave_their_networks_in_the_bucket(
     assert ended.code == 0, ended.said
     assert load_networks(config, torch.device("cpu")).digests.keys() == {name}
     assert "samples/step-00000001.png" in run.stored()
+
+
+def test_the_log_and_what_waits_for_mlflow_go_along(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    """To another machine, and away again once it has arrived; only a longer log here stays."""
+    s3_proxy.harmless()
+    there = open_folder("s3://tests/run-files/run")
+    one, two = tmp_path / "one", tmp_path / "two"
+    waiting = Path(".tracking/token/files/1/val/pictures.png")
+    for name, data in {"log.jsonl": b"1\n", waiting: b"png", ".tracking/lock": b""}.items():
+        write_bytes(one / name, data)
+    write_bytes(two / "log.jsonl", b"of an older start\n")
+    write_bytes(two / ".tracking" / "other" / "sent.json", b"{}")
+    files = RunFiles(one, there)
+    files.send()
+    RunFiles(two, there).bring()
+
+    assert (two / "log.jsonl").read_bytes() == b"1\n"
+    assert [path.relative_to(two) for path in files_below(two / ".tracking")] == [waiting]
+    (one / waiting).unlink()
+    write_bytes(one / "log.jsonl", b"1\n2\n")
+    files.bring()
+    assert (one / "log.jsonl").read_bytes() == b"1\n2\n"
+    files.send()
+    assert [(entry.name, entry.size) for entry in there.list()] == [("log.jsonl", 4)]
 
 
 def test_the_last_and_the_best_in_the_bucket_are_kept(
@@ -472,7 +500,7 @@ def test_machines_upload_what_each_has_and_get_what_each_lacks(
     said = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
     assert [one.returncode for one in started] == [0, 0], outputs
-    for number, (first, failed, old, sent, whole, again, left) in enumerate(said):
+    for number, (first, failed, old, sent, whole, again, left, local) in enumerate(said):
         four = {"model": 7, "rank-0": 4, "rank-1": 4, "manifest.json": old[2]["manifest.json"]}
         eight = {"model": 7, "rank-0": 8, "rank-1": 8, "manifest.json": sent[2]["manifest.json"]}
         assert first == ["", ["step-00000004"]]
@@ -482,4 +510,5 @@ def test_machines_upload_what_each_has_and_get_what_each_lacks(
         assert sent == whole == ["step-00000008", "", eight]
         assert "step-00000012 could not be uploaded" in again
         assert left == ["step-00000008", "", eight]
+        assert "not all ranks see this folder; give one that all machines share, or" in local
         assert ("is not whole on the machines of this run" in outputs[number][1]) == (number == 0)

@@ -156,9 +156,10 @@ def test_a_hang_is_one_of_a_batch_not_of_a_whole_validation(
     armed: list[str] = []
     monkeypatch.setattr(Watchdog, "arm", lambda self, what: armed.append(what))
     train([*command, "--max-steps", "1"], tmp_path / "run")
-    batch = "batch {} of the validation of step {}, pairs,"
+    batch, saved = "batch {} of the validation of step {}, pairs,", ("the save", "the upload")
+    save = [f"{what} of step 1" for what in saved]
 
-    assert armed == [batch.format(1, 0), "step 0", "the save of step 1", batch.format(1, 1)]
+    assert armed == [batch.format(1, 0), "step 0", *save, batch.format(1, 1)]
 
 
 def test_the_watchdog_names_the_option_and_the_place() -> None:

@@ -66,6 +66,7 @@ def main(uri: str, folder: Path) -> None:
         on_disk(fresh, folder, uri, read),
         on_disk(mine, folder, uri, save(12)),  # so is this
         on_disk(mine if rank() == 0 else fresh, folder, uri, read),
+        on_disk(mine, folder, str(folder / mine / "run"), read),  # one that the other cannot see
     ]
     torch.distributed.destroy_process_group()
     sys.stdout.write("\n" + json.dumps(said))
