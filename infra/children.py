@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
+from typing import Any
 
 STOPPING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
 
@@ -44,14 +45,23 @@ def live_with_parent() -> None:
     """End this process as soon as the one that asked for it has ended; called in a child.
 
     The parent of a process that a fork server started is, to the operating system, that server,
-    which lives as long as its children: so it is the pipe to the real parent that tells.
+    which lives as long as its children: so it is the pipe to the real parent that tells. A parent
+    that exits while something still refers to its workers ends them by SIGTERM and waits for them:
+    that signal is obeyed, by its sender.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    threading.Thread(target=_end_after_parent, name="parent", daemon=True).start()
-
-
-def _end_after_parent() -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    if parent is not None and parent.pid is not None:
+        for target, argument in ((_end_after, parent), (_end_if_told_by, parent.pid)):
+            threading.Thread(target=target, args=(argument,), name="parent", daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _end_if_told_by(pid: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
+        pass
+    os._exit(1)

@@ -28,9 +28,10 @@ from infra.folders.bucket_path import BucketPath
 from infra.folders.opening import bucket_path
 from infra.folders.stream import Stream
 from infra.storage import AtomicFile, explained
+from infra.temporary import temporary_folder
 
 AnyPath = Path | BucketPath
-MOVES = 8  # copies that a server is asked for at a time
+MOVES = 16  # copies that a server is asked for at a time
 READS = 32  # small files that are under way from a bucket at a time
 BUFFER = 1 << 20  # bytes of an object that are read at a time
 
@@ -402,5 +403,5 @@ def cache_folder() -> Path:
 
 @contextmanager
 def _temporary(name: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="latent-pmrf-") as folder:
-        yield Path(folder, name)
+    with temporary_folder() as folder:
+        yield folder / name

@@ -145,8 +145,8 @@ def local_path(uri: str) -> Path:
         )
     if "://" in uri:
         raise UsageError(
-            f"{uri}: only local paths are supported by this command; copy the data to a local or "
-            "network folder and give its path"
+            f"{uri}: what is kept here is for the disk of each machine; give the path of a local "
+            "folder"
         )
     return Path(uri).expanduser()
 

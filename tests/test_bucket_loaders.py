@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from datasets.sets import open_set
 from datasets.shards import read_table, scan
 from datasets.verify import problems
 from datasets.webdataset_shards import SetShards
-from infra.errors import UserError
+from infra.errors import UsageError, UserError
 from infra.folders.contract import Missing, Unavailable
 from infra.paths import AnyPath, path_of, write_bytes
 from infra.s3 import client, retries
@@ -34,6 +35,8 @@ from tests.conftest import PATIENCE, free_port, picture
 from tests.support import encoding_jobs
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.published_sets import SMALL, sample, write_images, write_latents
+from trainers.loop.config import LoopConfig
+from trainers.recipes.data import open_images
 
 COUNT = 20
 ALONE = LoaderConfig(workers=0)
@@ -304,6 +307,14 @@ def test_what_is_wrong_with_a_shard_is_counted_as_on_a_disk(
     for one in sets:
         with pytest.raises(UserError, match=r"train-000001\.tar.*skip_budget is 4"):
             list(Loader(one, layout, LoaderConfig(workers=0, skip_budget=4)))
+
+
+def test_a_cache_is_a_folder_of_a_disk(disk: Path) -> None:
+    """One in a bucket is refused before anything is read; the remedy works."""
+    config = LoopConfig(output="run", cache="s3://tests/cache")
+    with pytest.raises(UsageError, match=r"^s3://tests/cache: .*give the path of a local folder"):
+        open_images(str(disk / "images"), config)
+    assert len(open_images(str(disk / "images"), replace(config, cache=str(disk / "cache"))))
 
 
 def test_a_set_that_was_replaced_in_the_bucket_ends_the_run(

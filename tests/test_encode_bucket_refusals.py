@@ -10,6 +10,7 @@ from datasets.kinds import LOOKED_AT, LOOKED_INTO, described
 from infra.errors import UserError
 from infra.folders.bucket_path import BucketPath
 from infra.paths import path_of, write_bytes
+from pipelines.encode import __main__ as encode
 from pipelines.encode.job import Encoding
 from tests.support.curation_jobs import InProcess
 from tests.support.encoding_jobs import (
@@ -91,6 +92,26 @@ def test_what_cannot_be_used_is_named(
         Encoding(job(world, path_of(output), **fields)).run(InProcess())
 
     assert "\n" not in str(caught.value)
+    assert written(s3_proxy) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--repair"]], ids=["verify", "repair"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "nothing: there is no such folder; a latent set is wanted here"),
+        ("images", "images: this is an image set; a latent set is wanted here"),
+        ("vae", "vae: this is the folder of a network's weights; a latent set is wanted here"),
+    ],
+)
+def test_what_is_no_latent_set_is_not_verified(
+    world: BucketPath, s3_proxy: FaultyProxy, name: str, said: str, options: list[str]
+) -> None:
+    """Nor repaired; the sentence says what it is."""
+    s3_proxy.harmless()
+    with pytest.raises(UserError, match=said):
+        encode.main(["verify", str(world / name), *options])
+
     assert written(s3_proxy) == []
 
 

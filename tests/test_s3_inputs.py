@@ -125,20 +125,23 @@ def test_nothing_under_a_name_is_refused(bucket: AnyPath, tmp_path: Path, name: 
 def test_a_key_that_no_file_can_have_is_counted(
     bucket: AnyPath, s3_proxy: FaultyProxy, tmp_path: Path
 ) -> None:
-    """An image under it would be lost unsaid; the empty object of a folder is nothing."""
+    """An image under it would be lost unsaid; the empty object of a folder is nothing.
+
+    That a key is the beginning of another is no matter: both are images.
+    """
     put(bucket / "photos" / "a.jpg", b"bytes")
     keys = {"photos//b.jpg": 7, "photos/../c.jpg": 7, "photos/d.jpg/": 7, "photos/e/": 0}
     prefix = str(bucket).rpartition("/")[2]
     rows = "".join(
         f"<Contents><Key>{prefix}/{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
         f"<ETag>&quot;1&quot;</ETag><Size>{size}</Size></Contents>"
-        for key, size in {"photos/a.jpg": 5, **keys}.items()
+        for key, size in {"photos/a.jpg": 5, "photos/a.jpg/f.jpg": 5, **keys}.items()
     )
     page = f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>"
     # SeaweedFS keeps no such keys; Amazon's store does, and answers so.
     s3_proxy.faults = [Fault(9, path="list-type=2", status=200, body=page)]
     found = list_images([str(bucket / "photos")], tmp_path)
-    assert [ref.key for ref in found.images] == ["a"]
+    assert [ref.key for ref in found.images] == ["a", "a_jpg/f"]
     named = [(thing.file, thing.kind) for thing in found.ignored]
     assert named == [(name, "impossible_name") for name in ("../c.jpg", "/b.jpg", "d.jpg/")]
     assert found.losses() == 3

@@ -137,7 +137,7 @@ def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
-def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_refused_before_anything_starts() -> None:
     """SeaweedFS would take another one in silence."""
     port = free_ports(1)[0]
     taken = pytest.raises(UsageError, match=f"127.0.0.1:{port} cannot be listened on")

@@ -39,9 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     config = cli.parse(ServicesConfig, PRESETS, arguments, "infra.deploy", __doc__ or "")
     folder = local_path(config.folder).absolute()
+    check_ports(config.host, [*_ports(config), config.mlflow_port])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with Termination(), exclusive(folder / "state"), ExitStack() as started:
-        check_ports(config.host, [*_ports(config), config.mlflow_port])
         variables = _variables(config, folder / ENV)
         servers = [
             started.enter_context(_running(server))

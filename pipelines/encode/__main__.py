@@ -22,7 +22,7 @@ from infra import cli
 from infra.config import read_object, to_dict
 from infra.errors import UsageError
 from infra.paths import AnyPath, path_of
-from pipelines.encode.config import PRESETS, EncodeConfig, VerifyConfig
+from pipelines.encode.config import PRESETS, STATE, EncodeConfig, VerifyConfig
 from pipelines.jobs.verdict import verdict
 
 
@@ -61,9 +61,10 @@ def verify(arguments: list[str]) -> int:
     from datasets.sets import claimed_set
     from pipelines.encode.verify import all_problems
 
+    if not (config.repair and (folder / STATE).is_dir()):  # where a lost manifest can be repaired
+        claimed_set(folder, "latent set")
     if config.repair:
         _repair(folder, config)
-    claimed_set(folder, "latent set")
     return verdict(folder, all_problems(folder, config))
 
 

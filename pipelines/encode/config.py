@@ -13,6 +13,8 @@ from infra.cli import choices
 from infra.config import STRICT, from_dict, merged
 from pipelines.jobs.paths import absolute, absolute_if_there
 
+STATE = ".encode"
+"""Folder of a set with the state of its job."""
 Device = Literal["cuda", "cpu"]
 
 

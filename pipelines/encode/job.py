@@ -34,7 +34,7 @@ from models.checkpoint import CheckpointError
 from models.frozen import check_takes
 from pipelines.encode import report as encoding_report
 from pipelines.encode.bound import IMAGES, RESULT, Probe, bound
-from pipelines.encode.config import EncodeConfig
+from pipelines.encode.config import STATE, EncodeConfig
 from pipelines.encode.images import latent_shards, open_images
 from pipelines.encode.manifest import Generation, stage_manifest
 from pipelines.encode.members import GenerationSpec
@@ -65,7 +65,7 @@ class Encoding:
         config = config.absolute()
         self.config = config
         self.rule = config.rule
-        self.set = SetFolder(paths.path_of(config.output), ".encode", "a latent set")
+        self.set = SetFolder(paths.path_of(config.output), STATE, "a latent set")
         self.folder, self.state = self.set.path, self.set.state
         self.images = open_images(paths.path_of(config.input), config.limit)
         models = load_models(self.rule)

@@ -3,7 +3,7 @@
 The hosts are namespaces of this machine (tests/cluster/hosts.py). One is killed in the midst of
 each stage, and the same command finishes it. Everything that is made is compared with what a single
 machine makes on its disk, and everything that is written is searched for the secret key. It takes
-about ten minutes of two cores. With a folder as argument, all disks and outputs are kept there.
+a quarter of an hour of two cores. With a folder as argument, all disks and outputs are kept there.
 """
 
 import subprocess
