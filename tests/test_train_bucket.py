@@ -341,7 +341,9 @@ def test_weights_to_begin_with_may_be_in_the_bucket(
     """Of a run and a checkpoint the averages, of a folder its own; what is missing is named."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     preset = flow_config.PRESETS["tiny"]
-    flow = FlowTask(replace(preset, model="tiny", latents=str(command[-1])), torch.device("cpu"))
+    loop = replace(preset.loop, output=str(tmp_path / "run"))
+    config = replace(preset, model="tiny", latents=str(command[-1]), loop=loop)
+    flow = FlowTask(config, torch.device("cpu"))
     average = f"{EIGHTH}/ema-0.99"
     places = {"": average, FOURTH: f"{FOURTH}/ema-0.99", f"{EIGHTH}/model": f"{EIGHTH}/model"}
     for below, weights in {**places, "network": average}.items():
