@@ -31,7 +31,7 @@ from infra.storage import AtomicFile, explained
 from infra.temporary import temporary_folder
 
 AnyPath = Path | BucketPath
-MOVES = 8  # copies that a server is asked for at a time
+MOVES = 16  # copies that a server is asked for at a time
 READS = 32  # small files that are under way from a bucket at a time
 BUFFER = 1 << 20  # bytes of an object that are read at a time
 

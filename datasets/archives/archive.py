@@ -37,7 +37,14 @@ from datasets.archives import gzips, tars, zips
 from datasets.archives.found import Found
 from datasets.folders import Status, status
 from infra.errors import UserError
-from infra.paths import AnyPath, local_twin, opened, scanned, write_bytes, written_by_name
+from infra.paths import (
+    AnyPath,
+    local_twin,
+    read_if_there,
+    scanned,
+    write_bytes,
+    written_by_name,
+)
 
 VERSION = 1  # of what `contents` finds: a listing that an older program kept is made anew
 COPY_CHUNK = 1 << 12  # bytes; as much is lost before a damaged place
@@ -139,9 +146,9 @@ class Archive:
             OSError: the archive cannot be read, or what is kept of it cannot be written.
             UserError: the disk has no room for an uncompressed copy.
         """
-        if self.listed:
-            with opened(self._listing) as file:
-                rows = pq.read_table(file).to_pylist()
+        kept = read_if_there(self._listing)
+        if kept is not None:
+            rows = pq.read_table(pa.BufferReader(kept)).to_pylist()
             return [_found(row) for row in rows]
         found = self._list()
         if not any(file.ignored != "damage" for file in found):

@@ -467,7 +467,7 @@ class Curation:
             return False
         said = json.loads(record)
         return (
-            said["manifest"] == paths.sha256(self.folder / shards.MANIFEST)
+            said["manifest"] == self.set.manifest_digest()
             and said["fingerprint"] == listing.fingerprint()
             and not self.set.lacks(manifest)
         )

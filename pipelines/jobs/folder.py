@@ -156,11 +156,11 @@ class SetFolder:
         mark = paths.read_if_there(self.state / FINISHED)
         if mark is None or not (self.path / PAGE).is_file():
             return False
-        said, found = json.loads(mark), self._manifest_digest()
+        said, found = json.loads(mark), self.manifest_digest()
         is_tracked: bool = said["tracked"]
         return said["manifest"] == found and (is_tracked or not track)
 
-    def _manifest_digest(self) -> str | None:
+    def manifest_digest(self) -> str | None:
         """Hash the manifest of the published set; None if there is none."""
         content = paths.read_if_there(self.path / MANIFEST)
         return None if content is None else hashlib.sha256(content).hexdigest()
@@ -220,7 +220,7 @@ class SetFolder:
             return f"MLflow: {run.where()}\n"
 
     def _mark_finished(self, *, tracked: bool) -> None:
-        mark = {"manifest": self._manifest_digest(), "tracked": tracked}
+        mark = {"manifest": self.manifest_digest(), "tracked": tracked}
         paths.write_bytes(self.state / FINISHED, pretty_json(mark))
         (self.state / OVERWRITING).unlink(missing_ok=True)
 
@@ -239,7 +239,7 @@ class SetFolder:
 
     def _recorded(self, log: Path, settings: Mapping[str, Any]) -> Resume | None:
         """Return the run that has recorded the published set already, if its job then died."""
-        start, found = described(log), self._manifest_digest()
+        start, found = described(log), self.manifest_digest()
         if found is None or start.get("params") != digest(flatten(settings)):
             return None
         is_same = any(line.get("dataset", {}).get("digest") == found for line, _ in read(log))
