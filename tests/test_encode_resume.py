@@ -82,6 +82,20 @@ def test_a_stopped_job_goes_on_shard_by_shard(world: Path, tmp_path: Path) -> No
     assert published(tmp_path / "set") == published(tmp_path / "fresh")
 
 
+def test_what_is_left_of_a_published_generation_goes(world: Path, tmp_path: Path) -> None:
+    """As of a job killed while it removed its staging; a later generation that was begun stays."""
+    run(world, tmp_path / "set", limit=1)
+    state = tmp_path / "set" / ".encode"
+    for name in ("draws-0-1", "draws-1-3"):
+        (state / name).mkdir()
+        (state / name / "train-000000.tar.sums.json").touch()
+    (state / "finished.json").unlink()
+    engine = run(world, tmp_path / "set", limit=1)
+
+    assert engine.units == []
+    assert [path.name for path in state.glob("draws-*")] == ["draws-1-3"]
+
+
 @pytest.mark.parametrize("draws", [1, 2])
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_write_that_fails_leaves_a_wrong_set(

@@ -185,13 +185,16 @@ class Encoding:
         paths.write_bytes(self.folder / "config.json", pretty_json(to_dict(self.config)))
         paths.write_bytes(self.state / "identity.json", pretty_json(self.identity))
         probe = self._probe(engine, resources)
-        for staging in self.state.glob("draws-*"):  # killed while publishing
+        for _, staging in self._begun():  # killed while publishing
             if shards.read_manifest(staging) is not None:
                 self.set.publish(staging)
         manifest = self.published()
         while manifest is None or manifest["draws"] < self.config.draws:
             self._generation(manifest, probe, engine, resources)
             manifest = self.published()
+        for (first, _), staging in self._begun():
+            if first < manifest["draws"]:  # it is published, and the job was killed before it went
+                paths.remove_tree(staging)
         page = encoding_report.build(manifest, probe, self.state / "probe", engine.times)
         paths.write_bytes(self.folder / "report.html", page.encode())
         save_times(self.state / "times.json", engine.times)
@@ -259,13 +262,20 @@ class Encoding:
     def _staging(self, first: int) -> AnyPath:
         """Return the folder of the next generation; removes those that no longer fit."""
         begun = []
-        for folder in self.state.glob("draws-*"):
-            start, end = (int(number) for number in folder.name.split("-")[1:])
+        for (start, end), folder in self._begun():
             if start == first and end <= self.config.draws:
                 begun.append((end, folder))
             else:
                 paths.remove_tree(folder)
         return max(begun)[1] if begun else self.state / f"draws-{first}-{self.config.draws}"
+
+    def _begun(self) -> list[tuple[tuple[int, int], AnyPath]]:
+        """List the generations that were begun: their first draw, the end, and their folders."""
+        found = []
+        for folder in self.state.glob("draws-*"):
+            first, end = folder.name.split("-")[1:]
+            found.append(((int(first), int(end)), folder))
+        return found
 
     def latent_format(self, probe: dict[str, Any]) -> LatentFormat:
         """Return how a latent is stored; 8-bit levels follow from the probe's latents."""
