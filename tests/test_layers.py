@@ -176,3 +176,18 @@ def test_no_module_shadows_a_library() -> None:
     named = {name.rpartition(".")[2] for name in FILES} - {"__main__"}
 
     assert not taken & named
+
+
+def test_nothing_else_stands_at_the_top() -> None:
+    """Beside the folders that the project has, a licence and dotfiles: no file that a test left."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone: what belongs to the project cannot be told from what lies here")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True)
+    top = {name.partition("/")[0] for name in listed.stdout.decode().splitlines()}
+
+    assert top - {".ci", ".gitignore", "LICENSE"} == {
+        *MAY_IMPORT,
+        "tests",
+        "pyproject.toml",
+        "README.md",
+    }
