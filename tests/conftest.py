@@ -1,6 +1,7 @@
 """What several tests need: pictures on disk, and programs started as a user starts them."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -71,6 +72,16 @@ def pictures(tmp_path: Path) -> Pictures:
         return folder
 
     return write
+
+
+@pytest.fixture
+def signals_by_default() -> Iterator[None]:
+    """Have signals do what they do in a terminal, also where the tests run under ``nohup``."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, usual) for number, usual in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

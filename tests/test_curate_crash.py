@@ -117,7 +117,8 @@ def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
     assert not list(output.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 12])
 def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
     undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, kills: int
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import PATIENCE, ROOT, environment, free_port
 from tests.support.processes import descendants, is_running, wait_for_end
 from tests.support.training_sets import SMOKE, write_image_set
-from trainers.loop.checkpoints import MANIFEST
+from trainers.loop.integrity import MANIFEST
 
 BIN = Path(sys.executable).parent
 PROGRAM = "trainers/predictor.py"

@@ -158,7 +158,7 @@ def wait_for_lines(logs: list[Path], count: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("method", ["", "fork", "forkserver"])
+@pytest.mark.parametrize("method", ["", "fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_killed_ranks_resume_on_another_layout(folder: Path, tmp_path: Path, method: str) -> None:
     """SIGKILL in mid-epoch, then three ranks with other batches: every image once per epoch.
 

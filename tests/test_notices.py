@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[dict[int, object]]:
+def handlers(signals_by_default: None) -> Iterator[dict[int, object]]:
     """Check that what handled the signals before does so afterwards."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield dict(before)

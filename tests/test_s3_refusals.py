@@ -34,7 +34,7 @@ SECRETS = (OWNER[1], READER[1])
 def folder(s3_proxy: FaultyProxy) -> Iterator[Folder]:
     """A folder with the object `name`, by all rights and without faults."""
     s3_proxy.harmless()
-    folder = open_folder("s3://tests/refusals")
+    folder = open_folder("s3://tests/refusals/rights")
     folder.put("name", b"content")
     yield folder
     s3_proxy.harmless()
@@ -92,7 +92,7 @@ def test_a_missing_object_may_be_a_forbidden_one(folder: Folder, s3_proxy: Fault
         patch.setattr(retries, "patience", lambda: retries_at_once)
         for action in (lambda: folder.size("none"), lambda: folder.read("none")):
             said = refusal(action)
-            assert "s3://tests/refusals/none: missing or forbidden" in said
+            assert f"{folder.uri}/none: missing or forbidden" in said
             assert "s3:GetObject on the object and s3:ListBucket on the bucket tests" in said
 
 
@@ -113,7 +113,7 @@ def test_wrong_credentials_are_said(
 ) -> None:
     """Unknown, wrong, none or half: which variables to set."""
     use(monkeypatch, s3_server.endpoint, credentials)
-    folder = open_folder("s3://tests/refusals")
+    folder = open_folder("s3://tests/refusals/rights")
 
     with pytest.raises(UserError, match=said):
         folder.read("name")
@@ -157,7 +157,7 @@ def test_settings_that_cannot_be_used_are_named(
     use(monkeypatch, s3_server.endpoint)
     monkeypatch.setenv(name, value)
 
-    folder = open_folder("s3://tests/refusals")
+    folder = open_folder("s3://tests/refusals/rights")
     for action in (lambda: folder.read("name"), lambda: folder.put("name", b"")):
         assert said in refusal(action)
 
@@ -321,7 +321,7 @@ def test_a_credentials_file_that_was_renewed_is_read_again(
     use(monkeypatch, s3_server.endpoint, None)
     file = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
-    folder = open_folder("s3://tests/refusals")
+    folder = open_folder("s3://tests/refusals/rights")
     _write_credentials(file, OWNER)
     folder.put("name", b"content")
     connected = client.connection().client()
@@ -353,7 +353,7 @@ def test_temporary_credentials_are_renewed_by_sts(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "trainer")
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", s3_proxy.endpoint)
-    folder = open_folder("s3://tests/refusals")
+    folder = open_folder("s3://tests/refusals/rights")
     folder.put("name", b"content")
     first = _sessions(s3_proxy)
     assert folder.read("name") == b"content"

@@ -15,8 +15,8 @@ from infra.tracking.run import Run
 from models.checkpoint import load_checkpoint
 from tests.conftest import ROOT
 from tests.support.training_sets import log
-from trainers.loop.checkpoints import METRICS
 from trainers.loop.run import Training
+from trainers.loop.stores import METRICS
 from trainers.loop.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.support.trainers_here"]
 Tell = Callable[[int, int], None]
+
+
+pytestmark = pytest.mark.usefixtures("signals_by_default")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
 """What other processes do with a folder in a bucket; imports little, so that they start quickly."""
 
 import hashlib
+import json
+import multiprocessing
 import os
 import sys
+import threading
 from pathlib import Path
 
 from infra.folders.contract import Folder
@@ -28,5 +31,28 @@ def upload(uri: str, path: str) -> None:
     open_folder(uri).put_file("large", Path(path), sha256)
 
 
+def start(method: str, uri: str) -> None:
+    """Start processes that read the file `name`, while a thread of this one does so too.
+
+    Prints this process's id, whether a new one had a client, and what `digest` returned, as JSON.
+    """
+    folder, stop = open_folder(uri), threading.Event()
+
+    def keep_busy() -> None:
+        while not stop.is_set():
+            folder.read("name")
+
+    busy = threading.Thread(target=keep_busy)
+    busy.start()
+    try:
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            had = pool.apply(made_here)
+            found = pool.starmap(digest, [(folder, "name")] * 4, chunksize=1)
+    finally:
+        stop.set()
+        busy.join()
+    sys.stdout.write(json.dumps([os.getpid(), had, found]))
+
+
 if __name__ == "__main__":
-    upload(*sys.argv[1:])
+    {"upload": upload, "start": start}[sys.argv[1]](*sys.argv[2:])
