@@ -142,6 +142,7 @@ def test_the_set_is_the_one_that_is_made_on_a_disk(
         *("candidates.json", "finished.json", "held_out.json", "listing.json", "published.json"),
         *("scores", "times.json"),
     }
+    assert not any(OWNER[1].encode() in data for data in objects(s3_server, output).values())
     page = (output / "report.html").read_text()
     assert "data:image" in page
     assert not list(tmp_path.rglob("*.tar"))

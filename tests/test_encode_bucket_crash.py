@@ -198,6 +198,7 @@ def test_a_server_that_stays_away_ends_the_job_in_a_sentence(
     assert published(output) == world.expected[1]
 
 
+@pytest.mark.slow
 def test_the_command_encodes_in_a_bucket_and_tells_nobody_the_secret(
     world: World, tmp_path: Path
 ) -> None:

@@ -185,7 +185,7 @@ with start_run("latent-pmrf/test", folder=folder / "run") as run:
 """
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_a_kill_around_the_registration_leaves_one_version(
     store: MlflowClient, tmp_path: Path, moment: str
 ) -> None:
@@ -201,6 +201,7 @@ def test_a_kill_around_the_registration_leaves_one_version(
     assert (folder / "config.json").read_bytes() == b'{"width": 8}'
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_gets_the_model_after_its_return(
     server: "Server",
     begin: Callable[..., Run],

@@ -282,6 +282,7 @@ def test_what_is_registered_is_the_network(
     assert list(model.outputs.values()) == [(-1, *output.shape[1:])]
 
 
+@pytest.mark.slow
 def test_torchrun_trains_on_two_ranks_as_on_one(
     files: Files, trained: Path, tmp_path: Path
 ) -> None:
