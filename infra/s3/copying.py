@@ -5,11 +5,10 @@ from typing import Any
 from boto3.s3.transfer import TransferConfig
 
 from infra.errors import UserError
-from infra.folders.contract import Missing
 from infra.s3.client import call, tried
 from infra.s3.reading import Object
 from infra.s3.retries import Attempts
-from infra.s3.uploading import headed
+from infra.s3.uploading import found, headed
 
 ONE_REQUEST = 256 << 20  # bytes; S3 allows 5 GiB, but the answer comes when all are copied
 
@@ -21,9 +20,7 @@ def copy(source: Object, target: Object) -> None:
         Missing: there is no such object.
         UserError: it cannot be copied, or the copy has another length.
     """
-    head = headed(source)
-    if head is None:
-        raise Missing(f"{source.uri}: there is no such object; check the name")
+    head = found(source)
     if head["ContentLength"] <= ONE_REQUEST:
         call("copy_object", target.uri, **target.place, CopySource=source.place)
     else:

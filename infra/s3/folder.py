@@ -11,11 +11,11 @@ from typing import Any, Self
 
 from infra.ahead import map_ahead
 from infra.errors import UsageError
-from infra.folders.contract import Entry, Missing, checked_name
+from infra.folders.contract import Entry, checked_name
 from infra.s3 import copying, reading, uploading
 from infra.s3.client import call
 from infra.s3.reading import Object, ObjectFile
-from infra.s3.uploading import UPLOADS, headed
+from infra.s3.uploading import UPLOADS, found, headed
 
 MAX_KEY = 1024  # bytes of a key, by S3's rules
 REQUESTS = 16  # under way when a folder is removed or looked into
@@ -72,9 +72,7 @@ class S3Folder:
     def fetch(self, name: str, target: Path, sha256: str | None = None) -> None:
         """Copy a file to ``target``."""
         source = self._of(name)
-        head = headed(source)
-        if head is None:
-            raise Missing(f"{source.uri}: there is no such object; check the name")
+        head = found(source)
         reading.fetch(source, head, target, sha256)
 
     def put(self, name: str, data: bytes, *, exclusive: bool = False) -> None:
@@ -221,9 +219,7 @@ class S3Folder:
             Missing: there is no such file.
         """
         source = self._of(name)
-        head = headed(source)
-        if head is None:
-            raise Missing(f"{source.uri}: there is no such object; check the name")
+        head = found(source)
         return kind(source, head["ContentLength"], head["ETag"])
 
     def pieces(self, name: str) -> Generator[bytearray, None, None]:
@@ -233,9 +229,7 @@ class S3Folder:
             Missing: there is no such file.
         """
         source = self._of(name)
-        head = headed(source)
-        if head is None:
-            raise Missing(f"{source.uri}: there is no such object; check the name")
+        head = found(source)
         return reading.parts(source, head)
 
     def abort_leftovers(self) -> int:

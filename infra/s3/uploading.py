@@ -261,6 +261,19 @@ def abort_recorded(mark: Object) -> None:
     _abort(target, upload, mark)
 
 
+def found(source: Object) -> Any:
+    """Return the answer to HEAD of an object that is to be there.
+
+    Raises:
+        Missing: there is no such object.
+        UserError: it cannot be told.
+    """
+    head = headed(source)
+    if head is None:
+        raise Missing(f"{source.uri}: there is no such object; check the name")
+    return head
+
+
 def headed(source: Object) -> Any:
     """Return the answer to HEAD; None if there is no such object.
 
