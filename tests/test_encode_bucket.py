@@ -11,7 +11,7 @@ from datasets.reading.latents import LatentPairs
 from datasets.sets import open_set
 from datasets.shards import INDEX, MANIFEST
 from infra.folders.bucket_path import BucketPath
-from infra.paths import glob, path_of
+from infra.paths import glob
 from pipelines.encode import __main__ as encode
 from pipelines.encode.config import VerifyConfig
 from pipelines.encode.job import Encoding
@@ -30,7 +30,7 @@ from tests.support.encoding_jobs import (
     write_networks,
 )
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.in_a_bucket import damaged, uploaded
+from tests.support.in_a_bucket import damaged, inputs_uploaded
 
 IMAGES = 5
 
@@ -48,10 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3_proxy: FaultyProxy) -> It
     disk = tmp_path_factory.mktemp("world")
     write_networks(disk)
     write_images(disk, IMAGES)
-    bucket = path_of("s3://tests/encode")
-    assert isinstance(bucket, BucketPath)
-    for name in ("images", "vae", "predictor"):
-        uploaded(disk / name, f"{bucket}/{name}")
+    bucket = inputs_uploaded(disk, "s3://tests/encode")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for draws in (1, 2):

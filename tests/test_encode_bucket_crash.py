@@ -15,14 +15,13 @@ import pytest
 from datasets.shards import read_manifest
 from infra.errors import UserError
 from infra.folders.bucket_path import BucketPath
-from infra.paths import path_of
 from pipelines.encode.job import Encoding
 from pipelines.encode.verify import problems
 from tests.conftest import PATIENCE, program
 from tests.support.curation_jobs import InProcess
 from tests.support.encoding_jobs import job, published, run, write_images, write_networks
 from tests.support.faulty_proxy import Fault, FaultyProxy
-from tests.support.in_a_bucket import move_to_another_machine, uploaded
+from tests.support.in_a_bucket import inputs_uploaded, move_to_another_machine
 from tests.support.leaks import is_in, leaks
 from tests.support.s3_server import OWNER, S3Server
 
@@ -72,10 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3_proxy: FaultyProxy) -> It
     for draws in (1, 2):
         run(disk, disk / "set", **of(draws))
         expected[draws] = published(disk / "set")
-    bucket = path_of("s3://tests/crash")
-    assert isinstance(bucket, BucketPath)
-    for name in ("images", "vae", "predictor"):
-        uploaded(disk / name, f"{bucket}/{name}")
+    bucket = inputs_uploaded(disk, "s3://tests/crash")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield World(bucket, expected)

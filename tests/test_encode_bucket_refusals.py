@@ -22,7 +22,7 @@ from tests.support.encoding_jobs import (
     write_networks,
 )
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.in_a_bucket import uploaded
+from tests.support.in_a_bucket import inputs_uploaded, uploaded
 from tests.support.s3_server import READER, use
 
 PLACE = "s3://tests/refusals"
@@ -35,10 +35,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3_proxy: FaultyProxy) -> It
     disk = tmp_path_factory.mktemp("world")
     write_networks(disk)
     write_images(disk, 2)
-    for name in ("images", "vae", "predictor", "raw"):
-        uploaded(disk / name, f"{PLACE}/{name}")
-    bucket = path_of(PLACE)
-    assert isinstance(bucket, BucketPath)
+    uploaded(disk / "raw", f"{PLACE}/raw")
+    bucket = inputs_uploaded(disk, PLACE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         run(bucket, bucket / "latents")

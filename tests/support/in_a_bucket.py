@@ -22,6 +22,15 @@ def uploaded(folder: Path, uri: str) -> BucketPath:
     return target
 
 
+def inputs_uploaded(folder: Path, uri: str) -> BucketPath:
+    """Copy the images and the networks that an encoding reads; returns what holds them there."""
+    for name in ("images", "vae", "predictor"):
+        uploaded(folder / name, f"{uri}/{name}")
+    target = path_of(uri)
+    assert isinstance(target, BucketPath)
+    return target
+
+
 def damaged(path: BucketPath, how: Callable[[Path], object], below: Path) -> None:
     """Damage an object as `tests.support.damage` does a file; ``below`` is a folder to work in."""
     local = below / path.name

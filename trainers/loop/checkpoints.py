@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from infra.config import digest, pretty_json
 from infra.distributed import by_first, gathered, rank, together
 from infra.errors import UsageError, UserError
-from infra.paths import AnyPath, path_of
+from infra.paths import AnyPath, path_of, read_if_there
 from infra.storage import remove_tree, write_bytes, written_by_name
 from models.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from models.ema import EMA, UPDATES
@@ -59,10 +59,7 @@ class Checkpoint:
     @property
     def metrics(self) -> dict[str, float]:
         """What the validation of this step found; empty if there was none, or if it is damaged."""
-        try:
-            return _numbers((self.folder / METRICS).read_bytes())
-        except FileNotFoundError:
-            return {}
+        return _numbers(read_if_there(self.folder / METRICS) or b"")
 
     def load_weights(self, network: nn.Module, ema: EMA) -> None:
         """Load the weights and their averages; to be called before an engine takes the network."""

@@ -14,7 +14,7 @@ from infra.distributed import barrier, by_first, gathered, rank, together
 from infra.errors import UserError
 from infra.folders.contract import Folder, Missing, Unavailable
 from infra.folders.opening import open_folder
-from infra.paths import AnyPath, glob, move, remove_tree, write_bytes
+from infra.paths import AnyPath, glob, move, read_if_there, remove_tree, write_bytes
 from trainers.loop.integrity import MANIFEST, Listed, damage, files_below, is_whole, listed
 from trainers.loop.neighbours import Neighbours, assigned, everyone
 from trainers.loop.terminal import say, warn
@@ -97,7 +97,7 @@ class LocalStore:
 
     def read(self, name: str, file: str) -> bytes:
         """Return the bytes of a file."""
-        return by_first(lambda: _read(self.folder / name / file))
+        return by_first(lambda: read_if_there(self.folder / name / file) or b"")
 
     def bring(self, name: str, below: tuple[str, ...] = ("",)) -> str:
         """Compare all files of a checkpoint with their SHA-256."""
@@ -261,7 +261,7 @@ class CopiedStore:
 
     def _sent_if_whole(self, name: str) -> bool:
         """Upload a checkpoint, unless something of it is nowhere; then the user is told."""
-        manifest = next(filter(None, gathered(_read(self.folder / name / MANIFEST))), b"")
+        manifest = next(filter(None, gathered(read_if_there(self.folder / name / MANIFEST))), b"")
         if self.here.is_first and manifest:  # another machine may have been rank 0's before
             write_bytes(self.folder / name / MANIFEST, manifest)
         barrier()
@@ -327,13 +327,6 @@ def _with_manifest(files: Collection[str]) -> list[str]:
     """Return the checkpoints that have a manifest among these files, oldest first."""
     end = f"/{MANIFEST}"
     return sorted(name.removesuffix(end) for name in files if name.endswith(end))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
 
 
 def _delete_others(folder: Path, names: Collection[str]) -> None:
