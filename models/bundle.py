@@ -1,6 +1,6 @@
 """A bundle: one folder with all that restores faces, by which a finished model is handed on.
 
-    BUNDLE/bundle.json     what it is: the way an image takes, the digests of the weights, its training
+    BUNDLE/bundle.json     the way an image takes, the digests of the weights, facts of the training
     BUNDLE/README.md       the model card, for people
     BUNDLE/velocity/       the flow's network, as `models.checkpoint` saves it
     BUNDLE/vae/            the autoencoder of a latent flow, as `models.frozen.load_vae` reads it

@@ -139,7 +139,7 @@ class Restorer:
         rounded up.
         """
         if not 0 <= strength <= 1:
-            raise ValueError(f"strength={strength}: from 0, the posterior mean, to 1, the full flow")
+            raise ValueError(f"strength={strength}: from 0, the posterior mean, to 1, all of it")
         if strength == 0:
             return posterior_mean
         encoding = self.encode(posterior_mean, noise, Purpose.SOURCE_POSTERIOR)
