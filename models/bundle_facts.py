@@ -7,7 +7,7 @@ stands there too, so that a changed file is noticed; bundles of one digest resto
 import hashlib
 import json
 from dataclasses import asdict, field
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -17,7 +17,7 @@ from models.configuration import STRICT, config_from_dict
 from models.restorer import RestorationRule, Solver
 
 BUNDLE = "bundle.json"
-FORMAT = "latent-pmrf bundle 1"
+FORMAT: Final = "latent-pmrf bundle 1"
 PartName = Literal["velocity", "vae", "predictor", "regressor"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
 Alignment = Literal["ffhq", "any"]
@@ -56,7 +56,7 @@ class TrainingFacts:
 class BundleConfig:
     """What stands in bundle.json, besides its digest."""
 
-    format: Literal["latent-pmrf bundle 1"] = "latent-pmrf bundle 1"
+    format: Literal["latent-pmrf bundle 1"] = FORMAT
     rule: RestorationRule
     """Which way an image takes."""
     size: PositiveInt
