@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as checked
@@ -40,7 +40,7 @@ from models.velocity.hdit import HDiT
 from models.velocity.looformer import LooUFormer
 
 BUNDLE, CARD = "bundle.json", "README.md"
-FORMAT = "latent-pmrf bundle 1"
+FORMAT: Final = "latent-pmrf bundle 1"
 PARTS = ("velocity", "vae", "predictor", "regressor")
 
 
