@@ -84,7 +84,7 @@ def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:
     """
     path = Path(where)
     folder = path.parent if path.name == WEIGHTS else path
-    if (folder / CONFIG).is_file():
+    if path.is_dir() or (folder / CONFIG).is_file():
         values, state_dict = load_checkpoint(folder)
         try:
             config = config_from_dict(SwinIRConfig, values)
