@@ -17,7 +17,8 @@ from torch import Tensor
 
 from datasets.decoding import Pixels, single_threaded
 from infra.errors import UsageError, UserError
-from models.bundle import Bundle, BundleConfig
+from models.bundle import Bundle
+from models.bundle_facts import BundleConfig
 from models.noise import NamedNoise, Purpose
 from models.ranges import uint8_to_unit, unit_to_uint8
 from models.restorer import Restorer

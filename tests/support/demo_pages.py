@@ -13,16 +13,14 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from infra.errors import UserError
-from models.bundle import BundleConfig, Parts, write_bundle
-from models.frozen import load_looformer, load_posterior_mean, load_vae
-from models.restorer import RestorationRule
+from models.bundle import write_bundle
 from pipelines.demo.app import Facts, build
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.job_queue import JobQueue, Restoring, Result
 from pipelines.demo.options import Options
 from pipelines.demo.server import listen, server, url
 from tests.conftest import PATIENCE
-from tests.support.encoding_jobs import write_networks, write_regressor
+from tests.support.tiny_bundle import bundle
 
 FACTS = Facts(
     "A model that inverts, on this machine's CPU",
@@ -116,12 +114,5 @@ class Client(TestClient):
 
 def tiny_bundle(folder: Path) -> str:
     """Write a bundle of tiny networks with random weights, for faces of 32 pixels."""
-    write_networks(folder)
-    parts = Parts(
-        velocity=load_looformer(str(write_regressor(folder))),
-        vae=load_vae(str(folder / "vae"))[0],
-        predictor=load_posterior_mean(str(folder / "predictor"))[0],
-    )
-    config = BundleConfig(rule=RestorationRule(), size=32, alignment="any", weights={})
-    write_bundle(folder / "bundle", parts, config, "# A tiny model\n")
-    return str(folder / "bundle")
+    write_bundle(folder, bundle(alignment="any"))
+    return str(folder)
