@@ -100,3 +100,21 @@ class RestoreConfig:
 
 
 PRESETS = {"default": RestoreConfig()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class ExportConfig:
+    """How `python -m pipelines.restore export RUN BUNDLE` makes a bundle."""
+
+    checkpoint: str = "last"
+    """Whose averaged weights: of the last step, of the best by the run's metric, or a step."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """In which the weights are stored; float16 is half as large, and is computed in float32."""
+    alignment: Literal["ffhq", "any"] | None = None
+    """How the training images frame a face; None: as the run says."""
+    vae: str = ""
+    """The run's autoencoder, if it was not given to the run or lies elsewhere now."""
+    predictor: str = ""
+    """Its posterior-mean predictor, likewise."""
+    regressor: str = ""
+    """Its regressor, likewise."""

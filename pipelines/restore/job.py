@@ -23,7 +23,7 @@ from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.inputs import listed
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.restore import report
-from pipelines.restore.bundles import open_bundle
+from pipelines.restore.bundles import open_bundle, resolved
 from pipelines.restore.config import STATE, RestoreConfig, RestoreRule
 from pipelines.restore.networks import check_method, settings
 from pipelines.restore.results import Result, Results
@@ -43,7 +43,9 @@ class Restoration:
     """
 
     def __init__(self, config: RestoreConfig) -> None:
-        self.config = config = config.absolute()
+        config = config.absolute()
+        rule = replace(config.rule, model=resolved(config.rule.model))  # of a run that goes on
+        self.config = config = replace(config, rule=rule)
         self.set = SetFolder(paths.path_of(config.output), STATE, "a folder of restored pictures")
         self.folder, self.state = self.set.path, self.set.state
         self.bundle = open_bundle(config.rule.model)
