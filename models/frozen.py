@@ -24,6 +24,7 @@ from models.predictor.swinir import SwinIR, SwinIRConfig, load_predictor
 from models.vae.folder import load_sim_vae, needs_diffusers, read_config
 from models.vae.public import PUBLIC_VAES, PublicVAE, load_diffusers_vae, load_public_vae
 from models.vae.sim_vae import SimVAE
+from models.velocity.hdit import HDiT, HDiTConfig
 from models.velocity.looformer import LooUFormer, LooUFormerConfig
 
 
@@ -83,7 +84,7 @@ def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:
     """
     path = Path(where)
     folder = path.parent if path.name == WEIGHTS else path
-    if (folder / CONFIG).is_file():
+    if path.is_dir() or (folder / CONFIG).is_file():
         values, state_dict = load_checkpoint(folder)
         try:
             config = config_from_dict(SwinIRConfig, values)
@@ -113,6 +114,23 @@ def load_looformer(where: str | Path) -> LooUFormer:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not of a LooUFormer ({error})") from error
     network = LooUFormer(config)
+    load_strict(network, state_dict, folder / WEIGHTS)
+    return network.eval().requires_grad_(False)
+
+
+def load_hdit(where: str | Path) -> HDiT:
+    """Load a velocity network of pixels that `trainers/flow.py` wrote, as `load_looformer`.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another kind of network.
+    """
+    folder = Path(where)
+    values, state_dict = load_checkpoint(folder)
+    try:
+        config = config_from_dict(HDiTConfig, values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: not of an HDiT ({error})") from error
+    network = HDiT(config)
     load_strict(network, state_dict, folder / WEIGHTS)
     return network.eval().requires_grad_(False)
 

@@ -1,0 +1,55 @@
+"""What a restored picture leaves in the output folder.
+
+OUT/KEY.png             the restored picture; how it was made stands in its text
+OUT/KEY.sample-1.png    further restorations, with --samples
+OUT/KEY.json            how it was made, and what is known of each face; written last
+"""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from datasets.decoding import Pixels
+from infra.config import pretty_json
+from infra.paths import AnyPath, write_bytes
+
+SOFTWARE = "latent-pmrf"
+
+
+def png(pixels: Pixels, text: Mapping[str, str]) -> bytes:
+    """Encode RGB uint8 [H, W, 3] as PNG with text; the same arguments give the same bytes."""
+    info = PngInfo()
+    for name, value in text.items():
+        info.add_text(name, value)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info, compress_level=4)
+    return buffer.getvalue()
+
+
+def text_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the text that a restored PNG carries: the program, and what the picture depends on."""
+    return {"Software": SOFTWARE, **{f"{SOFTWARE}:{k}": str(v) for k, v in settings.items()}}
+
+
+def write_outputs(
+    folder: AnyPath, key: str, pictures: Mapping[str, bytes], made: Mapping[str, Any]
+) -> list[str]:
+    """Write the files of a picture, each whole or not at all.
+
+    Args:
+        folder: the output folder.
+        key: of the picture.
+        pictures: PNG files by what follows the key in their names: "" for the restored one.
+        made: for the JSON.
+
+    Returns:
+        The names of the files.
+    """
+    names = {f"{key}{'.' if what else ''}{what}.png": data for what, data in pictures.items()}
+    for name, data in names.items():
+        write_bytes(folder / name, data)
+    write_bytes(folder / f"{key}.json", pretty_json(dict(made)))
+    return [*names, f"{key}.json"]
