@@ -48,7 +48,7 @@ class Restoration:
         self.folder, self.state = self.set.path, self.set.state
         self.bundle = open_bundle(config.rule.model)
         check_method(config.rule, self.bundle)
-        self.settings = settings(config.rule, self.bundle)
+        self.settings = settings(config.rule, self.bundle.config)
         self.identity = plain({**self.settings, "whole": asdict(config.whole)})
 
     def run(self, engine: Engine | None = None) -> None:

@@ -4,14 +4,10 @@ A picture that cannot be restored has a result with the reason, and the others g
 again writes the same files.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import cv2
-
-from datasets.decoding import MAX_PIXELS, Pixels, decode
 from datasets.fetching import read_ahead
 from datasets.sources import ImageRef
 from datasets.unusable import UnusableImage
@@ -22,7 +18,8 @@ from pipelines.jobs.attempts import Attempt, attempt
 from pipelines.jobs.stage import Stopwatch
 from pipelines.restore.config import RestoreRule, WholeRule
 from pipelines.restore.networks import FaceRestorer, RestoredFace
-from pipelines.restore.outputs import png, text_of, write_outputs
+from pipelines.restore.outputs import write_outputs
+from pipelines.restore.pictures import Given, detail, given, made
 from pipelines.restore.results import Result
 
 
@@ -40,18 +37,6 @@ class RestoreSpec:
     """Name of the job that is running."""
     model: str
     """Digest of the bundle that the job began with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A picture that is to be restored."""
-
-    ref: ImageRef
-    pixels: Pixels
-    """Of the model's size."""
-    facts: dict[str, Any]
-    """Of the file, for the JSON."""
-    notes: list[str]
 
 
 class RestoreImages:
@@ -83,73 +68,41 @@ class RestoreImages:
             said = "the process that restored it was killed, again and again"
             return [failed(refs[0], "crashed", said)]
         with begun.doing(refs[0].key):
-            opened = [self._opened(ref, fetch) for ref, fetch in read_ahead(refs)]
-            given = [picture for picture in opened if isinstance(picture, Given)]
+            opened = [(ref, self._opened(ref, fetch)) for ref, fetch in read_ahead(refs)]
+            pictures = [picture for _, picture in opened if isinstance(picture, Given)]
             with self.watch("restore"):
-                names = [picture.ref.key for picture in given]
-                faces = iter(self.restorer([picture.pixels for picture in given], names))
+                names = [picture.key for picture in pictures]
+                faces = iter(self.restorer([picture.pixels for picture in pictures], names))
             return [
-                self._written(picture, next(faces)) if isinstance(picture, Given) else picture
-                for picture in opened
+                self._written(ref, picture, next(faces)) if isinstance(picture, Given) else picture
+                for ref, picture in opened
             ]
 
     def _opened(self, ref: ImageRef, fetch: Any) -> Given | Result:
         """Read a picture; whatever its bytes or the decoder raise becomes its result."""
         try:
             with self.watch("read"):
-                data = fetch()
-                pixels = decode(data, MAX_PIXELS)
-            facts = {"file": ref.file, "bytes": len(data), "sha256": sha256(data)}
-            return self._fitted(ref, pixels, facts)
+                return given(ref.key, ref.file, fetch(), self.restorer.size)
         except UserError:
             raise
         except UnusableImage as error:
-            return failed(ref, error.reason, str(error))
+            return failed(ref, error.reason, detail(error))
         except MemoryError as error:
             return failed(ref, "out_of_memory", str(error))
         except Exception as error:  # of a decoder or an archive, for one picture of many
             return failed(ref, "undecodable", f"{type(error).__name__}: {error}")
 
-    def _fitted(self, ref: ImageRef, pixels: Pixels, facts: dict[str, Any]) -> Given | Result:
-        """Bring a picture of an aligned face to the model's size."""
-        height, width = pixels.shape[:2]
-        if height != width:
-            return failed(
-                ref,
-                "not_aligned",
-                f"{width} x {height} pixels: not square, so not an aligned face; give --whole for "
-                "photographs",
-            )
-        size, notes = self.restorer.size, []
-        if height != size:
-            notes.append(f"{height} x {height} pixels were resized to the model's {size} x {size}")
-            way = cv2.INTER_AREA if height > size else cv2.INTER_CUBIC
-            pixels = cv2.resize(pixels, (size, size), interpolation=way)
-        return Given(ref, pixels, {**facts, "size": [width, height]}, notes)
-
-    def _written(self, given: Given, face: RestoredFace) -> Result:
-        settings = self.restorer.settings
+    def _written(self, ref: ImageRef, picture: Given, face: RestoredFace) -> Result:
         with self.watch("write"):
-            text = text_of(settings)
-            samples = {f"sample-{n}": s for n, s in enumerate(face.samples, start=1)}
-            pictures = {"": face.restored, **samples}
-            record: dict[str, Any] = {"face": 1, "outcome": "restored"}
-            made = {
-                "key": given.ref.key,
-                "input": given.facts,
-                "settings": {**settings, "device": self.restorer.device.type},
-                "faces": [record],
-                "notes": given.notes,
-            }
-            encoded = {what: png(pixels, text) for what, pixels in pictures.items()}
-            files = write_outputs(self.output, given.ref.key, encoded, made)
+            done = made(picture, face, self.restorer)
+            files = write_outputs(self.output, ref.key, done.pictures, done.record)
         return Result(
-            key=given.ref.key,
-            bytes=given.ref.size,
-            stamp=given.ref.stamp,
+            key=ref.key,
+            bytes=ref.size,
+            stamp=ref.stamp,
             files=files,
-            faces=[record],
-            notes=given.notes,
+            faces=done.record["faces"],
+            notes=picture.notes,
         )
 
 
@@ -157,8 +110,3 @@ def failed(ref: ImageRef, reason: str, detail: str) -> Result:
     """Return the result of a picture that could not be restored."""
     said = " ".join(detail.split())
     return Result(key=ref.key, bytes=ref.size, stamp=ref.stamp, reason=reason, detail=said)
-
-
-def sha256(data: bytes) -> str:
-    """Hash the bytes of a file, in hex."""
-    return hashlib.sha256(data).hexdigest()
