@@ -75,7 +75,7 @@ OPTIONS = {
     """,
     "restore": """
         batch colour device faces faces-json gpus input layers method min-face model output
-        overwrite precision samples seed sigma-s solver steps strength threads whole workers
+        overwrite dry-run precision samples seed sigma-s solver steps strength threads whole workers
     """,
     "score": """
         device images max-bad output scorer scorer-batch scorer-dtype scorer-prompt
