@@ -15,6 +15,7 @@ import pytest
 from infra import cli
 from infra.deploy import config as services
 from pipelines.curate import config as curate
+from pipelines.demo import config as demo
 from pipelines.encode import config as encode
 from pipelines.score import config as score
 from trainers.recipes import flow_config as flow
@@ -31,6 +32,7 @@ OURS = rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})"
 """Begins a name of this project: not in the middle of another path, name or address."""
 PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "pipelines.curate": (curate.CurateConfig, curate.PRESETS),
+    "pipelines.demo": (demo.DemoConfig, demo.PRESETS),
     "pipelines.encode": (encode.EncodeConfig, encode.PRESETS),
     "pipelines.score": (score.ScoreConfig, score.PRESETS),
     "trainers.vae": (vae.VAEConfig, vae.PRESETS),

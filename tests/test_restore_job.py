@@ -24,7 +24,7 @@ from tests.conftest import picture
 from tests.support.curation_jobs import InProcess
 from tests.support.encoding_jobs import Stopping
 from tests.support.restore_jobs import job, made, pictures, restore
-from tests.support.tiny_bundle import SIZE, write_faces, write_tiny_bundle
+from tests.support.tiny_bundle import SIDE, write_faces, write_tiny_bundle
 
 FACES = 5
 KEYS = ["face-0", "face-1", "face-3", "face-4", "more/face-2"]
@@ -53,7 +53,7 @@ def test_beside_each_picture_lies_how_it_was_made(world: Path) -> None:
     with Image.open(world / "whole" / "more" / "face-2.png") as restored:
         text, size = dict(restored.info), restored.size
 
-    assert size == (SIZE, SIZE)
+    assert size == (SIDE, SIDE)
     assert said["key"] == "more/face-2"
     assert said["input"]["sha256"] == storage.sha256(world / "lq" / "more" / "face-2.png")
     assert said["settings"]["model"] == text["latent-pmrf:model"] == digest
@@ -146,8 +146,8 @@ def test_only_what_is_new_changed_or_gone_is_restored(world: Path, tmp_path: Pat
     lq = shutil.copytree(world / "lq", tmp_path / "lq")
     output = shutil.copytree(world / "whole", tmp_path / "out")
     before = pictures(output)
-    picture(40, SIZE, SIZE).save(lq / "new.png")
-    picture(41, SIZE, SIZE).save(lq / "face-0.png")
+    picture(40, SIDE, SIDE).save(lq / "new.png")
+    picture(41, SIDE, SIDE).save(lq / "face-0.png")
     (output / "face-3.png").unlink()
     engine = restore(lq, output, world / "model")
     after = pictures(output)
@@ -313,7 +313,7 @@ def test_places_that_cannot_be_read_are_failures(
 def test_a_dry_run_counts_what_is_left_and_writes_nothing(world: Path, tmp_path: Path) -> None:
     """Of a new output, of one that is half done, and of one that would be refused."""
     lq = shutil.copytree(world / "lq", tmp_path / "lq")
-    picture(40, SIZE, SIZE).save(lq / "new.png")
+    picture(40, SIDE, SIDE).save(lq / "new.png")
     said = estimate(job(lq, tmp_path / "out", world / "model"))
     assert "6 pictures, 6 of them to restore, by latent-pmrf at 32 x 32 pixels" in said
     assert not (tmp_path / "out").exists()

@@ -57,7 +57,7 @@ class Restoration:
         self.results = self.state / "results.jsonl"
         self.bundle = open_bundle(config.rule.model)
         check_method(config.rule, self.bundle)
-        self.settings = settings(config.rule, self.bundle)
+        self.settings = settings(config.rule, self.bundle.config)
         whole = asdict(config.whole) if config.whole.whole else {"whole": False}
         self.identity = plain({**self.settings, "whole": whole})
 

@@ -46,7 +46,7 @@ class NoAlignedFace(UnusableImage):
 
 
 def given(
-    key: str, file: str, data: bytes, size: int, smallest: int = 1, max_pixels: int = MAX_PIXELS
+    key: str, file: str, data: bytes, size: int, max_pixels: int = MAX_PIXELS, smallest: int = 1
 ) -> Given:
     """Decode a picture and bring it to the model's size.
 
@@ -55,8 +55,8 @@ def given(
         file: the name of its file, for the JSON.
         data: the whole file.
         size: of the model's faces, in pixels of a side.
-        smallest: side in pixels of the smallest picture that is enlarged to that.
         max_pixels: the largest picture that is decoded.
+        smallest: side in pixels of the smallest picture that is enlarged to that.
 
     Raises:
         UnusableImage: it cannot be decoded, is not square, or is too small.

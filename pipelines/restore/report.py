@@ -4,6 +4,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import cv2
@@ -16,7 +17,7 @@ from datasets.sources import ImageRef, Listing, read
 from datasets.unusable import UnusableImage
 from infra.config import flat
 from infra.paths import AnyPath
-from models.bundle import BundleConfig
+from models.bundle_facts import BundleConfig
 from pipelines.jobs import page
 from pipelines.restore.results import Result
 
@@ -84,22 +85,21 @@ def build(
     failed = [[row.key, row.reason, row.detail] for row in rows if row.reason]
     noted = [[row.key, note] for row in rows for note in row.notes]
     counts = {"restored": f"{len(done):,}", "not restored": f"{len(failed):,}"}
-    model = {name: value for name, value in flat(plain_facts(bundle)).items() if value != ""}
     sections = [
         ("", page.facts(counts)),
         ("Not restored", _table(["picture", "reason", "detail"], failed)),
         ("Notes", _table(["picture", "note"], noted)),
         ("Before and after", "".join(_compared(done, folder))),
         ("How", _table(["setting", "value"], [[k, str(v)] for k, v in settings.items()])),
-        ("Model", _table(["fact", "value"], [[k, str(v)] for k, v in model.items()])),
+        ("Model", _table(["fact", "value"], list(facts(bundle).items()))),
     ]
     return page.page("Restored pictures", str(folder), sections)
 
 
-def plain_facts(bundle: BundleConfig) -> dict[str, Any]:
-    """Return what the model's configuration says for people."""
-    names = ("method", "size", "alignment", "steps", "solver", "weights", "training")
-    return {name: getattr(bundle, name) for name in names}
+def facts(bundle: BundleConfig) -> dict[str, str]:
+    """Return what is known of a model, by the dotted names of its configuration."""
+    known = flat({"method": bundle.method, "digest": bundle.digest, **asdict(bundle)})
+    return {name: str(value) for name, value in known.items() if value not in (None, {}, "")}
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

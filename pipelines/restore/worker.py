@@ -100,7 +100,8 @@ class RestoreImages:
             with self.watch("read"):
                 data = fetch()
             with self.watch("decode"):
-                return ref, given(ref.key, ref.file, data, self.restorer.size, self.smallest)
+                size, smallest = self.restorer.size, self.smallest
+                return ref, given(ref.key, ref.file, data, size, smallest=smallest)
         except UserError:
             raise
         except UnusableImage as error:
