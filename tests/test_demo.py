@@ -341,6 +341,12 @@ def test_the_examples_are_pictures_of_the_models_size(page: Client) -> None:
     assert sizes == {"face.png": (32, 32), "photograph.png": (512, 512)}
 
 
+def test_a_page_without_a_model_is_refused() -> None:
+    """The option that gives one is named."""
+    with pytest.raises(UsageError, match="no model; give --model"):
+        demo.main([])
+
+
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
     """So is an address that is not ours; a port of 0 is a free one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -352,3 +358,30 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
         listen("192.0.2.1", 0)
     with listen("127.0.0.1", 0) as listener:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url(listener))
+
+
+def _luminance(colour: str) -> float:
+    """Return the relative luminance of #rrggbb (WCAG 2.2)."""
+    digits = colour.removeprefix("#")
+    digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+    levels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in levels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("night", [False, True])
+def test_text_stands_out_by_day_and_by_night(page: Client, night: bool) -> None:
+    """Contrast is at least 4.5 of text, and 3 of what frames a control (WCAG 2.2, level AA)."""
+    schemes = re.findall(r":root \{(.*?)\}", page.get("/page.css").text, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", schemes[night]))
+
+    def contrast(one: str, other: str) -> float:
+        light, dark = sorted((_luminance(colours[one]), _luminance(colours[other])), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    for ground in ("paper", "raised"):
+        for text in ("ink", "soft", "bad", "good"):
+            assert contrast(text, ground) >= 4.5, (text, ground)
+        assert contrast("edge", ground) >= 3, ground
+    assert contrast("on-good", "good") >= 4.5
+    assert contrast("soft", "dull") >= 4.5
