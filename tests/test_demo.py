@@ -6,6 +6,8 @@ import re
 import socket
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from io import BytesIO
@@ -20,11 +22,11 @@ from pipelines.demo import __main__ as demo
 from pipelines.demo import app as pages
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.guard import HEADERS
-from pipelines.demo.job_queue import JobQueue
+from pipelines.demo.job_queue import JobQueue, Result
 from pipelines.demo.options import Options
 from pipelines.demo.server import listen, url
 from pipelines.jobs.page import FAINT, INK, KEPT
-from tests.conftest import picture
+from tests.conftest import PATIENCE, picture
 from tests.support.demo_pages import Client, Inverting, png, queued
 
 PHOTOGRAPH = png(picture(1, 48, 40))
@@ -246,7 +248,7 @@ def test_every_answer_forbids_what_the_page_does_not_need(page: Client) -> None:
 
 
 def test_results_are_forgotten_in_time(model: Inverting) -> None:
-    """After some minutes, whether or not anybody asks; the photograph when its job ends."""
+    """After some minutes; the photograph already when its job ends."""
     now = [0.0]
     queue = JobQueue(model, DemoConfig(keep_minutes=2), clock=lambda: now[0])
     with queue.reserved():
@@ -261,6 +263,29 @@ def test_results_are_forgotten_in_time(model: Inverting) -> None:
     now[0] = 120
     assert queue.find(job.name) is None
     queue.close()
+
+
+def test_results_are_forgotten_though_nobody_asks(model: Inverting) -> None:
+    """The memory is given back while the page is idle."""
+    kept: list[weakref.ref[Any]] = []
+
+    def restore(*arguments: Any) -> Result:
+        made = model(*arguments)
+        files = Files(made.files)
+        kept.append(weakref.ref(files))
+        return Result(files, made.summary)
+
+    with queued(restore, keep_minutes=1e-4) as (queue, _):
+        with queue.reserved():
+            queue.submit(PHOTOGRAPH, Options())
+        end = time.monotonic() + PATIENCE
+        while not kept or kept[0]() is not None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+class Files(dict[str, bytes]):
+    """Files whose end can be noticed."""
 
 
 def test_results_are_bounded_in_bytes(model: Inverting) -> None:
