@@ -87,7 +87,7 @@ def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:
     """
     path = Path(where)
     folder = path.parent if path.name == WEIGHTS else path
-    if (folder / CONFIG).is_file():
+    if path.is_dir() or (folder / CONFIG).is_file():
         model = _load_saved(folder, SwinIRConfig, SwinIR)
     else:
         model = load_predictor(path)
