@@ -76,7 +76,7 @@ OPTIONS = {
     """,
     "restore": """
         batch colour device faces faces-json gpus input layers method min-face model output
-        overwrite precision samples seed sigma-s solver steps strength threads whole workers
+        overwrite dry-run precision samples seed sigma-s solver steps strength threads whole workers
     """,
     "export": """
         alignment checkpoint dtype predictor regressor vae

@@ -6,6 +6,8 @@ import re
 import socket
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from io import BytesIO
@@ -20,11 +22,11 @@ from pipelines.demo import __main__ as demo
 from pipelines.demo import app as pages
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.guard import HEADERS
-from pipelines.demo.job_queue import JobQueue
+from pipelines.demo.job_queue import JobQueue, Result
 from pipelines.demo.options import Options
 from pipelines.demo.server import listen, url
 from pipelines.jobs.page import FAINT, INK, KEPT
-from tests.conftest import picture
+from tests.conftest import PATIENCE, picture
 from tests.support.demo_pages import Client, Inverting, png, queued
 
 PHOTOGRAPH = png(picture(1, 48, 40))
@@ -246,7 +248,7 @@ def test_every_answer_forbids_what_the_page_does_not_need(page: Client) -> None:
 
 
 def test_results_are_forgotten_in_time(model: Inverting) -> None:
-    """After some minutes, whether or not anybody asks; the photograph when its job ends."""
+    """After some minutes; the photograph already when its job ends."""
     now = [0.0]
     queue = JobQueue(model, DemoConfig(keep_minutes=2), clock=lambda: now[0])
     with queue.reserved():
@@ -261,6 +263,29 @@ def test_results_are_forgotten_in_time(model: Inverting) -> None:
     now[0] = 120
     assert queue.find(job.name) is None
     queue.close()
+
+
+def test_results_are_forgotten_though_nobody_asks(model: Inverting) -> None:
+    """The memory is given back while the page is idle."""
+    kept: list[weakref.ref[Any]] = []
+
+    def restore(*arguments: Any) -> Result:
+        made = model(*arguments)
+        files = Files(made.files)
+        kept.append(weakref.ref(files))
+        return Result(files, made.summary)
+
+    with queued(restore, keep_minutes=1e-4) as (queue, _):
+        with queue.reserved():
+            queue.submit(PHOTOGRAPH, Options())
+        end = time.monotonic() + PATIENCE
+        while not kept or kept[0]() is not None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+class Files(dict[str, bytes]):
+    """Files whose end can be noticed."""
 
 
 def test_results_are_bounded_in_bytes(model: Inverting) -> None:
@@ -341,6 +366,12 @@ def test_the_examples_are_pictures_of_the_models_size(page: Client) -> None:
     assert sizes == {"face.png": (32, 32), "photograph.png": (512, 512)}
 
 
+def test_a_page_without_a_model_is_refused() -> None:
+    """The option that gives one is named."""
+    with pytest.raises(UsageError, match="no model; give --model"):
+        demo.main([])
+
+
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
     """So is an address that is not ours; a port of 0 is a free one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -352,3 +383,30 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
         listen("192.0.2.1", 0)
     with listen("127.0.0.1", 0) as listener:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url(listener))
+
+
+def _luminance(colour: str) -> float:
+    """Return the relative luminance of #rrggbb (WCAG 2.2)."""
+    digits = colour.removeprefix("#")
+    digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+    levels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in levels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("night", [False, True])
+def test_text_stands_out_by_day_and_by_night(page: Client, night: bool) -> None:
+    """Contrast is at least 4.5 of text, and 3 of what frames a control (WCAG 2.2, level AA)."""
+    schemes = re.findall(r":root \{(.*?)\}", page.get("/page.css").text, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", schemes[night]))
+
+    def contrast(one: str, other: str) -> float:
+        light, dark = sorted((_luminance(colours[one]), _luminance(colours[other])), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    for ground in ("paper", "raised"):
+        for text in ("ink", "soft", "bad", "good"):
+            assert contrast(text, ground) >= 4.5, (text, ground)
+        assert contrast("edge", ground) >= 3, ground
+    assert contrast("on-good", "good") >= 4.5
+    assert contrast("soft", "dull") >= 4.5

@@ -12,14 +12,11 @@ from collections.abc import Sequence
 
 from infra import cli
 from infra.errors import UsageError
-from infra.termination import Termination
 from pipelines.demo.config import PRESETS, DemoConfig
-
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve the page until a signal; returns the exit code.
+    """Serve the page until a signal, which ends the process.
 
     Raises:
         UsageError: no model, one that cannot be used, or a port that is taken.
@@ -29,22 +26,18 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("no model; give --model with a bundle or the folder of a training run")
     from pipelines.demo.server import listen, serve, url
 
-    try:
-        with Termination(), listen(config.host, config.port) as listener:
-            from pipelines.demo.app import build
-            from pipelines.demo.job_queue import JobQueue
-            from pipelines.demo.restoring import Restoration
+    with listen(config.host, config.port) as listener:
+        from pipelines.demo.app import build
+        from pipelines.demo.job_queue import JobQueue
+        from pipelines.demo.restoring import Restoration
 
-            restoration = Restoration(config)
-            queue = JobQueue(restoration, config)
-            app = build(config, queue, restoration.facts)
-            queue.start()
-            sys.stdout.write(f"{restoration.facts.described}\n{url(listener)}  (Ctrl-C ends it)\n")
-            sys.stdout.flush()
-            serve(app, listener)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+        restoration = Restoration(config)
+        queue = JobQueue(restoration, config)
+        app = build(config, queue, restoration.facts)
+        queue.start()
+        sys.stdout.write(f"{restoration.facts.described}\n{url(listener)}  (Ctrl-C ends it)\n")
+        sys.stdout.flush()
+        serve(app, listener)
 
 
 if __name__ == "__main__":

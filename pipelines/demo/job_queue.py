@@ -166,8 +166,15 @@ class JobQueue:
                 self._waiting.remove(job)
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
+        while self._did_one():
+            pass
+
+    def _did_one(self) -> bool:
+        """Do the next job, of which no reference is left here; False when the queue is closed."""
+        job = self._next()
+        if job is not None:
             self._do(job)
+        return job is not None
 
     def _next(self) -> Job | None:
         """Wait for a photograph; None when the queue is closed."""

@@ -23,6 +23,7 @@ function go(state) {
 function fail(error) {
   at("error").textContent = error.message;
   go("failed");
+  at("restore").focus({ preventScroll: true });
 }
 
 async function ask(path, options) {
@@ -63,6 +64,7 @@ async function restore() {
   const { file, name } = chosen;
   progressed("Sending the photograph…");
   go("busy");
+  at("cancel").focus({ preventScroll: true }); // the button that was pressed is disabled now
   const query = new URLSearchParams(new FormData(form));
   query.set("name", name);
   try {
@@ -186,7 +188,11 @@ at("file").addEventListener("change", ({ target }) => {
 });
 at("example").addEventListener("click", () => useExample().catch(fail));
 at("preview").addEventListener("error", ({ target }) => { target.className = "cannot"; });
-at("cancel").addEventListener("click", () => { forget(); go("chosen"); });
+at("cancel").addEventListener("click", () => {
+  forget();
+  go("chosen");
+  at("restore").focus({ preventScroll: true });
+});
 at("again").addEventListener("click", () => { forget(); chosen.file = null; go("empty"); });
 at("split").addEventListener("input", ({ target }) => split(Number(target.value)));
 for (const kind of ["pointerdown", "pointermove"]) at("compare").addEventListener(kind, pointed);

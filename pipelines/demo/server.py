@@ -1,12 +1,17 @@
 """Listening and serving until a signal."""
 
 import errno
+import os
+import signal
 import socket
+import sys
+from typing import NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from infra.errors import UsageError
+from infra.termination import Termination
 
 CONNECTIONS = 100  # at once; a further one is answered with 503
 GRACE = 1  # seconds from Ctrl-C in which answers that have begun may end
@@ -40,13 +45,22 @@ def url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Answer requests until a signal; what is said is warnings and faults.
+def serve(app: ASGIApp, listener: socket.socket) -> NoReturn:
+    """Answer requests until SIGINT or SIGTERM, and end the process at once.
 
-    Raises:
-        KeyboardInterrupt: the signal was that of Ctrl-C.
+    A thread that is inside of a network cannot be stopped, and Python's own end, which does not
+    wait for it, aborts the process. Nothing is on a disk that could be left half done.
     """
-    server(app).run(sockets=[listener])
+    code = 0
+    try:
+        with Termination():
+            server(app).run(sockets=[listener])
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except SystemExit as end:
+        code = int(end.code or 0)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def server(app: ASGIApp) -> uvicorn.Server:

@@ -5,12 +5,14 @@
     python -m pipelines.restore ... --steps 10 --strength 0.5             # faster, more faithful
     python -m pipelines.restore ... --samples 8                           # and what is unsure
     python -m pipelines.restore export runs/flow flow-bundle              # a model to hand on
+    python -m pipelines.restore ... --dry-run                             # the hours, nothing else
 
 Beside every KEY.png a KEY.json says how it was made; report.html shows before and after. To resume,
 run the same command again.
 """
 
 import itertools
+import sys
 from collections.abc import Sequence
 
 from infra import cli
@@ -31,6 +33,11 @@ def main(arguments: Sequence[str]) -> int:
     from pipelines.restore.job import Restoration, check
 
     check(config)
+    if config.dry_run:
+        from pipelines.restore.estimate import estimate
+
+        sys.stdout.write(estimate(config))
+        return 0
     Restoration(config).run()
     return 0
 

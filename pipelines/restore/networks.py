@@ -1,8 +1,8 @@
 """Faces of the model's size, restored: the one way by which commands and the demo page do it.
 
 What a face becomes is a function of the model, the rule, the face and its name. On a CPU a pass of
-the networks is one face in one thread, unless a user wants it otherwise, so that neither the number
-of workers nor the neighbours of a face can change a bit of it.
+the networks is one face, in one thread unless a user wants more, so that neither the number of
+workers nor the neighbours of a face can change a bit of it.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ class FaceRestorer:
         check_method(rule, bundle)
         self.rule, self.bundle, self.size = rule, bundle.config, bundle.config.size
         self.device = torch.device(rule.device or "cpu")
-        self.batch = rule.batch or (BATCH_ON_GPU if self.device.type == "cuda" else 1)
+        self.batch = rule.batch or BATCH_ON_GPU if self.device.type == "cuda" else 1
         self.settings = settings(rule, bundle.config)
         self.velocity = bundle.velocity.to(self.device)
         self._restorer = self._moved(bundle.restorer)

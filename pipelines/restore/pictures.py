@@ -41,11 +41,13 @@ class Made:
     """How it was made, for the JSON."""
 
 
-class NotAligned(UnusableImage):
-    """A picture that cannot be one of an aligned face."""
+class NoAlignedFace(UnusableImage):
+    """A picture that is not one of an aligned face, or of too small a one."""
 
 
-def given(key: str, file: str, data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Given:
+def given(
+    key: str, file: str, data: bytes, size: int, max_pixels: int = MAX_PIXELS, smallest: int = 1
+) -> Given:
     """Decode a picture and bring it to the model's size.
 
     Args:
@@ -54,17 +56,25 @@ def given(key: str, file: str, data: bytes, size: int, max_pixels: int = MAX_PIX
         data: the whole file.
         size: of the model's faces, in pixels of a side.
         max_pixels: the largest picture that is decoded.
+        smallest: side in pixels of the smallest picture that is enlarged to that.
 
     Raises:
-        UnusableImage: it cannot be decoded, or is not square.
+        UnusableImage: it cannot be decoded, is not square, or is too small.
     """
     pixels = decode(data, max_pixels)
     height, width = pixels.shape[:2]
     if height != width:
-        raise NotAligned(
+        raise NoAlignedFace(
             "not_aligned",
             f"{width} x {height} pixels: not square, so not an aligned face; give --whole for "
             "photographs",
+        )
+    if height < smallest:
+        raise NoAlignedFace(
+            "too_small",
+            f"{height} x {height} pixels: smaller than --min-face {smallest}; a model of "
+            f"{size} x {size} would invent most of it; give --min-face {height} to have it "
+            "restored all the same",
         )
     notes = []
     if height != size:
