@@ -4,10 +4,10 @@ Latents are only as good as the weights that made them, so whoever makes or read
 networks here and compares identities: the digest of the weights, and the configuration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from models.checkpoint import (
     CheckpointError,
     load_checkpoint,
     load_strict,
+    uninitialised,
     weights_digest,
 )
 from models.configuration import config_from_dict
@@ -26,6 +27,8 @@ from models.vae.public import PUBLIC_VAES, PublicVAE, load_diffusers_vae, load_p
 from models.vae.sim_vae import SimVAE
 from models.velocity.hdit import HDiT, HDiTConfig
 from models.velocity.looformer import LooUFormer, LooUFormerConfig
+
+Network = TypeVar("Network", SwinIR, LooUFormer, HDiT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +88,7 @@ def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:
     path = Path(where)
     folder = path.parent if path.name == WEIGHTS else path
     if path.is_dir() or (folder / CONFIG).is_file():
-        values, state_dict = load_checkpoint(folder)
-        try:
-            config = config_from_dict(SwinIRConfig, values)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / CONFIG}: not of a SwinIR ({error})") from error
-        model = SwinIR(config)
-        load_strict(model, state_dict, folder / WEIGHTS)
-        model.eval().requires_grad_(False)
+        model = _load_saved(folder, SwinIRConfig, SwinIR)
     else:
         model = load_predictor(path)
     return model, Identity(weights_digest(model.state_dict()), asdict(model.config))
@@ -107,15 +103,7 @@ def load_looformer(where: str | Path) -> LooUFormer:
     Raises:
         CheckpointError: missing, damaged, or of another kind of network.
     """
-    folder = Path(where)
-    values, state_dict = load_checkpoint(folder)
-    try:
-        config = config_from_dict(LooUFormerConfig, values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: not of a LooUFormer ({error})") from error
-    network = LooUFormer(config)
-    load_strict(network, state_dict, folder / WEIGHTS)
-    return network.eval().requires_grad_(False)
+    return _load_saved(where, LooUFormerConfig, LooUFormer)
 
 
 def load_hdit(where: str | Path) -> HDiT:
@@ -124,15 +112,7 @@ def load_hdit(where: str | Path) -> HDiT:
     Raises:
         CheckpointError: missing, damaged, or of another kind of network.
     """
-    folder = Path(where)
-    values, state_dict = load_checkpoint(folder)
-    try:
-        config = config_from_dict(HDiTConfig, values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: not of an HDiT ({error})") from error
-    network = HDiT(config)
-    load_strict(network, state_dict, folder / WEIGHTS)
-    return network.eval().requires_grad_(False)
+    return _load_saved(where, HDiTConfig, HDiT)
 
 
 def load_regressor(where: str) -> tuple[LooUFormer, Identity]:
@@ -153,6 +133,23 @@ def load_regressor(where: str) -> tuple[LooUFormer, Identity]:
             "channels; a regressor has none: train it by --stage regressor"
         )
     return network, Identity(weights_digest(network.state_dict()), asdict(config))
+
+
+def _load_saved(
+    where: str | Path, config_type: type[Any], network_type: Callable[[Any], Network]
+) -> Network:
+    """Load a network that `save_checkpoint` wrote, in float32 on the CPU, frozen."""
+    folder = Path(where)
+    values, state_dict = load_checkpoint(folder)
+    try:
+        config = config_from_dict(config_type, values)
+    except (TypeError, ValueError) as error:
+        kind = config_type.__name__.removesuffix("Config")
+        raise CheckpointError(f"{folder / CONFIG}: not of a {kind} ({error})") from error
+    with uninitialised():
+        network = network_type(config)
+    load_strict(network, state_dict, folder / WEIGHTS)
+    return network.eval().requires_grad_(False)
 
 
 def check_takes(regressor: LooUFormer, shape: Sequence[int]) -> None:
