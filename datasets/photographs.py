@@ -46,7 +46,7 @@ from datasets.png import (
     chunks_of,
     exif_chunk,
     is_keyword,
-    parts_of_png,
+    png,
     profile_chunk,
     resolution_chunk,
     text_chunks,
@@ -135,12 +135,12 @@ class Photograph:
         """Pillow's name for the channels without alpha: "L" or "RGB"."""
         return "L" if self.levels.shape[2] == 1 else "RGB"
 
-    def png(self, text: Mapping[str, str] | None = None) -> Iterator[bytes]:
-        """Yield the parts of a PNG with all that is kept, and ``text`` by keyword.
+    def png(self, text: Mapping[str, str] | None = None) -> bytes:
+        """Encode as PNG with all that is kept, and ``text`` by keyword.
 
         The same photograph and text give the same bytes.
         """
-        yield from parts_of_png(self.levels, self.alpha, self._chunks(text or {}))
+        return png(self.levels, self.alpha, self._chunks(text or {}))
 
     def _chunks(self, text: Mapping[str, str]) -> Iterator[Chunk]:
         yield from self.shown_as
