@@ -65,6 +65,7 @@ XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:>|=["']))[2-8]""")
 METADATA_AS_TEXT = ("XML:com.adobe.xmp", "Raw profile type ")  # kept, or stale, in other chunks
 SIDES = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 TRANSPOSED = (5, 6, 7, 8)  # orientations whose rows are columns
+NO_EXIF = "Its EXIF metadata hold nothing that can be read, and were dropped."
 MOST_DOTS = 50_000_000  # per inch; PNG counts the dots of a metre in 31 bits
 WIDE = 257  # 65535 / 255: what a level of 8 bits is in 16
 STRIP = 1 << 22  # pixels that are converted at a time
@@ -240,7 +241,7 @@ def _exif(image: Image.Image, sides: tuple[int, int]) -> tuple[bytes | None, tup
         if isinstance(image, TiffImageFile):
             found = _of_the_photograph(found)
         if not found:
-            return None, ()
+            return None, (NO_EXIF,) if image.info.get("exif") else ()
         found[ORIENTATION] = 1
         details = found.get_ifd(ExifTags.IFD.Exif)
         for tag, side in zip(SIDES, sides, strict=True):
@@ -248,7 +249,7 @@ def _exif(image: Image.Image, sides: tuple[int, int]) -> tuple[bytes | None, tup
                 details[tag] = side
         return found.tobytes(), ()
     except Exception as error:  # whatever is wrong with metadata, the picture may be whole
-        return None, (f"Its EXIF metadata are damaged and were dropped: {error}.",)
+        return None, (f"{NO_EXIF} ({error})",)
 
 
 def _of_the_photograph(found: Image.Exif) -> Image.Exif:
