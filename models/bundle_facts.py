@@ -6,7 +6,9 @@ stands there too, so that a changed file is noticed; bundles of one digest resto
 
 import hashlib
 import json
-from dataclasses import asdict, field
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, field, replace
 from typing import Any, Final, Literal, get_args
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -14,7 +16,10 @@ from pydantic.dataclasses import dataclass
 
 from models.checkpoint import CheckpointError
 from models.configuration import STRICT, config_from_dict
+from models.predictor.swinir import CHECKPOINT
+from models.predictor.swinir import LICENCE as PREDICTOR_LICENCE
 from models.restorer import RestorationRule, Solver
+from models.vae.public import PUBLIC_VAES
 
 BUNDLE = "bundle.json"
 FORMAT: Final = "latent-pmrf bundle 1"
@@ -42,11 +47,11 @@ class TrainingFacts:
     """Numbers of the validation of this step, by name of the metric."""
     held_out: NonNegativeInt | None = None
     """Pictures that they are means over."""
-    networks: dict[str, str] = field(default_factory=dict)
+    networks: dict[PartName, str] = field(default_factory=dict)
     """Where each part was taken from, by name of the part."""
     licences: dict[str, str] = field(default_factory=dict)
     """Under which each part may be used, as far as that is known, by name of the part."""
-    origin: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, dict[str, str | int]] = field(default_factory=dict)
     """Which run or weights the training began from."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the programs that trained."""
@@ -86,6 +91,88 @@ class BundleConfig:
     def to_json(self) -> str:
         """Write bundle.json."""
         return json.dumps({**asdict(self), "digest": self.digest}, indent=1) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class FlowFacts:
+    """What every checkpoint of a flow says about restoring with it."""
+
+    rule: RestorationRule
+    """Which way an image takes."""
+    side: PositiveInt
+    """Of a point of the flow, in latent cells or pixels."""
+    alignment: Alignment
+    """How the training images frame a face."""
+    steps: PositiveInt
+    """Of the solver in validation."""
+    best: str
+    """Metric of the best checkpoint; prefixed by "-", less is better."""
+    networks: dict[PartName, str]
+    """Where each network around the flow was given from; of those that were given."""
+    weights: dict[PartName, str]
+    """Their `models.frozen.Identity.weights`, and those of the networks that made the latents."""
+    flops_per_step: NonNegativeInt
+    """Counted, forward and backward, of all ranks together."""
+    training: TrainingFacts
+    """Of all steps; what depends on the step is open."""
+
+    def bundle(
+        self,
+        factor: int,
+        *,
+        step: int,
+        metrics: Mapping[str, float],
+        origin: Mapping[str, Mapping[str, Any] | None],
+    ) -> BundleConfig:
+        """Return the configuration of a bundle, without digests.
+
+        Args:
+            factor: pixels for each cell of a point along a side: an autoencoder's, else 1.
+            step: updates that the velocity network has taken.
+            metrics: of the validation of this step; empty if there was none.
+            origin: where the run began, as its checkpoints have it.
+        """
+        judged = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        of_pictures = {name: value for name, value in judged.items() if not name.startswith("loss")}
+        training = replace(
+            self.training,
+            step=step,
+            flops=step * self.flops_per_step,
+            validation=of_pictures or judged,
+            networks={name: _short(where) for name, where in self.networks.items()},
+            licences=known_licences(self.networks),
+            origin={
+                name: {key: _short(value) for key, value in fact.items() if value is not None}
+                for name, fact in origin.items()
+                if fact
+            },
+        )
+        return BundleConfig(
+            rule=self.rule,
+            size=self.side * factor,
+            alignment=self.alignment,
+            steps=self.steps,
+            training=training,
+        )
+
+
+def _short(fact: Any) -> Any:
+    """Name a local file by the end of its path: the rest is of one machine, and of one person."""
+    if not isinstance(fact, str):
+        return fact
+    name, equals, path = fact.rpartition("=")
+    return f"{name}{equals}{'/'.join(path.split('/')[-2:])}" if path.startswith("/") else fact
+
+
+def known_licences(networks: Mapping[PartName, str]) -> dict[str, str]:
+    """Return the licences of published weights, by where they were given from."""
+    known = {name: source.licence for name, source in PUBLIC_VAES.items()}
+    known[CHECKPOINT] = PREDICTOR_LICENCE
+    told = {}
+    for part, where in networks.items():
+        names = (where.partition("=")[0], where.rpartition("/")[2])
+        told[str(part)] = next((known[name] for name in names if name in known), "")
+    return {part: licence for part, licence in told.items() if licence}
 
 
 def needed(rule: RestorationRule) -> tuple[PartName, ...]:

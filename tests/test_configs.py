@@ -43,6 +43,7 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "optimizer": (OptimizerConfig, {"default": OptimizerConfig()}),
     "engine": (EngineConfig, {"default": EngineConfig()}),
     "changes": (ChangesConfig, {"default": ChangesConfig()}),
+    "export": (restore.ExportConfig, {"default": restore.ExportConfig()}),
     "verify": (encode.VerifyConfig, {"default": encode.VerifyConfig()}),
     "crop": (curate.CropRule, {"default": curate.CropRule()}),
     "cut": (curate.CutRule, {"default": curate.CutRule()}),
@@ -75,7 +76,10 @@ OPTIONS = {
     """,
     "restore": """
         batch colour device faces faces-json gpus input layers method min-face model output
-        overwrite precision samples seed sigma-s solver steps strength threads whole workers
+        overwrite dry-run precision samples seed sigma-s solver steps strength threads whole workers
+    """,
+    "export": """
+        alignment checkpoint dtype predictor regressor vae
     """,
     "score": """
         device images max-bad output scorer scorer-batch scorer-dtype scorer-prompt
@@ -90,7 +94,7 @@ OPTIONS = {
     """
     + TRAINING,
     "flow": """
-        conditional degradation draws images latents posterior predictor regressor
+        alignment conditional degradation draws images latents posterior predictor regressor
         sampling-steps sigma-s source space stage times vae
     """
     + TRAINING,

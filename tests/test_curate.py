@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
+from mlflow import MlflowClient
 
 from datasets import shards
 from datasets.decoding import decode
@@ -21,6 +22,8 @@ from pipelines.curate.config import PRESETS
 from pipelines.curate.job import Curation
 from tests.conftest import Pictures, picture
 from tests.support.curation_jobs import InProcess, config, published, run
+
+pytest_plugins = ["tests.support.tracking_stores"]
 
 
 def test_a_set_verifies_and_holds_the_pixels_of_its_sources(
@@ -235,18 +238,11 @@ def test_a_disk_that_is_full_while_pngs_are_written_is_no_error(tmp_path: Path) 
     assert not list(tmp_path.glob("*.parquet"))
 
 
-def test_the_run_goes_to_mlflow(
-    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_goes_to_mlflow(pictures: Pictures, tmp_path: Path, store: MlflowClient) -> None:
     """One finished run holds the settings, the counts, the set's digest, the page and manifest."""
-    from mlflow import MlflowClient
-
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     run(pictures(3), tmp_path / "set", track=True)
-    client = MlflowClient(store)
-    (experiment,) = client.search_experiments(filter_string="name = 'latent-pmrf/curate'")
-    (found,) = client.search_runs([experiment.experiment_id])
+    (experiment,) = store.search_experiments(filter_string="name = 'latent-pmrf/curate'")
+    (found,) = store.search_runs([experiment.experiment_id])
     manifest = shards.read_manifest(tmp_path / "set")
 
     assert manifest is not None
@@ -255,7 +251,7 @@ def test_the_run_goes_to_mlflow(
     assert found.data.metrics["samples"] == manifest["totals"]["samples"]
     (data,) = found.inputs.dataset_inputs
     assert storage.sha256(tmp_path / "set" / shards.MANIFEST).startswith(data.dataset.digest)
-    paths = {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
+    paths = {artifact.path for artifact in store.list_artifacts(found.info.run_id)}
     assert {"report.html", "manifest.json"} <= paths
 
 

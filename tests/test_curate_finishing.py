@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from datasets import shards
 from infra import storage
@@ -13,6 +14,8 @@ from pipelines.curate import job, report
 from pipelines.jobs.folder import SetFolder
 from tests.conftest import PATIENCE, picture
 from tests.support.curation_jobs import published, run
+
+pytest_plugins = ["tests.support.tracking_stores"]
 
 
 class KilledError(BaseException):
@@ -95,14 +98,9 @@ def died(tracked: Run, *_: object) -> None:
 
 
 def test_a_run_that_was_killed_on_the_way_to_mlflow_is_recorded_once(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, store: MlflowClient
 ) -> None:
     """Whatever the kill cut off, there is one run for each set, it is finished and has the page."""
-    from mlflow import MlflowClient
-
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     points = [(Run, "log_dataset", False), (Run, "close", False), (Run, "close", True)]
     for number, (owner, name, after) in enumerate(points):
         output = tmp_path / f"set-{number}"
@@ -115,9 +113,8 @@ def test_a_run_that_was_killed_on_the_way_to_mlflow_is_recorded_once(
         assert run(source, output, track=True).units == []
     run(source, tmp_path / "set-3")
     assert run(source, tmp_path / "set-3", track=True).units == []  # untracked before
-    client = MlflowClient(store)
-    (experiment,) = client.search_experiments(filter_string="name = 'latent-pmrf/curate'")
-    runs = client.search_runs([experiment.experiment_id])
+    (experiment,) = store.search_experiments(filter_string="name = 'latent-pmrf/curate'")
+    runs = store.search_runs([experiment.experiment_id])
 
     assert sorted(r.info.run_name for r in runs) == [f"set-{number}" for number in range(4)]
     for found in runs:
@@ -125,5 +122,5 @@ def test_a_run_that_was_killed_on_the_way_to_mlflow_is_recorded_once(
         digest = storage.sha256(tmp_path / found.info.run_name / shards.MANIFEST)
         (data,) = found.inputs.dataset_inputs
         assert digest.startswith(data.dataset.digest)
-        paths = {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
+        paths = {artifact.path for artifact in store.list_artifacts(found.info.run_id)}
         assert {"report.html", "manifest.json"} <= paths

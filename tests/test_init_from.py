@@ -31,7 +31,7 @@ from trainers.recipes.vae import VAETask
 if TYPE_CHECKING:
     from tests.support.trainers_here import Train
 
-pytest_plugins = ["tests.support.trainers_here"]
+pytest_plugins = ["tests.support.trainers_here", "tests.support.tracking_stores"]
 CPU = torch.device("cpu")
 STEP = Path("checkpoints") / "step-00000008"
 
@@ -165,23 +165,21 @@ def test_fine_tuning_begins_anew_and_is_recorded(
     train: "Train",
     finished: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    store: MlflowClient,
 ) -> None:
     """It begins at step 0 with a fresh optimiser; source and digest are wherever the run is.
 
     Run again it goes on, whether the option is given, left out, or names the same weights by
     another path; other weights are refused with what to do.
     """
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     source, output = finished / STEP / "model", tmp_path / "run"
     tuned = [*command, "--track", "--init-from", source]
     assert train([*tuned, "--max-steps", "4"], output).code == 0
     record = json.loads((output / "checkpoints/step-00000004/record.json").read_bytes())
     init = {"from": str(source), "sha256": weights_digest(load_checkpoint(source)[1])}
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("latent-pmrf/flow")
-    (run,) = client.search_runs([experiment.experiment_id])
-    (version,) = client.search_model_versions("name = 'latent-pmrf-flow'")
+    experiment = store.get_experiment_by_name("latent-pmrf/flow")
+    (run,) = store.search_runs([experiment.experiment_id])
+    (version,) = store.search_model_versions("name = 'latent-pmrf-flow'")
 
     assert record["origin"] == {"parent": None, "init": init}
     assert json.loads((output / "config.json").read_bytes())["loop"]["init_from"] == str(source)

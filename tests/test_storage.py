@@ -33,6 +33,48 @@ def test_a_file_is_not_there_until_it_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("writer", ["write_bytes", "move", "save_checkpoint"])
+def test_bytes_are_on_the_disk_before_the_name_and_the_name_on_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """Flush the file, rename it, flush the folder: a power failure leaves a whole file or none.
+
+    Flushes do nothing in tests (`conftest`); here they are noted, with the length of the file.
+    """
+    done: list[tuple[str, str, int]] = []
+    replace = os.replace
+
+    def flushed(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        done.append(("flush", name, os.fstat(descriptor).st_size))
+
+    def renamed(source: str | Path, target: str | Path) -> None:
+        done.append(("rename", Path(target).name, Path(source).stat().st_size))
+        replace(source, target)
+
+    (tmp_path / "before").write_bytes(b"data")
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    target = tmp_path / "folder" / "file"
+    if writer == "save_checkpoint":
+        save_checkpoint(target.parent, {"weight": torch.zeros(3)}, {"width": 3})
+    elif writer == "write_bytes":
+        storage.write_bytes(target, b"data")
+    else:
+        target.parent.mkdir()
+        storage.move(tmp_path / "before", target)
+    files = {path.name: path.stat().st_size for path in target.parent.iterdir()}
+    order = [kind for kind, _, _ in done]
+
+    ours = ["rename", "flush"] if writer == "move" else ["flush", "rename", "flush"]
+    assert order == ours * len(files)
+    for first in range(0, len(done), len(ours)):
+        *flush, rename, folder = done[first : first + len(ours)]
+        assert rename[2] == files[rename[1]]
+        assert [size for _, _, size in flush] == [rename[2]] * len(flush)
+        assert folder[1] == "folder"
+
+
 def test_an_error_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     """What was there before stays readable."""
     target = tmp_path / "file"

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 from mlflow import MlflowClient
 
 from tests.support.training_sets import assert_equal, log, saved_weights, write_latent_set
@@ -12,7 +11,7 @@ from tests.support.training_sets import assert_equal, log, saved_weights, write_
 if TYPE_CHECKING:
     from tests.support.trainers_here import Train
 
-pytest_plugins = ["tests.support.trainers_here"]
+pytest_plugins = ["tests.support.trainers_here", "tests.support.tracking_stores"]
 
 
 def losses(output: Path) -> list[float]:
@@ -72,16 +71,14 @@ def test_a_resumed_run_is_one_run_in_mlflow(
     train: "Train",
     finished: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    store: MlflowClient,
 ) -> None:
     """Settings, data and every step's loss are in one run, whichever process recorded them."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     for steps in ("6", "8"):
         assert train([*command, "--max-steps", steps, "--track"], tmp_path / "run").code == 0
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("latent-pmrf/flow")
-    (run,) = client.search_runs([experiment.experiment_id])
-    points = client.get_metric_history(run.info.run_id, "train/loss")
+    experiment = store.get_experiment_by_name("latent-pmrf/flow")
+    (run,) = store.search_runs([experiment.experiment_id])
+    points = store.get_metric_history(run.info.run_id, "train/loss")
     (data,) = run.inputs.dataset_inputs
 
     assert run.info.status == "FINISHED"

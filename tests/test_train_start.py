@@ -15,7 +15,7 @@ from tests.support.training_sets import saved_weights as weights
 if TYPE_CHECKING:
     from tests.support.trainers_here import Ended, Train
 
-pytest_plugins = ["tests.support.trainers_here"]
+pytest_plugins = ["tests.support.trainers_here", "tests.support.tracking_stores"]
 
 
 def assert_refused(ended: "Ended", *parts: str) -> None:
@@ -138,28 +138,25 @@ def test_a_peak_below_the_floor_is_refused_before_anything_is_read(
 
 
 def test_a_fork_is_a_run_of_its_own(
-    command: list[str | Path], train: "Train", eight: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str | Path], train: "Train", eight: Path, store: MlflowClient
 ) -> None:
     """Points, status, model, parameters and command are its own; the parent stays as it was.
 
     MLflow shows the parent and the step, and the registered versions have their metrics.
     """
-    uri = f"sqlite:///{eight.parent}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert train([*command, "--track"], eight.parent / "parent").code == 0
     fork = [*command, "--track", "--max-steps", "6", "--resume"]
     first = eight.parent / "parent" / "checkpoints" / "step-00000004"
     ended = train([*fork, first], eight.parent / "fork")
-    client = MlflowClient(uri)
-    (experiment,) = [one for one in client.search_experiments() if one.name == "latent-pmrf/flow"]
-    child, parent = client.search_runs([experiment.experiment_id])
+    (experiment,) = [one for one in store.search_experiments() if one.name == "latent-pmrf/flow"]
+    child, parent = store.search_runs([experiment.experiment_id])
     points = {
         one.info.run_name: [
-            point.step for point in client.get_metric_history(one.info.run_id, "train/loss")
+            point.step for point in store.get_metric_history(one.info.run_id, "train/loss")
         ]
         for one in (child, parent)
     }
-    versions = client.search_model_versions("name = 'latent-pmrf-flow'")
+    versions = store.search_model_versions("name = 'latent-pmrf-flow'")
     tags = {version.run_id: version.tags for version in versions}
 
     assert "forked from" in ended.said
@@ -173,7 +170,7 @@ def test_a_fork_is_a_run_of_its_own(
     assert not any("parent" in name for name in parent.data.tags)
     assert child.data.tags["mlflow.runName"] == "fork"
     for one in (child, parent):
-        (validated,) = client.get_metric_history(one.info.run_id, "val/loss")[-1:]
+        (validated,) = store.get_metric_history(one.info.run_id, "val/loss")[-1:]
         assert float(tags[one.info.run_id]["val.loss"]) == validated.value
     assert tags[child.info.run_id]["parent.step"] == "4"
 

@@ -42,7 +42,7 @@ class RestoreRule:
     device: Device | None = None
     """None: a GPU where the Ray cluster has one, which the first line says."""
     batch: PositiveInt | None = None
-    """Faces in a pass of the networks; None: 1 on a CPU, 8 on a GPU."""
+    """Faces in a pass of the networks on a GPU, by default 8; on a CPU a pass is one face."""
     threads: PositiveInt = 1
     """Of a worker on CPUs; a picture's last bits can depend on it."""
 
@@ -62,12 +62,16 @@ class WholeRule:
     faces_json: str = ""
     """File with the faces of the photographs, in the place of finding them."""
     min_face: PositiveInt | None = None
-    """Side in pixels of a face's square in the photograph, below which it is left alone; None: an
-    eighth of the model's side."""
+    """Side in pixels of a face's square, below which it is left alone; None: an eighth of the
+    model's side."""
     colour: Literal["off", "mean", "low-pass"] = "off"
     """Give a restored face the colours of the input: its mean, or all that is smooth."""
     layers: bool = False
     """Write each restored face as a picture with transparency too, for an editor."""
+
+    def smallest(self, size: int) -> int:
+        """Return the side in pixels of the smallest face that a model of ``size`` may enlarge."""
+        return self.min_face or max(1, size // 8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -88,6 +92,8 @@ class RestoreConfig:
     """Workers on CPUs; by default as many as the Ray cluster has CPUs for."""
     overwrite: bool = False
     """Replace what another configuration made in the output folder."""
+    dry_run: bool = False
+    """Restore one picture, say how long all of them take, and write nothing."""
 
     def absolute(self) -> "RestoreConfig":
         """Return the same job with every path absolute, for processes that work elsewhere."""
@@ -100,3 +106,21 @@ class RestoreConfig:
 
 
 PRESETS = {"default": RestoreConfig()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class ExportConfig:
+    """How `python -m pipelines.restore export RUN BUNDLE` makes a bundle."""
+
+    checkpoint: str = "last"
+    """Whose averaged weights: of the last step, of the best by the run's metric, or a step."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """In which the weights are stored; float16 is half as large, and is computed in float32."""
+    alignment: Literal["ffhq", "any"] | None = None
+    """How the training images frame a face; None: as the run says."""
+    vae: str = ""
+    """The run's autoencoder, if it was not given to the run or lies elsewhere now."""
+    predictor: str = ""
+    """Its posterior-mean predictor, likewise."""
+    regressor: str = ""
+    """Its regressor, likewise."""

@@ -1,12 +1,13 @@
 """Faces of the model's size, restored: the one way by which commands and the demo page do it.
 
 What a face becomes is a function of the model, the rule, the face and its name. On a CPU a pass of
-the networks is one face in one thread, unless a user wants it otherwise, so that neither the number
-of workers nor the neighbours of a face can change a bit of it.
+the networks is one face, in one thread unless a user wants more, so that neither the number of
+workers nor the neighbours of a face can change a bit of it.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from datasets.decoding import Pixels, single_threaded
 from infra.errors import UsageError, UserError
 from models.bundle import Bundle
+from models.bundle_facts import BundleConfig
 from models.noise import NamedNoise, Purpose
 from models.ranges import uint8_to_unit, unit_to_uint8
 from models.restorer import Restorer
@@ -50,6 +52,7 @@ class FaceRestorer:
         bundle: its configuration.
         size: side of a face in pixels.
         settings: everything that a picture depends on, as JSON values.
+        velocity: the flow's network.
 
     Raises:
         UsageError: no such model, a method that it has not, or a device that is not there.
@@ -75,10 +78,21 @@ class FaceRestorer:
         check_method(rule, bundle)
         self.rule, self.bundle, self.size = rule, bundle.config, bundle.config.size
         self.device = torch.device(rule.device or "cpu")
-        self.batch = rule.batch or (BATCH_ON_GPU if self.device.type == "cuda" else 1)
-        self.settings = settings(rule, bundle)
-        self._velocity = bundle.velocity.to(self.device)
+        self.batch = rule.batch or BATCH_ON_GPU if self.device.type == "cuda" else 1
+        self.settings = settings(rule, bundle.config)
+        self.velocity = bundle.velocity.to(self.device)
         self._restorer = self._moved(bundle.restorer)
+
+    def varied(self, **changes: Any) -> "FaceRestorer":
+        """Return a restorer with the same networks, whose rule has another ``seed``, ``steps``, ...
+
+        Args:
+            changes: values of fields of the rule that no network was loaded or prepared for.
+        """
+        varied = copy(self)
+        varied.rule = replace(self.rule, **changes)
+        varied.settings = settings(varied.rule, self.bundle)
+        return varied
 
     def _moved(self, given: Restorer) -> Restorer:
         flow = replace(given.rule, sigma_s=self.settings["sigma_s"], precision=self.rule.precision)
@@ -129,7 +143,7 @@ class FaceRestorer:
             encoding = self._restorer.encode(lq, noise, Purpose.TARGET_POSTERIOR)
             return self._restorer.image(encoding)
         return self._restorer.restored(
-            self._velocity,
+            self.velocity,
             mean,
             noise,
             steps=self.settings["steps"],
@@ -158,9 +172,8 @@ def check_method(rule: RestoreRule, bundle: Bundle) -> None:
         )
 
 
-def settings(rule: RestoreRule, bundle: Bundle) -> dict[str, Any]:
+def settings(rule: RestoreRule, config: BundleConfig) -> dict[str, Any]:
     """Return everything that a restored face depends on, as JSON values."""
-    config = bundle.config
     fields = ("strength", "seed", "samples", "precision", "threads")
     return {
         "model": config.digest,
