@@ -157,7 +157,7 @@ def write_bundle(folder: str | Path, bundle: Bundle) -> None:
         bundle: as of `in_memory`.
 
     Raises:
-        CheckpointError: the folder holds something else under the name of a part.
+        CheckpointError: the folder holds something else under one of a bundle's names.
     """
     folder, config = Path(folder), bundle.config
     _refuse_foreign(folder)
@@ -181,13 +181,13 @@ def write_bundle(folder: str | Path, bundle: Bundle) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder in which something else has the name of a part, such as a trained VAE."""
+    """Refuse a folder in which something else has one of the names, such as a trained VAE."""
     if any((folder / name).exists() for name in (BUNDLE, UNFINISHED)):
         return
-    if taken := [name for name in PARTS if (folder / name).exists()]:
+    if taken := [name for name in (*PARTS, CARD) if (folder / name).exists()]:
         raise CheckpointError(
-            f"{folder}: holds {taken[0]}/, which is not of a bundle, and a bundle would replace "
-            "it; give a folder of its own"
+            f"{folder}: holds {taken[0]}, which is not of a bundle, and a bundle would replace it; "
+            "give a folder of its own, or move that away"
         )
 
 
