@@ -32,7 +32,13 @@ from models.checkpoint import (
     save_checkpoint,
     weights_digest,
 )
-from models.frozen import load_hdit, load_looformer, load_posterior_mean, load_regressor, load_vae
+from models.frozen import (
+    load_autoencoder,
+    load_hdit,
+    load_looformer,
+    load_posterior_mean,
+    load_regressor,
+)
 from models.restorer import Restorer
 from models.vae.folder import save_sim_vae
 from models.vae.public import PublicVAE, save_public_vae
@@ -110,7 +116,7 @@ def _loaded(name: PartName, where: str, config: BundleConfig) -> Any:
     """Load a part that is the one that bundle.json names."""
     loaders: Mapping[PartName, Callable[[str], Any]] = {
         "velocity": load_looformer if config.rule.space == "latent" else load_hdit,
-        "vae": lambda folder: load_vae(folder)[0],
+        "vae": load_autoencoder,
         "predictor": lambda folder: load_posterior_mean(folder)[0],
         "regressor": lambda folder: load_regressor(folder)[0],
     }
