@@ -145,7 +145,7 @@ class RestoreImages:
             stamp=ref.stamp,
             files=files,
             faces=outputs.record["faces"],
-            notes=picture.notes,
+            notes=outputs.record["notes"],
         )
 
 
