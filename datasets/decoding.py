@@ -23,9 +23,11 @@ any pixel is decoded, so a decompression bomb costs nothing.
 import io
 import struct
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -41,6 +43,7 @@ from datasets.unusable import UnusableImage
 
 Pixels = npt.NDArray[np.uint8]
 """RGB uint8 [H, W, 3]."""
+Turned = TypeVar("Turned", bound=npt.NDArray[Any])
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "HEIF", "AVIF")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 BOXES = (b"ftyp",)  # at byte 4 of HEIC and AVIF
@@ -56,14 +59,14 @@ LOST_DATA = (
 """Warnings of libjpeg after which a part of the picture is grey or shifted. Others, such as of
 extraneous bytes before a marker, come with whole pictures too."""
 ORIENTATION = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+UPRIGHT: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 """What turns a picture of an EXIF orientation upright."""
 BITS, PHOTOMETRIC, PLANAR, SUBFILE = 258, 262, 284, 254  # tags of TIFF
@@ -103,22 +106,33 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode an image by the rules above.
+    """Decode an image by the rules above; arguments and errors are those of `opened_image`."""
+    with opened_image(data, max_pixels) as image:
+        return _picture(image, data)
+
+
+@contextmanager
+def opened_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open an image at the page that counts, its size judged, nothing decoded yet.
 
     Args:
         data: a whole encoded file.
-        max_pixels: largest width x height that is decoded; Pillow refuses more than `MAX_PIXELS`.
+        max_pixels: largest width x height that is opened; Pillow refuses more than `MAX_PIXELS`.
 
     Raises:
-        UndecodableImage: with the drop reason, whatever was raised by whichever decoder.
+        UndecodableImage: with the drop reason, whatever was raised by whichever decoder, here or
+            in the body of the ``with``.
     """
     if not data:
         raise UndecodableImage("empty_file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, none of which is used
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which cost no picture
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return _picture(image, data, max_pixels)
+                if isinstance(image, TiffImageFile):
+                    _seek_whole_page(image)
+                _judge_size(image, max_pixels)
+                yield image
         except UnusableImage:
             raise
         except UnidentifiedImageError as error:
@@ -138,24 +152,23 @@ def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
             raise UndecodableImage("undecodable", said) from error
 
 
-def _picture(image: Image.Image, data: bytes, max_pixels: int) -> Picture:
-    if isinstance(image, TiffImageFile):
-        _seek_whole_page(image)
+def _judge_size(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height}, at most {max_pixels} pixels"
         raise UndecodableImage("too_many_pixels", size)
+
+
+def _picture(image: Image.Image, data: bytes) -> Picture:
     profile: bytes | None = image.info.get("icc_profile")
     opened = _opened(image, data)
-    turn = UPRIGHT.get(_orientation(image))  # asked last: Pillow turns a TIFF when it loads it
+    turned = orientation(image)  # asked last: Pillow turns a TIFF when it loads it
     if isinstance(opened, np.ndarray):
         name, convert = conversion(profile, "RGB")
-        if convert is None and turn is None:  # of most photographs: no copy is made
-            return Picture(opened, name)
+        if convert is None:  # of most photographs: no copy is made
+            return Picture(upright(opened, turned), name)
         opened = Image.fromarray(opened)
     opened, name = to_srgb(opened, profile)
-    if turn is not None:
-        opened = opened.transpose(turn)
-    return Picture(np.ascontiguousarray(opened.convert("RGB")), name)
+    return Picture(upright(np.ascontiguousarray(opened.convert("RGB")), turned), name)
 
 
 def _seek_whole_page(image: TiffImageFile) -> None:
@@ -168,7 +181,7 @@ def _seek_whole_page(image: TiffImageFile) -> None:
     image.seek(0)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 where the metadata are damaged or say nothing."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
@@ -177,23 +190,31 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
+def upright(pixels: Turned, orientation: int) -> Turned:
+    """Turn pixels [H, W] or [H, W, C] upright; those of orientation 1 are returned as they are."""
+    if orientation not in UPRIGHT:
+        return pixels
+    turned = UPRIGHT[orientation](pixels)
+    # OpenCV drops a channel that is alone.
+    return turned.reshape(*turned.shape[:2], *pixels.shape[2:])  # type: ignore[return-value]
+
+
 def _opened(image: Image.Image, data: bytes) -> Image.Image | Pixels:
     """Return the pixels of an opened file as a picture of 8-bit L, RGB, CMYK, YCbCr or Lab.
 
     The pixels of a JPEG in colour are returned as they are.
     """
     if image.format in ("JPEG", "MPO"):
-        return _jpeg(image, data)
-    if image.mode in ("F", "I") or (isinstance(image, TiffImageFile) and _is_12_bit(image)):
-        raise UndecodableImage("unsupported_mode", f"pixels of mode {image.mode}")
-    if isinstance(image, TiffImageFile) and _is_wide_planar(image):
-        return _planes(image.tell(), data)
+        return whole_jpeg(image, data)
+    refuse_unknown_white(image)
+    if is_wide_planar(image):
+        return Image.fromarray((planes(image.tell(), data) >> 8).astype(np.uint8))
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
         if (values == image.info.get("transparency", -1)).any():
             raise UndecodableImage("transparent", "not opaque throughout")
         high = (values >> 8).astype(np.uint8)
-        return Image.fromarray(255 - high if _is_white_zero(image) else high)
+        return Image.fromarray(255 - high if is_white_zero(image) else high)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
@@ -202,11 +223,14 @@ def _opened(image: Image.Image, data: bytes) -> Image.Image | Pixels:
     return image
 
 
-def _jpeg(image: Image.Image, data: bytes) -> Image.Image | Pixels:
+def whole_jpeg(image: Image.Image, data: bytes) -> Image.Image | Pixels:
     """Decode a JPEG; one of which a part is lost is `truncated`, even with its end mark in place.
 
     libjpeg fills what is lost with grey and warns. Pillow passes over the warning, simplejpeg
     raises it; both give the same pixels by the same library.
+
+    Returns:
+        RGB [H, W, 3] of one in colour; a picture of another mode, or of a JPEG that is odd.
     """
     space = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}[image.mode]
     try:
@@ -220,24 +244,37 @@ def _jpeg(image: Image.Image, data: bytes) -> Image.Image | Pixels:
     return Image.fromarray(pixels[..., 0]) if image.mode == "L" else pixels
 
 
-def _is_12_bit(image: TiffImageFile) -> bool:
-    """Say whether Pillow would hand out 12-bit values as if they were of 16 bits."""
-    return image.tag_v2.get(BITS) == (12,)
+def refuse_unknown_white(image: Image.Image) -> None:
+    """Refuse float, 12-bit, signed and 32-bit pixels, of which it is not known what is white.
+
+    Raises:
+        UndecodableImage: `unsupported_mode`.
+    """
+    # Pillow hands out 12-bit values as if they were of 16 bits.
+    is_12_bit = isinstance(image, TiffImageFile) and image.tag_v2.get(BITS) == (12,)
+    if image.mode in ("F", "I") or is_12_bit:
+        raise UndecodableImage("unsupported_mode", f"pixels of mode {image.mode}")
 
 
-def _is_white_zero(image: Image.Image) -> bool:
+def is_white_zero(image: Image.Image) -> bool:
     """Say whether 0 is white, which Pillow leaves to the caller for 16 bits alone."""
     return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == 0
 
 
-def _is_wide_planar(image: TiffImageFile) -> bool:
+def is_wide_planar(image: Image.Image) -> bool:
     """Say whether channels of more than 8 bits follow each other, which Pillow takes for 8 bits."""
+    if not isinstance(image, TiffImageFile):
+        return False
     bits = image.tag_v2.get(BITS, (1,))
     return image.tag_v2.get(PLANAR) == 2 and len(bits) > 1 and max(bits) > 8
 
 
-def _planes(page: int, data: bytes) -> Image.Image:
-    """Decode 16-bit RGB whose channels follow each other, by tifffile."""
+def planes(page: int, data: bytes) -> npt.NDArray[np.uint16]:
+    """Decode 16-bit RGB whose channels follow each other, by tifffile.
+
+    Returns:
+        uint16 [H, W, 3].
+    """
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         found = file.pages[page]
         try:
@@ -247,7 +284,7 @@ def _planes(page: int, data: bytes) -> Image.Image:
     if values.dtype != np.uint16 or values.ndim != 3 or len(values) != 3:
         said = f"{values.dtype} planes of shape {values.shape}, only 16-bit RGB is known"
         raise UndecodableImage("unsupported_mode", said)
-    return Image.fromarray(np.ascontiguousarray((values >> 8).astype(np.uint8).transpose(1, 2, 0)))
+    return np.ascontiguousarray(values.transpose(1, 2, 0))
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:

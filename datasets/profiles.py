@@ -1,4 +1,4 @@
-"""Colour profiles: what an ICC profile says of an image's colours becomes sRGB.
+"""Colour profiles: what an ICC profile says of an image's colours becomes sRGB, and the way back.
 
 Relative colorimetric with black point compensation: white and black go to white and black, colours
 inside sRGB stay as they are, and colours outside it are clipped. The perceptual intent would
@@ -60,6 +60,58 @@ def conversion(profile: bytes | None, mode: str) -> tuple[str | None, Convert | 
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, LookupError):
         return f"a damaged profile of {len(profile)} bytes (not applied)", None
     return name, None if mode != "CMYK" and moved.max() <= NEARLY_SRGB else convert
+
+
+def is_for(profile: bytes, mode: str) -> bool:
+    """Say whether a profile is whole and for pictures of ``mode``."""
+    try:
+        opened = ImageCms.ImageCmsProfile(BytesIO(profile))
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return False
+    return opened.profile.xcolor_space == SPACES[mode]
+
+
+@lru_cache(maxsize=PROFILES)
+def reversion(profile: bytes | None, mode: str) -> Convert | None:
+    """Return what converts an sRGB picture of ``mode`` back into the profile's own colours.
+
+    Args:
+        profile: the ICC profile; None without one.
+        mode: "L" or "RGB", of the picture before and after.
+
+    Returns:
+        None where `conversion` leaves the colours as they are.
+
+    Raises:
+        ValueError: a profile with no way back, such as that of a scanner.
+    """
+    name, convert = conversion(profile, mode)
+    if profile is None or convert is None:
+        return None
+    if mode == "L":
+        nearest = _nearest(_levels(convert(_colours("L")))[0, :, 1])
+        return lambda image: image.point(nearest)
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.createProfile("sRGB"),
+            ImageCms.ImageCmsProfile(BytesIO(profile)),
+            *("RGB", mode),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except ImageCms.PyCMSError as error:
+        raise ValueError(f"the profile {name} has no way back from sRGB") from error
+    return lambda image: _applied(image, transform)
+
+
+def _nearest(shown: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> list[int]:
+    """Return, of 256 greys, which of those of a profile is shown most like each.
+
+    Where several are, the one nearer to black or to white, so that both come back.
+    """
+    apart = np.abs(shown[None] - np.arange(256)[:, None])
+    first, last = apart.argmin(axis=1), 255 - apart[:, ::-1].argmin(axis=1)
+    return [int(level) for level in np.where(np.arange(256) < 128, first, last)]
 
 
 def _name(profile: ImageCms.ImageCmsProfile) -> str:

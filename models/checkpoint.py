@@ -11,12 +11,14 @@ import os
 import secrets
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
@@ -166,6 +168,24 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: obje
         )
     on_meta = any(value.is_meta for value in expected.values())
     model.load_state_dict(state_dict, assign=on_meta)
+
+
+def uninitialised() -> AbstractContextManager[object]:
+    """Let networks be built without drawing the kernels that `load_strict` is to replace.
+
+    Drawing them takes a LooUFormer of 151 M parameters most of a second. All else that a network
+    computes for itself, such as its positions and masks, is computed.
+    """
+    return _NoKernels()
+
+
+class _NoKernels(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.init.kaiming_uniform_:  # of linear layers and convolutions
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def weights_digest(state_dict: Mapping[str, Tensor]) -> str:

@@ -4,10 +4,10 @@ Latents are only as good as the weights that made them, so whoever makes or read
 networks here and compares identities: the digest of the weights, and the configuration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from models.checkpoint import (
     CheckpointError,
     load_checkpoint,
     load_strict,
+    uninitialised,
     weights_digest,
 )
 from models.configuration import config_from_dict
@@ -24,7 +25,10 @@ from models.predictor.swinir import SwinIR, SwinIRConfig, load_predictor
 from models.vae.folder import load_sim_vae, needs_diffusers, read_config
 from models.vae.public import PUBLIC_VAES, PublicVAE, load_diffusers_vae, load_public_vae
 from models.vae.sim_vae import SimVAE
+from models.velocity.hdit import HDiT, HDiTConfig
 from models.velocity.looformer import LooUFormer, LooUFormerConfig
+
+Network = TypeVar("Network", SwinIR, LooUFormer, HDiT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,23 @@ class Identity:
 
 
 def load_vae(where: str) -> tuple[SimVAE | PublicVAE, Identity]:
+    """Load an autoencoder, and identify it; as `load_autoencoder`.
+
+    The scaling of a folder of diffusers is part of its digest, as equal weights may differ in it;
+    those of `PUBLIC_VAES` have their name for it.
+    """
+    vae = load_autoencoder(where)
+    tensors = vae.state_dict()
+    if isinstance(vae, SimVAE):
+        return vae, Identity(weights_digest(tensors), asdict(vae.config))
+    name, scaling = where.partition("=")[0], {"scale": vae.scale, "shift": vae.shift}
+    if name not in PUBLIC_VAES:
+        name = "AutoencoderKL"
+        tensors |= {key: torch.tensor(x, dtype=torch.float64) for key, x in scaling.items()}
+    return vae, Identity(weights_digest(tensors), {"name": name, **scaling})
+
+
+def load_autoencoder(where: str) -> SimVAE | PublicVAE:
     """Load an autoencoder in float32 on the CPU, frozen.
 
     Args:
@@ -50,25 +71,10 @@ def load_vae(where: str) -> tuple[SimVAE | PublicVAE, Identity]:
     """
     name, _, folder = where.partition("=")
     if name in PUBLIC_VAES:
-        public = load_public_vae(name, folder or None)
-        config = {"name": name, "scale": public.scale, "shift": public.shift}
-        return public, Identity(weights_digest(public.state_dict()), config)
+        return load_public_vae(name, folder or None)
     if needs_diffusers(read_config(Path(where))):
-        return _load_scaled(where)
-    vae = load_sim_vae(where).eval().requires_grad_(False)
-    return vae, Identity(weights_digest(vae.state_dict()), asdict(vae.config))
-
-
-def _load_scaled(folder: str) -> tuple[PublicVAE, Identity]:
-    """Load a folder of diffusers; its scaling is part of the digest, as equal weights may differ.
-
-    Those of `PUBLIC_VAES` have their name for it.
-    """
-    vae = load_diffusers_vae(folder)
-    scaling = {"scale": vae.scale, "shift": vae.shift}
-    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in scaling.items()}
-    weights = weights_digest({**vae.state_dict(), **tensors})
-    return vae, Identity(weights, {"name": "AutoencoderKL", **scaling})
+        return load_diffusers_vae(where)
+    return load_sim_vae(where).eval().requires_grad_(False)
 
 
 def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:
@@ -83,15 +89,8 @@ def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:
     """
     path = Path(where)
     folder = path.parent if path.name == WEIGHTS else path
-    if (folder / CONFIG).is_file():
-        values, state_dict = load_checkpoint(folder)
-        try:
-            config = config_from_dict(SwinIRConfig, values)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / CONFIG}: not of a SwinIR ({error})") from error
-        model = SwinIR(config)
-        load_strict(model, state_dict, folder / WEIGHTS)
-        model.eval().requires_grad_(False)
+    if path.is_dir() or (folder / CONFIG).is_file():
+        model = _load_saved(folder, SwinIRConfig, SwinIR)
     else:
         model = load_predictor(path)
     return model, Identity(weights_digest(model.state_dict()), asdict(model.config))
@@ -106,15 +105,16 @@ def load_looformer(where: str | Path) -> LooUFormer:
     Raises:
         CheckpointError: missing, damaged, or of another kind of network.
     """
-    folder = Path(where)
-    values, state_dict = load_checkpoint(folder)
-    try:
-        config = config_from_dict(LooUFormerConfig, values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: not of a LooUFormer ({error})") from error
-    network = LooUFormer(config)
-    load_strict(network, state_dict, folder / WEIGHTS)
-    return network.eval().requires_grad_(False)
+    return _load_saved(where, LooUFormerConfig, LooUFormer)
+
+
+def load_hdit(where: str | Path) -> HDiT:
+    """Load a velocity network of pixels that `trainers/flow.py` wrote, as `load_looformer`.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another kind of network.
+    """
+    return _load_saved(where, HDiTConfig, HDiT)
 
 
 def load_regressor(where: str) -> tuple[LooUFormer, Identity]:
@@ -135,6 +135,23 @@ def load_regressor(where: str) -> tuple[LooUFormer, Identity]:
             "channels; a regressor has none: train it by --stage regressor"
         )
     return network, Identity(weights_digest(network.state_dict()), asdict(config))
+
+
+def _load_saved(
+    where: str | Path, config_type: type[Any], network_type: Callable[[Any], Network]
+) -> Network:
+    """Load a network that `save_checkpoint` wrote, in float32 on the CPU, frozen."""
+    folder = Path(where)
+    values, state_dict = load_checkpoint(folder)
+    try:
+        config = config_from_dict(config_type, values)
+    except (TypeError, ValueError) as error:
+        kind = config_type.__name__.removesuffix("Config")
+        raise CheckpointError(f"{folder / CONFIG}: not of a {kind} ({error})") from error
+    with uninitialised():
+        network = network_type(config)
+    load_strict(network, state_dict, folder / WEIGHTS)
+    return network.eval().requires_grad_(False)
 
 
 def check_takes(regressor: LooUFormer, shape: Sequence[int]) -> None:

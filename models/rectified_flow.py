@@ -86,30 +86,35 @@ def add_source_noise(x_0: Tensor, sigma_s: float, eps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def euler(velocity: Velocity, x_0: Tensor, steps: int = 25) -> Tensor:
+def euler(velocity: Velocity, x_t: Tensor, steps: int = 25, *, start: float = 0.0) -> Tensor:
     """Solve Eq. 1 by Euler's method (Sec. 3.3), of first order.
 
     Args:
-        velocity: evaluated once per step, at t = 0, 1/steps, ..., 1 - 1/steps.
-        x_0: source, [B, ...].
+        velocity: evaluated once per step, at the beginning of each of ``steps`` equal parts of the
+            time from ``start`` to 1: by default at t = 0, 1/steps, ..., 1 - 1/steps.
+        x_t: the point at ``start``, [B, ...]: by default the source x_0.
         steps: number of steps; the paper's 25.
+        start: t to begin at, in [0, 1).
 
     Returns:
-        x_1, [B, ...]; like all updates in float32, or in x_0's type where that is wider.
+        x_1, [B, ...]; like all updates in float32, or in x_t's type where that is wider.
+
+    Raises:
+        ValueError: no step, or a start outside [0, 1).
     """
-    x_t, h = _start(x_0, steps)
+    x_t, h = _begin(x_t, steps, start)
     for i in range(steps):
-        x_t = x_t + h * velocity(x_t, _times(x_t, i / steps)).to(x_t)
+        x_t = x_t + h * velocity(x_t, _times(x_t, _time(i / steps, start))).to(x_t)
     return x_t
 
 
 @torch.no_grad()
-def heun(velocity: Velocity, x_0: Tensor, steps: int = 13) -> Tensor:
+def heun(velocity: Velocity, x_t: Tensor, steps: int = 13, *, start: float = 0.0) -> Tensor:
     """Solve Eq. 1 by Heun's method, of second order; as `euler`, at two evaluations per step."""
-    x_t, h = _start(x_0, steps)
+    x_t, h = _begin(x_t, steps, start)
     for i in range(steps):
-        v = velocity(x_t, _times(x_t, i / steps)).to(x_t)
-        ahead = velocity(x_t + h * v, _times(x_t, (i + 1) / steps)).to(x_t)
+        v = velocity(x_t, _times(x_t, _time(i / steps, start))).to(x_t)
+        ahead = velocity(x_t + h * v, _times(x_t, _time((i + 1) / steps, start))).to(x_t)
         x_t = x_t + h * (v + ahead) / 2
     return x_t
 
@@ -126,11 +131,18 @@ def from_sigma_convention(network: Velocity) -> Velocity:
     return velocity
 
 
-def _start(x_0: Tensor, steps: int) -> tuple[Tensor, float]:
-    """Return x_0 in the precision of the updates, and the step size."""
+def _begin(x_t: Tensor, steps: int, start: float) -> tuple[Tensor, float]:
+    """Return the point to begin at in the precision of the updates, and the step size."""
     if steps < 1:
         raise ValueError(f"steps={steps}: must be at least 1; the paper takes 25")
-    return widen(x_0), 1 / steps
+    if not 0 <= start < 1:
+        raise ValueError(f"start={start}: must be at least 0 and below 1, where the flow ends")
+    return widen(x_t), (1 - start) / steps
+
+
+def _time(done: float, start: float) -> float:
+    """Return t when the share ``done`` of the time from ``start`` to 1 is over."""
+    return start + (1 - start) * done
 
 
 def _times(x_t: Tensor, t: float) -> Tensor:

@@ -4,16 +4,22 @@
        -> encoding           E of it: the latent; in pixel space the posterior mean itself
        -> source             the encoding, or g of it with a regressor g, or noise alone
        -> x_0                the source with noise, sigma_s eps
-       -> x_1                the flow's end: the velocity, integrated over t from 0 to 1     (Eq. 1)
+       -> x_t                where the flow begins: x_0, or a point between it and the encoding
+       -> x_1                the flow's end: the velocity, integrated from there to t = 1    (Eq. 1)
        -> image              D(x_1); in pixel space x_1 itself
+
+How far the flow may go from the posterior mean is its *strength*. At strength 1 it begins at t = 0
+with x_0, as in training. At a lower strength s it begins at t = 1 - s, at that point of the line
+from x_0 to the encoding, where the noise is s sigma_s eps; so less is invented. At strength 0
+nothing is left to integrate, and the image is the posterior mean.
 
 Whoever makes latents, trains a flow on them, validates or restores with it takes these steps, so
 that no two of them can differ. Images are float32 [B, 3, H, W] in [0, 1]; a point x of the flow is
 a latent [B, C, h, w], or in pixel space an image. Everything is on the device of the networks.
 """
 
-from collections.abc import Callable
-from typing import Literal
+import math
+from typing import Literal, Protocol
 
 import torch
 from pydantic import NonNegativeFloat
@@ -24,14 +30,24 @@ from models.configuration import STRICT
 from models.noise import BatchNoise, Purpose
 from models.predictor.swinir import SwinIR
 from models.ranges import model_to_unit, unit_to_model
-from models.rectified_flow import Velocity, add_source_noise, euler, heun, regress
+from models.rectified_flow import Velocity, add_source_noise, euler, heun, interpolate, regress
 from models.vae.autoencoder import Posterior
 from models.vae.public import PublicVAE
 from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 
 Solver = Literal["euler", "heun"]
-SOLVERS: dict[Solver, Callable[[Velocity, Tensor, int], Tensor]] = {"euler": euler, "heun": heun}
+ROUNDING = 1e-9  # of a product of steps and strength that is meant to be whole
+
+
+class _Solve(Protocol):
+    """A solver of Eq. 1."""
+
+    def __call__(self, velocity: Velocity, x_t: Tensor, steps: int, *, start: float) -> Tensor:
+        """Carry the point at ``start`` to x_1."""
+
+
+SOLVERS: dict[Solver, _Solve] = {"euler": euler, "heun": heun}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -86,6 +102,7 @@ class Restorer:
         *,
         steps: int = 25,
         solver: Solver = "euler",
+        strength: float = 1.0,
     ) -> Tensor:
         """Restore LQ: all steps, one after the other.
 
@@ -95,13 +112,43 @@ class Restorer:
             noise: `models.noise.NamedNoise` makes the result a function of (seed, name of each).
             steps: of the solver; the paper's 25.
             solver: Euler's method, or Heun's of second order at two evaluations a step.
+            strength: how far the flow may go from the posterior mean, in [0, 1].
 
         Returns:
             Images in [0, 1].
+
+        Raises:
+            ValueError: a strength outside [0, 1], or no step.
         """
-        encoding = self.encode(self.posterior_mean(lq), noise, Purpose.SOURCE_POSTERIOR)
-        x_0 = self.x_0(self.source(encoding, noise), noise)
-        x_1 = self.solve(velocity, x_0, self.condition(encoding), steps, solver)
+        mean = self.posterior_mean(lq)
+        return self.restored(velocity, mean, noise, steps=steps, solver=solver, strength=strength)
+
+    def restored(
+        self,
+        velocity: nn.Module,
+        posterior_mean: Tensor,
+        noise: BatchNoise,
+        *,
+        steps: int = 25,
+        solver: Solver = "euler",
+        strength: float = 1.0,
+    ) -> Tensor:
+        """Restore from the posterior mean on, as `restore`, of which it is the rest.
+
+        At a lower strength fewer steps are taken, each about as long: ``steps`` x ``strength``,
+        rounded up.
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength={strength}: from 0, the posterior mean, to 1, all of it")
+        if strength == 0:
+            return posterior_mean
+        encoding = self.encode(posterior_mean, noise, Purpose.SOURCE_POSTERIOR)
+        x_t = self.x_0(self.source(encoding, noise), noise)
+        start = 1 - strength
+        if start:
+            x_t = interpolate(x_t, encoding, torch.full_like(x_t[:, 0, 0, 0], start))
+        taken = math.ceil(steps * strength - ROUNDING)
+        x_1 = self.solve(velocity, x_t, self.condition(encoding), taken, solver, start=start)
         return self.image(x_1)
 
     @torch.no_grad()
@@ -139,7 +186,7 @@ class Restorer:
     def source(self, encoding: Tensor, noise: BatchNoise) -> Tensor:
         """Return x_0 without its noise; of the source ``noise``, that noise."""
         if self.rule.source == "noise":
-            return noise.normal(encoding.shape[1:], Purpose.SOURCE_NOISE)
+            return noise.normal(encoding.shape[1:], Purpose.SOURCE_NOISE).to(encoding)
         return self.regressed(encoding) if self.rule.source == "regressed" else encoding
 
     @torch.no_grad()
@@ -162,13 +209,15 @@ class Restorer:
     def solve(
         self,
         velocity: nn.Module,
-        x_0: Tensor,
+        x_t: Tensor,
         condition: Tensor | None,
         steps: int = 25,
         solver: Solver = "euler",
+        *,
+        start: float = 0.0,
     ) -> Tensor:
-        """Carry x_0 to x_1 along the velocity."""
-        return SOLVERS[solver](lambda x_t, t: velocity(x_t, t, condition), x_0, steps)
+        """Carry the point at ``start``, by default x_0, to x_1 along the velocity."""
+        return SOLVERS[solver](lambda x, t: velocity(x, t, condition), x_t, steps, start=start)
 
     @torch.no_grad()
     def image(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from models.velocity import hdit, looformer
 from pipelines.curate import config as curate
 from pipelines.encode import config as encode
 from pipelines.jobs.scorer_choice import ScorerChoice
+from pipelines.restore import config as restore
 from pipelines.score import config as score
 from trainers.loop.config import ChangesConfig, EngineConfig, LoopConfig, OptimizerConfig
 from trainers.recipes import flow_config as flow
@@ -33,6 +34,8 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "curate": (curate.CurateConfig, curate.PRESETS),
     "encode": (encode.EncodeConfig, encode.PRESETS),
     "score": (score.ScoreConfig, score.PRESETS),
+    "restore": (restore.RestoreConfig, restore.PRESETS),
+    "restore-rule": (restore.RestoreRule, {"default": restore.RestoreRule()}),
     "vae": (vae.VAEConfig, vae.PRESETS),
     "predictor": (predictor.PredictorConfig, predictor.PRESETS),
     "flow": (flow.FlowConfig, flow.PRESETS),
@@ -40,6 +43,7 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "optimizer": (OptimizerConfig, {"default": OptimizerConfig()}),
     "engine": (EngineConfig, {"default": EngineConfig()}),
     "changes": (ChangesConfig, {"default": ChangesConfig()}),
+    "export": (restore.ExportConfig, {"default": restore.ExportConfig()}),
     "verify": (encode.VerifyConfig, {"default": encode.VerifyConfig()}),
     "crop": (curate.CropRule, {"default": curate.CropRule()}),
     "cut": (curate.CutRule, {"default": curate.CutRule()}),
@@ -70,6 +74,13 @@ OPTIONS = {
     "verify": """
         device input predictor recompute regressor repair vae
     """,
+    "restore": """
+        batch colour device faces faces-json gpus input layers method min-face model output
+        overwrite dry-run precision samples seed sigma-s solver steps strength threads whole workers
+    """,
+    "export": """
+        alignment checkpoint dtype predictor regressor vae
+    """,
     "score": """
         device images max-bad output scorer scorer-batch scorer-dtype scorer-prompt
         scorer-weights
@@ -83,7 +94,7 @@ OPTIONS = {
     """
     + TRAINING,
     "flow": """
-        conditional degradation draws images latents posterior predictor regressor
+        alignment conditional degradation draws images latents posterior predictor regressor
         sampling-steps sigma-s source space stage times vae
     """
     + TRAINING,
@@ -145,7 +156,9 @@ def test_the_options_are_these(
     monkeypatch.setenv("NO_COLOR", "1")
     with pytest.raises(SystemExit):
         cli.parse(*PROGRAMS[program], ["--help"], "x", "")
-    listed = re.findall(r"^[│ ] --([a-z][a-z0-9-]*)", capsys.readouterr().out, re.MULTILINE)
+    listed = re.findall(
+        r"^[│ ] (?:-[a-z] .*, )?--([a-z][a-z0-9-]*)", capsys.readouterr().out, re.MULTILINE
+    )
 
     assert sorted(listed) == sorted(OPTIONS[program].split())
 

@@ -20,7 +20,7 @@ from infra.errors import BudgetExceeded
 from pipelines.curate.job import Curation
 from tests.conftest import Pictures, picture
 from tests.support.curation_jobs import InProcess, config, published, run
-from tests.test_profiles import adobe_rgb
+from tests.support.icc_profiles import adobe_rgb
 from tests.test_sources import tar
 
 

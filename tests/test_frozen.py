@@ -1,19 +1,22 @@
 """The frozen networks: found in every form, identified by what they hold."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from models.checkpoint import CheckpointError, save_checkpoint, weights_digest
-from models.frozen import load_posterior_mean, load_vae
+from models.checkpoint import CheckpointError, save_checkpoint, uninitialised, weights_digest
+from models.frozen import load_hdit, load_looformer, load_posterior_mean, load_vae
 from models.predictor.swinir import PRESETS, SwinIR
 from models.vae.folder import save_sim_vae
 from models.vae.public import PUBLIC_VAES, PublicVAE
 from models.vae.sim_vae import SimVAE
+from models.velocity import hdit, looformer
 from tests.support.tiny_vae import build, draw_images
 from tests.test_vae_public import build_network
 
@@ -36,6 +39,41 @@ def test_a_predictor_is_found_by_its_folder_or_its_weights(tmp_path: Path) -> No
         assert identity.weights == weights_digest(model.state_dict())
         assert identity.config == asdict(PRESETS["tiny"])
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build_network", "load"),
+    [
+        (lambda: SwinIR(PRESETS["tiny"]), lambda folder: load_posterior_mean(str(folder))[0]),
+        (lambda: looformer.LooUFormer(looformer.PRESETS["tiny"]), load_looformer),
+        (lambda: hdit.HDiT(hdit.PRESETS["tiny"]), load_hdit),
+    ],
+)
+def test_a_loaded_network_is_the_saved_one(
+    tmp_path: Path, build_network: Callable[[], Any], load: Callable[[Path], nn.Module]
+) -> None:
+    """Every parameter and every buffer, those too that no file holds, though none is drawn."""
+    saved = build_network()
+    save_checkpoint(tmp_path, saved.state_dict(), asdict(saved.config))
+    loaded = load(tmp_path)
+
+    for named in ("named_parameters", "named_buffers"):
+        expected, found = (dict(getattr(network, named)()) for network in (saved, loaded))
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert torch.equal(value, found[name]), name
+
+
+def test_kernels_that_are_to_be_loaded_are_not_drawn() -> None:
+    """PyTorch's own generator stands still; outside of the block it moves."""
+    state = torch.get_rng_state()
+    with uninitialised():
+        nn.Conv2d(3, 8, 3, bias=False)
+        nn.Linear(8, 8, bias=False)
+        assert torch.equal(torch.get_rng_state(), state)
+    with torch.random.fork_rng():
+        nn.Linear(8, 8, bias=False)
+        assert not torch.equal(torch.get_rng_state(), state)
 
 
 def test_another_kind_of_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import recomputation
 from models.velocity import neighborhood
 from models.velocity.neighborhood import (
     neighborhood_attention,
@@ -177,6 +178,24 @@ def test_the_backward_pass_keeps_no_copy_per_window() -> None:
     mask = 196 * 64 * 64
     assert out.requires_grad
     assert sum(kept.values()) - mask < 6 * q.nbytes
+
+
+def test_nothing_is_prepared_for_a_backward_pass_that_does_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without gradients the result is the same, to the bit, and no `checkpoint` is called.
+
+    The first call of it loads the compiler of PyTorch, two seconds of a process that restores.
+    """
+    q, k, v = draw(1, 2, 9, 9, 8)
+    expected = neighborhood_attention(q, k, v, 7)
+    calls: list[object] = []
+    monkeypatch.setattr(recomputation, "checkpoint", lambda *inputs, **_: calls.append(inputs))
+    with torch.no_grad():
+        found = neighborhood_attention(q, k, v, 7)
+
+    assert torch.equal(found, expected)
+    assert not calls
 
 
 @pytest.mark.parametrize("kernel_size", [0, 6, -1])

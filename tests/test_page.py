@@ -1,7 +1,6 @@
 """The page is one file, says what it is given, and shows it in a real browser."""
 
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,10 +13,8 @@ from PIL import Image
 
 from pipelines.jobs import page as report
 from tests.conftest import PATIENCE
+from tests.support.browsers import CHROMIUM, needs_chromium
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 RNG = np.random.default_rng(3)
 SCORES = np.concatenate([RNG.normal(20, 8, 300), RNG.normal(55, 10, 120)])
 
@@ -146,9 +143,7 @@ def test_bars_are_in_proportion() -> None:
     assert widths[2] == 0
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"
-)
+@needs_chromium
 def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     """Headless Chromium draws it, histogram colours included."""
     (tmp_path / "page.html").write_text(sample())

@@ -6,19 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from datasets.decoding import decode, decode_picture
+from tests.support.icc_profiles import (
+    ADOBE_BLUE,
+    ADOBE_GREEN,
+    ADOBE_RED,
+    SRGB,
+    adobe_rgb,
+    described,
+    grey_gamma,
+    icc,
+)
 
 RNG = np.random.default_rng(11)
 COLOUR = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 GREY = COLOUR[..., 0]
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-ADOBE_RED, ADOBE_GREEN, ADOBE_BLUE = (  # of Adobe RGB (1998), section 4.3.6.1: D50-adapted XYZ
-    *((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087)),
-    *((0.14919, 0.06322, 0.74457),),
-)
 TO_SRGB = np.array(  # XYZ at D50 to linear sRGB, by Bradford adaptation
     [
         [3.1338561, -1.6168667, -0.4906146],
@@ -26,62 +30,6 @@ TO_SRGB = np.array(  # XYZ at D50 to linear sRGB, by Bradford adaptation
         [0.0719453, -0.2289914, 1.4052427],
     ]
 )
-
-
-def s15(value: float) -> bytes:
-    """Encode an ICC fixed-point number."""
-    return struct.pack(">i", round(value * 65536))
-
-
-def icc(space: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """Write an ICC profile of version 2: a header, a table of tags, their data."""
-    table, data = b"", b""
-    start = 128 + 4 + 12 * len(tags)
-    for name, content in tags.items():
-        padded = content + bytes(-len(content) % 4)
-        table += name + struct.pack(">II", start + len(data), len(content))
-        data += padded
-    size = start + len(data)
-    white = s15(0.9642) + s15(1.0) + s15(0.8249)
-    header = struct.pack(">I4sI4s4s4s", size, bytes(4), 0x02400000, b"mntr", space, b"XYZ ")
-    header += bytes(12) + b"acsp" + bytes(28) + white + bytes(48)
-    return header + struct.pack(">I", len(tags)) + table + data
-
-
-def described(name: str) -> bytes:
-    """Encode the description of a profile."""
-    text = name.encode() + b"\0"
-    return b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(78)
-
-
-def xyz(x: float, y: float, z: float) -> bytes:
-    """Encode a colour."""
-    return b"XYZ " + bytes(4) + s15(x) + s15(y) + s15(z)
-
-
-def gamma(value: float) -> bytes:
-    """Encode a curve."""
-    return b"curv" + bytes(4) + struct.pack(">IH", 1, round(value * 256))
-
-
-def adobe_rgb() -> bytes:
-    """Write the profile of Adobe RGB (1998): gamma 563/256 and its three primaries."""
-    curve = gamma(563 / 256)
-    return icc(
-        b"RGB ",
-        {
-            b"desc": described("Adobe RGB (1998)"),
-            b"wtpt": xyz(0.9642, 1.0, 0.8249),
-            **{b"rTRC": curve, b"gTRC": curve, b"bTRC": curve},
-            **{b"rXYZ": xyz(*ADOBE_RED), b"gXYZ": xyz(*ADOBE_GREEN), b"bXYZ": xyz(*ADOBE_BLUE)},
-        },
-    )
-
-
-def grey_gamma(value: float) -> bytes:
-    """Write a profile of grey with a gamma."""
-    tags = {b"desc": described("Gray"), b"wtpt": xyz(0.9642, 1.0, 0.8249), b"kTRC": gamma(value)}
-    return icc(b"GRAY", tags)
 
 
 def srgb_curve(linear: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -27,9 +27,10 @@ from models.recomputation import run_block
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in every SwinIR
 CHECKPOINT = "swinir_restoration512_L1.pth"
+LICENCE = "NTU S-Lab 1.0, non-commercial use only"
 WHERE = (
     f"get {CHECKPOINT} from https://github.com/zsyOAOA/DifFace/releases/download/V1.0/{CHECKPOINT} "
-    "and put it there (licence: NTU S-Lab 1.0, non-commercial use only)"
+    f"and put it there (licence: {LICENCE})"
 )
 
 

@@ -58,18 +58,31 @@ _SD_VAE: dict[str, Any] = {
 }
 
 
-def save_sim_vae(vae: SimVAE, folder: str | Path) -> None:
+def save_sim_vae(
+    vae: SimVAE, folder: str | Path, state: Mapping[str, Tensor] | None = None
+) -> None:
     """Write ``folder`` so that `load_sim_vae`, and the class it names, can read it.
+
+    Args:
+        vae: the autoencoder.
+        folder: made if it is missing.
+        state: its weights, if they are to be stored in another precision.
+    """
+    write_files(folder, to_json(vae.config), vae.state_dict() if state is None else state)
+
+
+def write_files(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write both files of an autoencoder.
 
     The configuration is written last: a folder that has it is complete.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
-    state = {key: tensor.contiguous() for key, tensor in vae.state_dict().items()}
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     metadata = {"format": "pt"}
-    replace_file(folder / WEIGHTS_FILE, lambda path: save_file(state, path, metadata=metadata))
-    text = json.dumps(to_json(vae.config), indent=2) + "\n"
+    replace_file(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata=metadata))
+    text = json.dumps(config, indent=2) + "\n"
     replace_file(folder / CONFIG_FILE, lambda path: path.write_text(text))
 
 

@@ -5,7 +5,9 @@ unit variance, (z - shift) * scale, and so does the flow: `PublicVAE` applies bo
 undoes them in ``decode``. The source noise of the flow is then relative to the scaled latents.
 """
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from models.checkpoint import (
     read_state_dict,
 )
 from models.vae.autoencoder import Posterior, check_images, check_latent
-from models.vae.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
+from models.vae.folder import CONFIG_FILE, WEIGHTS_FILE, read_config, write_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +91,14 @@ class PublicVAE(nn.Module):
         self.shift = shift
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The network's configuration and its scaling, as diffusers has them, as JSON values."""
+        own = {key: value for key, value in self.vae.config.items() if not key.startswith("_")}
+        scaling = {"scaling_factor": self.scale, "shift_factor": self.shift}
+        values: dict[str, Any] = json.loads(json.dumps({**own, **scaling}))
+        return values
+
+    @property
     def downsample_factor(self) -> int:
         """Pixels per latent cell along one axis."""
         return 1 << (len(self.vae.config.block_out_channels) - 1)
@@ -120,6 +130,21 @@ class PublicVAE(nn.Module):
         check_latent(latent, self.latent_channels)
         images: Tensor = self.vae.decode(latent / self.scale + self.shift).sample
         return images
+
+
+def save_public_vae(
+    vae: PublicVAE, folder: str | Path, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write ``folder`` so that `load_diffusers_vae`, and diffusers itself, can read it.
+
+    Args:
+        vae: the autoencoder.
+        folder: made if it is missing.
+        state: its weights, as of `PublicVAE`, if they are to be stored in another precision.
+    """
+    weights = vae.state_dict() if state is None else state
+    own = {name.removeprefix("vae."): tensor for name, tensor in weights.items()}
+    write_files(folder, {"_class_name": "AutoencoderKL", **vae.config}, own)
 
 
 def load_public_vae(name: str, source: str | Path | None = None) -> PublicVAE:

@@ -135,7 +135,12 @@ def load_pmrf(model: HDiT, path: str | Path, *, averaged: bool = True) -> None:
         state_dict = read_torch_ema(path, model, prefix="model.")
     else:
         state_dict = read_state_dict(path, key="state_dict", prefix="model.")
-    load_strict(model, state_dict, path)
+    width = model.config.mapping_width
+    no_augmentation = {  # adds zero where the weights leave out the embedding of augmentations
+        "aug_emb.weight": torch.zeros(width // 2, AUGMENTATIONS),
+        "aug_in_proj.weight": torch.zeros(width, width),
+    }
+    load_strict(model, no_augmentation | state_dict, path)
 
 
 def _level(config: HDiTConfig, level: int) -> nn.ModuleList:

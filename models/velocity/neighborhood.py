@@ -23,7 +23,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+from models.recomputation import run_recomputed
 
 TILE = 8  # queries per side; of 4, 8 and 16 the fastest on a CPU, forward and backward
 CHUNK = 1 << 21  # elements of gathered keys at a time; no tile's result depends on it
@@ -85,10 +86,7 @@ def neighborhood_attention(
     chunk = max(1, CHUNK // max(1, row))
     wholes = _strips(q, rows.queries), _strips(k, rows.keys), _strips(v, rows.keys), mask
     parts = zip(*(torch.split(whole, chunk) for whole in wholes), strict=True)
-    # Nothing here is random, so there is no generator state to keep for the second run.
-    mixed = torch.cat(
-        [checkpoint(attend, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    )
+    mixed = torch.cat([run_recomputed(attend, *part) for part in parts])
     return rearrange(mixed, "n b h r w e -> b h (n r) w e")[:, :, :H, :W]
 
 

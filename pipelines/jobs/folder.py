@@ -108,14 +108,17 @@ class SetFolder:
         Args:
             identity: the settings that the set depends on.
         """
-        begun = self.state / OVERWRITING
-        found = paths.read_if_there(begun)
-        if found is not None and json.loads(found) == plain(identity):
+        if self.has_started_over(identity):
             return
         for entry in paths.children(self.state):
             if entry.name not in KEPT:
                 entry.unlink() if entry.is_file() else paths.remove_tree(entry)
-        paths.write_bytes(begun, pretty_json(identity))
+        paths.write_bytes(self.state / OVERWRITING, pretty_json(identity))
+
+    def has_started_over(self, identity: Mapping[str, Any]) -> bool:
+        """Tell whether --overwrite has discarded the earlier set, and this one is unfinished."""
+        found = paths.read_if_there(self.state / OVERWRITING)
+        return found is not None and json.loads(found) == plain(identity)
 
     def is_discarded(self) -> bool:
         """Tell whether the published set is one that --overwrite is about to replace."""

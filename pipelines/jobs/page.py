@@ -42,14 +42,18 @@ figure { margin: 0; width: 150px; }
 figure img { width: 150px; height: 150px; display: block; object-fit: contain; }
 figcaption { font-size: .78em; line-height: 1.35; overflow-wrap: anywhere; color: var(--soft); }
 figcaption b { color: var(--ink); }
+.beside { display: flex; flex-wrap: wrap; gap: 4px; margin: 0 0 1.6em; }
+.beside p { flex-basis: 100%; margin: 0; overflow-wrap: anywhere; }
+.beside figure { width: auto; flex: 1 1 9.5em; }
+.beside img { width: 100%; height: auto; }
 svg { display: block; max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink); font-variant-numeric: tabular-nums; }
 @media print {
   body { margin: 0; padding: 0; font-size: 11px; print-color-adjust: exact; }
   h2 { break-after: avoid; }
-  figure, svg, tr { break-inside: avoid; }
-  figure, figure img { width: 106px; }
-  figure img { height: 106px; }
+  figure, svg, tr, .beside { break-inside: avoid; }
+  .gallery figure, .gallery img { width: 106px; }
+  .gallery img { height: 106px; }
 }
 """
 
@@ -213,6 +217,22 @@ def gallery(thumbnails: Sequence[Thumbnail], side: int = 292) -> str:
         for item in thumbnails
     )
     return f'<div class="gallery">{figures}</div>' if figures else ""
+
+
+def beside(title: str, pictures: Sequence[tuple[str, str]], widest: int) -> str:
+    """Show pictures of one thing side by side, as large as the page allows.
+
+    Args:
+        title: the line above them.
+        pictures: (what it is, data URI) of each.
+        widest: width of a picture in CSS pixels at most.
+    """
+    figures = "".join(
+        f'<figure style="max-width:{widest}px"><img src="{uri}" alt="{escape(f"{what}: {title}")}">'
+        f"<figcaption>{escape(what)}</figcaption></figure>"
+        for what, uri in pictures
+    )
+    return f'<div class="beside"><p><b>{_breakable(title)}</b></p>{figures}</div>'
 
 
 def data_uri(image: npt.NDArray[np.uint8], side: int) -> str:

@@ -193,7 +193,8 @@ def files(config: TrainerConfig, parameters: int, saved: Sequence[AnyPath]) -> s
         f"{goes_on}It would write to {loop.output}: checkpoints of about {size:.3g} GB, one in "
         f"{loop.save_every} steps, of which {kept} stay (--keep-last {loop.keep_last} --keep-best "
         f"{loop.keep_best}), {kept * size:.3g} GB, and one more while it is written; at the end "
-        f"the averaged network, {4 * parameters / 1e9:.3g} GB; log.jsonl, config.json and pictures."
+        f"the averaged network, {4 * parameters / 1e9:.3g} GB, and of a flow a bundle, which has "
+        "it again with the networks around it; log.jsonl, config.json and pictures."
     )
 
 

@@ -41,7 +41,7 @@ from trainers.loop.not_finite import Micro, examined, remedy, said
 from trainers.loop.place import OTHER, Place, held, looked_at
 from trainers.loop.run_files import CONFIG
 from trainers.loop.start import begun, tags
-from trainers.loop.task import Interrupted, Task
+from trainers.loop.task import Finished, Interrupted, Task, by_name
 from trainers.loop.terminal import say, warn
 from trainers.loop.validation import Bar, readable, validated_already
 from trainers.loop.watchdog import Watchdog
@@ -353,6 +353,7 @@ class Training:
             "ema_updates": self.ema.updates,
             "skipped_steps": self.skipped,
             "origin": self.origin,
+            "restoring": self.task.restoring(),
             "token": tracked.token or None,
         }
         began = time.perf_counter()
@@ -367,10 +368,9 @@ class Training:
     def finish(self, tracked: Run) -> None:
         """Write the averaged weights and register them as a model; on rank 0."""
         self.averaged.load_state_dict(self.ema.averaged_state_dict(self.task.network))
-        model = self.task.export(self.averaged)
-        sets = self.task.data()
-        names = [name for name, *_ in sets]  # names of folders, which two sets may share
-        data = {n if names.count(n) == 1 else source: sha256 for n, sha256, source, _ in sets}
+        metrics = self.metrics if self.validated == self.step else {}
+        model = self.task.export(self.averaged, Finished(self.step, metrics, self.origin))
+        data = by_name(self.task.data())
         origin = {name: fact for name, fact in self.origin.items() if fact}
         facts = {"step": self.step, "data": data, **origin, "val": self.metrics, **model.facts}
         tracked.log_model(replace(model, facts=facts))

@@ -74,8 +74,13 @@ class RunFiles:
         folders = (path for path in sorted(self.folder.iterdir()) if path.is_dir())
         for folder in folders:
             if folder.name not in NOT_SENT:
-                for path in sorted(folder.rglob("*")):
+                for path in sorted(folder.rglob("*"), key=_after_what_it_names):
                     is_ours = path.name != LOCK and not path.name.endswith(TEMPORARY_SUFFIX)
                     if is_ours and path.is_file():
                         yield path
         yield from (self.folder / name for name in (CONFIG, LOG) if (self.folder / name).exists())
+
+
+def _after_what_it_names(path: Path) -> tuple[int, bool, Path]:
+    """Order the files of a folder: a configuration after the weights and folders it speaks of."""
+    return -len(path.parts), path.suffix == ".json", path

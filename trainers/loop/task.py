@@ -1,6 +1,6 @@
 """The interface of a recipe for the loop: a network, its data, its losses, its validation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,24 @@ class Validation:
     metrics: dict[str, float]
     grid: "Image | None" = None
     """Pictures to look at; on rank 0 only."""
+
+
+def by_name(sets: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:
+    """Return the digests of `Task.data` by name; by place, where two sets share a name."""
+    names = [name for name, *_ in sets]
+    return {n if names.count(n) == 1 else where: sha256 for n, sha256, where, _ in sets}
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a run has come to."""
+
+    step: int
+    """Updates done."""
+    metrics: dict[str, float]
+    """Of the validation of this step; empty if there was none."""
+    origin: Mapping[str, Any]
+    """Where the run began, see `trainers.loop.start`."""
 
 
 class Runner(Protocol):
@@ -95,8 +113,15 @@ class Task(Protocol):
     def data(self) -> list[tuple[str, str, str, str]]:
         """Name the data: name, digest, source and use of each set."""
 
-    def export(self, network: nn.Module) -> FinishedModel:
+    def restoring(self) -> dict[str, Any] | None:
+        """Tell what checkpoints say to those who restore with them, as JSON values, if they may."""
+
+    def export(self, network: nn.Module, run: Finished) -> FinishedModel:
         """Write the finished, averaged model for those who use it; on rank 0.
+
+        Args:
+            network: of averaged weights.
+            run: what its training has come to.
 
         Returns:
             What to register; its facts are what the network belongs to, such as its autoencoder.

@@ -139,10 +139,15 @@ def swept(samples: Any, loop: LoopConfig) -> list[int]:
     return [number for picks, some in shares for number in picks.index[:some].tolist()]
 
 
+def held_out_count(samples: Any, loop: LoopConfig) -> int:
+    """Return how many samples a sweep takes."""
+    size: int = samples.weighted_sets[0].size
+    return size if loop.validate_limit is None else min(size, loop.validate_limit)
+
+
 def _shares(samples: Any, loop: LoopConfig) -> tuple[int, Layout]:
     """Return how many samples a sweep takes, and how ranks share them."""
-    size, ranks = samples.weighted_sets[0].size, world_size()
-    count = size if loop.validate_limit is None else min(size, loop.validate_limit)
+    count, ranks = held_out_count(samples, loop), world_size()
     if count < ranks:
         raise UserError(
             f"{count} held-out samples for {ranks} ranks: hold more out, by --val-fraction of "

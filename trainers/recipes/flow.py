@@ -1,6 +1,7 @@
 """The flow as a task of the loop: its network, its loss, its validation."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +15,10 @@ from datasets.reading.images import OnlinePairs
 from datasets.reading.latents import LatentPairs
 from datasets.reading.loader import Loader
 from datasets.reading.order import Layout
+from infra.config import to_dict
 from infra.errors import UserError
 from infra.tracking.models import FinishedModel
+from models.bundle_facts import FlowFacts, TrainingFacts
 from models.checkpoint import CONFIG, WEIGHTS, CheckpointError, save_checkpoint
 from models.frozen import check_takes
 from models.predictor.swinir import SwinIR
@@ -25,9 +28,18 @@ from models.velocity import hdit, looformer
 from trainers.loop.cost import encoder_flops, forward_flops
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
-from trainers.loop.task import Between, Runner, Validation, unwatched
+from trainers.loop.task import Between, Finished, Runner, Validation, by_name, unwatched
 from trainers.loop.terminal import say
-from trainers.recipes.data import held_out, named, open_images, open_latents, sweep, training_loader
+from trainers.recipes.data import (
+    held_out,
+    held_out_count,
+    named,
+    open_images,
+    open_latents,
+    sweep,
+    training_loader,
+)
+from trainers.recipes.flow_bundle import AROUND, export_bundle, given_networks, versions
 from trainers.recipes.flow_config import FlowConfig
 from trainers.recipes.flow_latents import (
     degradation,
@@ -235,14 +247,50 @@ class FlowTask:
         sets = zip(self.config.images, self.samples.sets, strict=True)
         return [named(path, images) for path, images in sets]
 
-    def export(self, network: nn.Module) -> FinishedModel:
-        """Write the network as `models.checkpoint.load_checkpoint` reads it."""
-        folder = work_folder(self.config.loop) / EXPORT
-        digest = save_checkpoint(folder, network.state_dict(), asdict(self._config))
+    def restoring(self) -> dict[str, Any] | None:
+        """Tell what restores with the network beside it; a regressor by itself restores nothing."""
+        return None if self.config.stage == "regressor" else to_dict(self._facts)
+
+    @functools.cached_property
+    def _facts(self) -> FlowFacts:
+        config = self.config
+        judged = self.held_out if self.restorations is None else self.restorations.samples
+        training = TrainingFacts(
+            max_steps=config.loop.max_steps,
+            batch=config.engine.global_batch_size,
+            data=by_name(self.data()),
+            held_out=None if judged is None else held_out_count(judged, config.loop),
+            versions=versions(),
+        )
+        return FlowFacts(
+            rule=self.restorer.rule,
+            side=self.shape[1],
+            alignment=config.alignment,
+            steps=config.sampling_steps,
+            best=self.best,
+            networks=given_networks(config),
+            weights={name: self._belongs[name] for name in AROUND if self._belongs.get(name)},
+            flops_per_step=self.flops_per_sample() * config.engine.global_batch_size,
+            training=training,
+        )
+
+    @property
+    def _belongs(self) -> dict[str, Any]:
+        """The identity of the networks that made the pairs, and what else latents say of it."""
         identity = {**belonging(self.config, self.digests), **self.identity}
         if "regressor" in self.digests:
             identity["regressor"] = self.digests["regressor"]
-        return finished_flow(self.config, self.shape, folder, digest, identity)
+        return identity
+
+    def export(self, network: nn.Module, run: Finished) -> FinishedModel:
+        """Write the network as `models.checkpoint.load_checkpoint` reads it, and the bundle."""
+        loop, work = self.config.loop, work_folder(self.config.loop)
+        digest = save_checkpoint(work / EXPORT, network.state_dict(), asdict(self._config))
+        model = finished_flow(self.config, self.shape, work / EXPORT, digest, self._belongs)
+        if self.config.stage == "regressor":
+            return model
+        said = export_bundle(work, loop.output, network, self.restorer, self._facts, run)
+        return dataclasses.replace(model, use=f"{model.use} All that restores faces: {said}.")
 
 
 def _latents(config: FlowConfig, split: str) -> LatentPairs:

@@ -64,6 +64,8 @@ class FlowConfig:
     """Distribution of t."""
     sampling_steps: PositiveInt = 25
     """Euler steps of a restoration, in validation."""
+    alignment: Literal["ffhq", "any"] = "ffhq"
+    """How the training images frame a face, as FFHQ's do or in any way; pipelines.restore asks."""
     lpips: str | None = None
     """Folder of LPIPS's two weights files; by default torch.hub's cache, and where they are not in
     it, validation is without LPIPS and says so."""
@@ -114,8 +116,8 @@ class FlowConfig:
 
     def may_change(self, name: str) -> bool:
         """Tell whether a run may be resumed with another value of this dotted field."""
-        paths = ("latents", "images", "vae", "predictor", "regressor", "lpips", "grid_images")
-        return name in paths or loop_config.may_change(name)
+        free = ("latents", "images", "vae", "predictor", "regressor", "lpips", "grid_images")
+        return name in (*free, "alignment") or loop_config.may_change(name)
 
     def required(self) -> dict[str, bool]:
         """Tell which files the configuration needs, and that are not given.
@@ -165,6 +167,7 @@ PRESETS = {  # on CelebA-Test: PSNR / LPIPS
     "tiny": FlowConfig(  # on 34 held-out portraits LPIPS 0.21, where the posterior mean has 0.36
         model="small-c8",
         degradation="pmrf-128",
+        alignment="any",
         loop=LoopConfig(max_steps=1_000, validate_every=250, save_every=250),
         engine=EngineConfig(global_batch_size=16),
         schedule=Schedule(peak=2e-3, warmup_steps=50, floor=1e-5, cosine_steps=950),

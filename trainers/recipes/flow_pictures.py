@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from datasets.reading.images import DegradedBatch, OnlinePairs
+from models.noise import NamedNoise, Purpose
 from models.ranges import model_to_unit, unit_to_uint8
 from models.restorer import Restorer
 from trainers.loop.task import Between
-from trainers.recipes.data import keys_of_sources, shorter_side, sweep, swept
+from trainers.recipes.data import SEED, keys_of_sources, shorter_side, sweep, swept
 from trainers.recipes.flow_config import FlowConfig
-from trainers.recipes.flow_pairs import from_images, lq_levels
+from trainers.recipes.flow_pairs import lq_levels
 from trainers.recipes.judging import FIDELITY, Averages, Judges
 from trainers.recipes.pictures import Gallery
 
@@ -22,6 +23,9 @@ COLUMNS = ("lq", "posterior_mean", "restored", "reconstruction", "hq")
 
 class Restorations:
     """Restores held-out pictures and judges them.
+
+    A picture is a function of the network, the sample and its key: `python -m pipelines.restore
+    --seed 0` makes the same of the LQ image in a file of that name.
 
     The metrics of the restored have plain names, the others a suffix: `psnr_lq`, of the input;
     `psnr_posterior_mean`, of the most faithful estimate; `psnr_reconstruction`, of HQ through the
@@ -58,15 +62,9 @@ class Restorations:
         restored, references = Averages(), Averages()
         gallery = Gallery(self._shown, COLUMNS)
         batches = sweep(self.samples, self.config.loop, self.device, between, "restorations")
-        for batch, count, noise in batches:
-            pairs = from_images(self.restorer, batch, noise)
-            x_0, steps = self.restorer.x_0(pairs.source, noise), self.config.sampling_steps
-            x_1 = self.restorer.solve(network, x_0, pairs.condition, steps)
-            hq = model_to_unit(batch.hq.to(self.device))
-            images = {"restored": self.restorer.image(x_1), "hq": hq}
-            if self.references is None or gallery.wants(batch.keys[:count]):
-                images |= self._references(batch, pairs.target)
-            pictures = {title: unit_to_uint8(some[:count]) for title, some in images.items()}
+        for batch, count, _ in batches:
+            has_references = self.references is None or gallery.wants(batch.keys[:count])
+            pictures = self._pictures(network, batch, count, has_references=has_references)
             restored.add(self._metrics("restored", pictures))
             if self.references is None:
                 for title in pictures.keys() - {"restored"}:
@@ -76,15 +74,39 @@ class Restorations:
             self.references = references.over_ranks(self.device)
         return {**restored.over_ranks(self.device), **self.references}, gallery
 
-    def _references(self, batch: DegradedBatch, target: Tensor) -> dict[str, Tensor]:
-        """Compute what stands next to the restored, as far as this flow has it; in [0, 1]."""
-        lq = lq_levels(batch.lq.to(self.device))
-        images = {"lq": lq}
-        if self.restorer.predictor is not None and self.config.source != "lq":
-            images["posterior_mean"] = self.restorer.posterior_mean(lq)
-        if self.config.space == "latent":
-            images["reconstruction"] = self.restorer.image(target)
-        return images
+    def _pictures(
+        self, network: nn.Module, batch: DegradedBatch, count: int, *, has_references: bool
+    ) -> dict[str, Tensor]:
+        """Restore the first ``count`` samples of a batch; returns uint8 [count, 3, H, W] by title.
+
+        On a CPU a pass is of one sample, as in pipelines.restore: the size of a batch can choose
+        another kernel, with other last bits.
+        """
+        size = 1 if self.device.type == "cpu" else count
+        passes = [
+            self._pass(network, batch, slice(first, first + size), has_references=has_references)
+            for first in range(0, count, size)
+        ]
+        return {title: torch.cat([some[title] for some in passes]) for title in passes[0]}
+
+    def _pass(
+        self, network: nn.Module, batch: DegradedBatch, rows: slice, *, has_references: bool
+    ) -> dict[str, Tensor]:
+        """Restore some samples, by the steps and the noise of `python -m pipelines.restore`."""
+        noise = NamedNoise(SEED, batch.keys[rows])
+        lq = lq_levels(batch.lq[rows].to(self.device))
+        hq = model_to_unit(batch.hq[rows].to(self.device))
+        mean = self.restorer.posterior_mean(lq)
+        restored = self.restorer.restored(network, mean, noise, steps=self.config.sampling_steps)
+        images = {"restored": restored, "hq": hq}
+        if has_references:
+            images |= {"lq": lq}
+            if self.restorer.predictor is not None and self.config.source != "lq":
+                images["posterior_mean"] = mean
+            if self.config.space == "latent":
+                target = self.restorer.encode(hq, noise, Purpose.TARGET_POSTERIOR)
+                images["reconstruction"] = self.restorer.image(target)
+        return {title: unit_to_uint8(some) for title, some in images.items()}
 
     def _metrics(self, title: str, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Judge those of one title by themselves, and by their distance from HQ."""

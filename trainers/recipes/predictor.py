@@ -20,7 +20,7 @@ from models.ranges import model_to_unit, to_uint8, unit_to_model
 from trainers.loop.cost import forward_flops
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
-from trainers.loop.task import Between, Runner, Validation, unwatched
+from trainers.loop.task import Between, Finished, Runner, Validation, unwatched
 from trainers.recipes.data import (
     held_out,
     keys_of_sources,
@@ -105,7 +105,10 @@ class PredictorTask:
         sets = zip(self.config.images, self.sets, strict=True)
         return [named(path, images) for path, images in sets]
 
-    def export(self, network: nn.Module) -> FinishedModel:
+    def restoring(self) -> None:
+        """Tell nothing: it restores by itself no picture, only as a part of a flow."""
+
+    def export(self, network: nn.Module, run: Finished) -> FinishedModel:
         """Write the folder that `models.frozen.load_posterior_mean` reads."""
         assert isinstance(network, SwinIR)
         folder, images = work_folder(self.config.loop) / EXPORT, (-1, 3, -1, -1)

@@ -24,7 +24,7 @@ from models.vae.sim_vae import SimVAE, preset
 from trainers.loop.cost import forward_flops
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
-from trainers.loop.task import Between, Runner, Validation, unwatched
+from trainers.loop.task import Between, Finished, Runner, Validation, unwatched
 from trainers.recipes.data import (
     held_out,
     keys_of_sources,
@@ -167,7 +167,10 @@ class VAETask:
         sets = zip(self.config.data, self.sets, strict=True)
         return [named(path, images) for path, images in sets]
 
-    def export(self, network: nn.Module) -> FinishedModel:
+    def restoring(self) -> None:
+        """Tell nothing: it restores by itself no picture, only as a part of a flow."""
+
+    def export(self, network: nn.Module, run: Finished) -> FinishedModel:
         """Write the folder that `models.vae.folder.load_sim_vae` and diffusers' users read."""
         assert isinstance(network, SimVAE)
         folder = work_folder(self.config.loop) / EXPORT

@@ -1,0 +1,1 @@
+"""Restoration of faces: `python -m pipelines.restore`."""

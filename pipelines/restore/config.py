@@ -1,0 +1,126 @@
+"""What `python -m pipelines.restore` is told; light, so that a command line is checked quickly."""
+
+from dataclasses import field, replace
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from tyro.conf import arg
+
+from infra.config import STRICT
+from pipelines.jobs.paths import absolute, absolute_if_there
+
+STATE = ".restore"
+"""Folder of an output with the state of its job."""
+Method = Literal["latent-pmrf", "pmrf", "posterior-mean", "vae-reconstruction"]
+Device = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class RestoreRule:
+    """What a restored face is a function of, beside the picture and its key."""
+
+    model: str = ""
+    """A bundle or the folder of a training run, a path or s3://; or a hub id."""
+    method: Method | None = None
+    """None: the model's flow. posterior-mean: the predictor alone; vae-reconstruction: the picture
+    through the autoencoder, as a bound on what a latent flow can show."""
+    steps: PositiveInt | None = None
+    """Of the solver; None: as the model says, 25 in the paper."""
+    solver: Literal["euler", "heun"] | None = None
+    """Heun's method evaluates the network twice in a step; None: as the model says."""
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """How far the flow may go from the posterior mean, 0, to what it was trained for, 1."""
+    sigma_s: NonNegativeFloat | None = None
+    """Standard deviation of the source's noise; None: as the model was trained."""
+    seed: int = 0
+    """Of the noise, which is a function of (seed, key)."""
+    samples: PositiveInt = 1
+    """Restorations of each face, K; from two on with a map of their spread."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the networks: float32; tf32: in products on NVIDIA GPUs; bfloat16: autocast."""
+    device: Device | None = None
+    """None: a GPU where the Ray cluster has one, which the first line says."""
+    batch: PositiveInt | None = None
+    """Faces in a pass of the networks on a GPU, by default 8; on a CPU a pass is one face."""
+    threads: PositiveInt = 1
+    """Of a worker on CPUs; a picture's last bits can depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.precision == "tf32" and self.device == "cpu":
+            raise ValueError("precision 'tf32': a format of NVIDIA GPUs; on a CPU take float32")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class WholeRule:
+    """How faces are found in photographs and put back."""
+
+    whole: bool = False
+    """The inputs are whole photographs: find their faces, align, restore, paste back."""
+    faces: str = "all"
+    """Which faces: largest, all, or numbers from left to right, such as 1,3."""
+    faces_json: str = ""
+    """File with the faces of the photographs, in the place of finding them."""
+    min_face: PositiveInt | None = None
+    """Side in pixels of a face's square, below which it is left alone; None: an eighth of the
+    model's side."""
+    colour: Literal["off", "mean", "low-pass"] = "off"
+    """Give a restored face the colours of the input: its mean, or all that is smooth."""
+    layers: bool = False
+    """Write each restored face as a picture with transparency too, for an editor."""
+
+    def smallest(self, size: int) -> int:
+        """Return the side in pixels of the smallest face that a model of ``size`` may enlarge."""
+        return self.min_face or max(1, size // 8)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class RestoreConfig:
+    """What to restore, with what, into what."""
+
+    input: Annotated[tuple[str, ...], arg(aliases=["-i"])] = ()
+    """Folders, images, .tar, .tar.gz, .tar.zst, .tar.xz, .zip, or s3://; NAME= prefixes keys."""
+    output: Annotated[str, arg(aliases=["-o"])] = ""
+    """Folder of the restored pictures; made if it is not there."""
+    rule: RestoreRule = field(default_factory=RestoreRule)
+    """From a face to a restored one."""
+    whole: WholeRule = field(default_factory=WholeRule)
+    """From a photograph to its faces and back."""
+    gpus: PositiveInt | None = None
+    """GPUs, one worker each; by default all of the Ray cluster."""
+    workers: PositiveInt | None = None
+    """Workers on CPUs; by default as many as the Ray cluster has CPUs for."""
+    overwrite: bool = False
+    """Replace what another configuration made in the output folder."""
+    dry_run: bool = False
+    """Restore one picture, say how long all of them take, and write nothing."""
+
+    def absolute(self) -> "RestoreConfig":
+        """Return the same job with every path absolute, for processes that work elsewhere."""
+        return replace(
+            self,
+            output=absolute(self.output),
+            rule=replace(self.rule, model=absolute_if_there(self.rule.model)),
+            whole=replace(self.whole, faces_json=absolute(self.whole.faces_json)),
+        )
+
+
+PRESETS = {"default": RestoreConfig()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class ExportConfig:
+    """How `python -m pipelines.restore export RUN BUNDLE` makes a bundle."""
+
+    checkpoint: str = "last"
+    """Whose averaged weights: of the last step, of the best by the run's metric, or a step."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """In which the weights are stored; float16 is half as large, and is computed in float32."""
+    alignment: Literal["ffhq", "any"] | None = None
+    """How the training images frame a face; None: as the run says."""
+    vae: str = ""
+    """The run's autoencoder, if it was not given to the run or lies elsewhere now."""
+    predictor: str = ""
+    """Its posterior-mean predictor, likewise."""
+    regressor: str = ""
+    """Its regressor, likewise."""

@@ -1,0 +1,264 @@
+"""The restoration job: list, restore what is not restored, report; killed, it loses one unit.
+
+OUT/KEY.png, OUT/KEY.json   a restored picture, and how it was made
+OUT/results.parquet         a row for each picture, the failed ones with the reason
+OUT/faces.parquet           a row for each face, with its numbers
+OUT/report.html             the page to read
+OUT/.restore/               the state of the job
+    identity.json           what the pictures depend on beside the inputs; others are refused
+    config.json             the resolved configuration, for --config
+    results.jsonl           what became of every picture so far
+    attempts/, sources/     notes on what is under way; what is kept of archives
+"""
+
+import sys
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
+from datasets.archives.found import LOSSES
+from datasets.folders import contents
+from datasets.sources import ImageRef, Listing
+from infra import paths
+from infra.config import digest, from_dict, pretty_json, to_dict
+from infra.errors import BudgetExceeded, UsageError
+from infra.paths import AnyPath
+from pipelines.jobs.folder import OVERWRITING, SetFolder, plain
+from pipelines.jobs.inputs import listed
+from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
+from pipelines.restore import report
+from pipelines.restore.bundles import open_bundle, resolved
+from pipelines.restore.config import STATE, RestoreConfig, RestoreRule
+from pipelines.restore.networks import BATCH_ON_GPU, check_method, settings
+from pipelines.restore.outputs import of_keys
+from pipelines.restore.results import Result, Results, left
+from pipelines.restore.worker import RestoreImages, RestoreSpec
+
+UNIT_ON_CPU, UNIT_ON_GPU = 8, 64  # pictures of a unit at most: a kill can lose as many a worker
+SHARES = 4  # units for each worker at least
+
+
+class Restoration:
+    """One job in one output folder.
+
+    Args:
+        config: the resolved configuration.
+
+    Raises:
+        UsageError: a model that cannot be used.
+    """
+
+    def __init__(self, config: RestoreConfig) -> None:
+        config = config.absolute()
+        rule = replace(config.rule, model=resolved(config.rule.model))  # of a run that goes on
+        self.config = config = replace(config, rule=rule)
+        self.set = SetFolder(paths.path_of(config.output), STATE, "a set of restored pictures")
+        self.folder, self.state = self.set.path, self.set.state
+        self.results = self.state / "results.jsonl"
+        bundle = open_bundle(config.rule.model)
+        check_method(config.rule, bundle)
+        self.bundle = bundle.config  # the networks are in memory where the workers are
+        self.settings = settings(config.rule, self.bundle)
+        whole = asdict(config.whole) if config.whole.whole else {"whole": False}
+        self.identity = plain({**self.settings, "whole": whole})
+
+    def run(self, engine: Engine | None = None) -> None:
+        """Do what is left to do.
+
+        Args:
+            engine: what carries out the units; by default Ray.
+
+        Raises:
+            UsageError: an output, an input or a device that cannot be used.
+            UserError: the job could not be finished for a reason that the user can mend.
+            BudgetExceeded: all is done that can be, and some pictures could not be restored.
+        """
+        with self.set.held():
+            self.claim()
+            listing = self.listed(self.state / "sources")
+            listing.prepare()
+            if self.config.overwrite:
+                self._discard(listing)
+            paths.write_bytes(self.state / "identity.json", pretty_json(self.identity))
+            paths.write_bytes(self.state / "config.json", pretty_json(to_dict(self.config)))
+            with Results(self.results) as results:
+                earlier = self._work(listing, results, engine)
+                self._end(listing, results, earlier)
+
+    def claim(self) -> None:
+        """Refuse what another configuration has made, unless it is to be overwritten.
+
+        Raises:
+            UsageError: names the settings that differ.
+        """
+        self.set.claim("identity.json", self.identity, overwrite=self.config.overwrite)
+
+    def listed(self, kept: AnyPath) -> Listing:
+        """List the pictures of the inputs; what lies in the output folder is none of them.
+
+        Args:
+            kept: folder of what is kept of archives.
+
+        Raises:
+            UsageError: there is none.
+        """
+        listing = listed(self.config.input, kept)
+        own = f"{self.folder.resolve()}/"
+
+        @cache
+        def is_own(folder: str) -> bool:
+            return f"{paths.path_from(folder).resolve()}/".startswith(own)
+
+        images = tuple(ref for ref in listing.images if not is_own(ref.path.rpartition("/")[0]))
+        if not images:
+            raise UsageError(
+                f"--input holds no picture but what this job has restored into {self.folder}; give "
+                "the folder of the pictures that are to be restored"
+            )
+        return replace(listing, images=images)
+
+    def there(self) -> set[str]:
+        """Return the names of the files in the output folder, if there is one."""
+        if not self.folder.is_dir():
+            return set()
+        return {found.name for found, _ in contents(self.folder)}
+
+    def _discard(self, listing: Listing) -> None:
+        """Remove what another configuration made here, the pictures before their results.
+
+        A worker that was killed has left pictures without a result; so those of the inputs go too.
+        """
+        if self.set.has_started_over(self.identity):
+            return
+        with Results(self.results) as results:
+            keys = {*results.by_key, *(ref.key for ref in listing.images)}
+        for name in of_keys(self.there(), keys):
+            (self.folder / name).unlink(missing_ok=True)
+        self.set.start_over(self.identity)
+
+    def _work(
+        self, listing: Listing, results: Results, engine: Engine | None
+    ) -> Sequence[ImageRef]:
+        """Restore what is left; returns the pictures whose results were known before."""
+        todo = left(listing.images, results.by_key, self.there())
+        if not todo:
+            sys.stdout.write(f"{self.folder}: all is restored already\n")
+            return listing.images
+        with started(engine, self.config.workers) as running:
+            rule, resources = self.placed(running)
+            spec = RestoreSpec(
+                rule=rule,
+                whole=self.config.whole,
+                output=str(self.folder),
+                notes=str(self.state / "attempts"),
+                session=uuid.uuid4().hex,
+                model=self.settings["model"],
+            )
+            size = unit_size(len(todo), running.workers(resources), rule)
+            parts = units(todo, size)
+            made = running.run("restore", parts, RestoreImages, (spec,), len(todo), resources)
+            for unit in made:
+                self._keep([from_dict(Result, row) for row in unit["results"]], results)
+        done = {ref.key for ref in todo}
+        return [ref for ref in listing.images if ref.key not in done]
+
+    def _keep(self, rows: Sequence[Result], results: Results) -> None:
+        """Keep the results of a unit, and say what failed."""
+        rows = [results.kept(row) for row in rows]
+        for row in rows:
+            for name in results.superseded(row):
+                (self.folder / name).unlink(missing_ok=True)
+        results.append(rows)
+        say_failures(rows)
+
+    def placed(self, engine: Engine) -> tuple[RestoreRule, Resources]:
+        """Say on what is computed; an open device is a GPU where there is one.
+
+        Raises:
+            UsageError: there are not as many GPUs as are wanted.
+        """
+        device = self.config.rule.device or ("cuda" if engine.gpus() else "cpu")
+        rule = replace(self.config.rule, device=device)
+        sys.stdout.write(f"{self.settings['method']} on {'GPUs' if device == 'cuda' else 'CPUs'}\n")
+        if device == "cpu":
+            return rule, Resources(cpus=rule.threads)
+        otherwise = "give --device cpu to restore on CPUs"
+        return rule, a_gpu_each(engine, self.config.gpus, "--device cuda", otherwise)
+
+    def _end(self, listing: Listing, results: Results, earlier: Sequence[ImageRef]) -> None:
+        """Write the tables and the page, and say what became of the pictures.
+
+        Raises:
+            BudgetExceeded: some were not restored, or may lie where nothing could be read.
+        """
+        say_failures([results.by_key[ref.key] for ref in earlier])
+        lost = [thing for thing in listing.ignored if thing.kind in LOSSES]
+        for thing in lost:
+            sys.stderr.write(f"{thing.kind}\t{thing.file} of {thing.origin}\t{thing.detail}\n")
+        rows = [results.by_key[ref.key] for ref in listing.images]
+        others = results.by_key.keys() - {row.key for row in rows}
+        kept = [row for key in others if (row := results.by_key[key]).files]
+        for name, data in report.tables(sorted([*rows, *kept], key=lambda row: row.key)).items():
+            paths.write_bytes(self.folder / name, data)
+        page = report.build(listing, rows, self.folder, self.settings, self.bundle)
+        paths.write_bytes(self.folder / report.PAGE, page.encode())
+        (self.state / OVERWRITING).unlink(missing_ok=True)
+        sys.stdout.write(report.summary(rows, self.folder))
+        failures = sum(bool(row.reason) for row in rows)
+        if failures or lost:
+            raise BudgetExceeded(_unfinished(failures, len(rows), len(lost)))
+
+
+def _unfinished(failures: int, pictures: int, lost: int) -> str:
+    said = f"{failures:,} of {pictures:,} pictures were not restored" if failures else ""
+    places = f"{lost:,} places of the inputs could not be read" if lost else ""
+    return f"{' and '.join(filter(None, (said, places)))}; each has its line above, with the reason"
+
+
+def say_failures(rows: Iterable[Result]) -> None:
+    """Write a line for each picture that was not restored: reason, key, and the same in words."""
+    for row in rows:
+        if row.reason:
+            sys.stderr.write(f"{row.reason}\t{row.key}\t{row.detail}\n")
+
+
+def unit_size(pictures: int, workers: int, rule: RestoreRule) -> int:
+    """Return how many pictures make a unit: few enough that all workers have some to the end.
+
+    On a GPU they are so many that the reading of the first and the writing of the last, during
+    which it waits, are a small part of the whole.
+    """
+    if rule.device == "cpu":
+        return max(1, min(UNIT_ON_CPU, pictures // (SHARES * workers)))
+    return max(rule.batch or BATCH_ON_GPU, min(UNIT_ON_GPU, pictures // (SHARES * workers)))
+
+
+def units(refs: Sequence[ImageRef], size: int) -> list[dict[str, Any]]:
+    """Group pictures by ``size`` to units of work, whose names fit into a file's."""
+    parts = [refs[first : first + size] for first in range(0, len(refs), size)]
+    return [
+        {
+            "name": digest([ref.key for ref in part])[:16],
+            "what": f"{len(part)} pictures from {part[0].key} on",
+            "images": [asdict(ref) for ref in part],
+        }
+        for part in parts
+    ]
+
+
+def missing(config: RestoreConfig) -> list[str]:
+    """List the options without which there is nothing to do."""
+    given = {"input": config.input, "output": config.output, "model": config.rule.model}
+    return [f"--{name}" for name, value in given.items() if not value]
+
+
+def check(config: RestoreConfig) -> None:
+    """Refuse a command line on which nothing can be done.
+
+    Raises:
+        UsageError: says what is missing.
+    """
+    if lacking := missing(config):
+        raise UsageError(f"no {', '.join(lacking)}; python -m pipelines.restore --help says what")

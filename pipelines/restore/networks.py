@@ -1,0 +1,209 @@
+"""Faces of the model's size, restored: the one way by which commands and the demo page do it.
+
+What a face becomes is a function of the model, the rule, the face and its name. On a CPU a pass of
+the networks is one face, in one thread unless a user wants more, so that neither the number of
+workers nor the neighbours of a face can change a bit of it.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.decoding import Pixels, single_threaded
+from infra.errors import UsageError, UserError
+from models.bundle import Bundle
+from models.bundle_facts import BundleConfig
+from models.noise import NamedNoise, Purpose
+from models.ranges import uint8_to_unit, unit_to_uint8
+from models.restorer import Restorer
+from models.spread import Spread, spread
+from pipelines.restore.bundles import open_bundle
+from pipelines.restore.config import RestoreRule
+
+BATCH_ON_GPU = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredFace:
+    """What one face became; all pictures RGB uint8 [size, size, 3]."""
+
+    restored: Pixels
+    """The first of its restorations."""
+    posterior_mean: Pixels | None
+    """What the flow began with; None for a model without a predictor."""
+    samples: tuple[Pixels, ...] = ()
+    """Its further restorations."""
+    spread: Spread | None = None
+    """How much all of them differ, in levels; None of a single one."""
+
+
+class FaceRestorer:
+    """A bundle at work on one device.
+
+    Args:
+        rule: the model, and how it restores; of an open device the CPU.
+        expected: digest that the bundle must have: somebody may have replaced it since the job
+            began. None takes any.
+
+    Attributes:
+        bundle: its configuration.
+        size: side of a face in pixels.
+        settings: everything that a picture depends on, as JSON values.
+        velocity: the flow's network.
+
+    Raises:
+        UsageError: no such model, a method that it has not, or a device that is not there.
+        UserError: another bundle than expected.
+    """
+
+    def __init__(self, rule: RestoreRule, expected: str | None = None) -> None:
+        single_threaded()
+        torch.set_num_threads(rule.threads)
+        if rule.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda: no GPU here; give --device cpu")
+        # no trials of algorithms, whose winner differs from run to run
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        tf32 = rule.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        bundle = open_bundle(rule.model)
+        if expected is not None and bundle.config.digest != expected:
+            raise UserError(
+                f"--model {rule.model} was replaced while the job ran: it is now "
+                f"{bundle.config.digest[:12]}, the job began with {expected[:12]}; bring that back "
+                "and run the same command again, or restore anew with --overwrite"
+            )
+        check_method(rule, bundle)
+        self.rule, self.bundle, self.size = rule, bundle.config, bundle.config.size
+        self.device = torch.device(rule.device or "cpu")
+        self.batch = rule.batch or BATCH_ON_GPU if self.device.type == "cuda" else 1
+        self.settings = settings(rule, bundle.config)
+        self.velocity = bundle.velocity.to(self.device)
+        self._restorer = self._moved(bundle.restorer)
+
+    def varied(self, **changes: Any) -> "FaceRestorer":
+        """Return a restorer with the same networks, whose rule has another ``seed``, ``steps``, ...
+
+        Args:
+            changes: values of fields of the rule that no network was loaded or prepared for.
+        """
+        varied = copy(self)
+        varied.rule = replace(self.rule, **changes)
+        varied.settings = settings(varied.rule, self.bundle)
+        return varied
+
+    def _moved(self, given: Restorer) -> Restorer:
+        flow = replace(given.rule, sigma_s=self.settings["sigma_s"], precision=self.rule.precision)
+        parts = {"vae": given.vae, "predictor": given.predictor, "regressor": given.regressor}
+        moved: dict[str, Any] = {
+            name: None if part is None else part.to(self.device) for name, part in parts.items()
+        }
+        return Restorer(flow, **moved)
+
+    def __call__(self, faces: Sequence[Pixels], names: Sequence[str]) -> list[RestoredFace]:
+        """Restore faces, ``batch`` in a pass.
+
+        Args:
+            faces: RGB uint8 [size, size, 3] each.
+            names: of the faces; they seed the noise.
+
+        Raises:
+            UserError: a result that is not finite.
+        """
+        restored: list[RestoredFace] = []
+        for first in range(0, len(faces), self.batch):
+            part = slice(first, first + self.batch)
+            restored += self._pass(faces[part], names[part])
+        return restored
+
+    @torch.no_grad()
+    def _pass(self, faces: Sequence[Pixels], names: Sequence[str]) -> list[RestoredFace]:
+        levels = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+        lq = uint8_to_unit(levels.to(self.device))
+        with self._autocast():
+            mean = self._restorer.posterior_mean(lq)
+            pictures = [
+                _pixels(self._restored(lq, mean, _sample_names(names, number)), names)
+                for number in range(self.rule.samples)
+            ]
+        means = [None] * len(faces) if mean is lq else _pixels(mean, names)
+        return [
+            RestoredFace(first, mean, tuple(more), spread([first, *more]) if more else None)
+            for mean, first, *more in zip(means, *pictures, strict=True)
+        ]
+
+    def _restored(self, lq: Tensor, mean: Tensor, names: Sequence[str]) -> Tensor:
+        noise = NamedNoise(self.rule.seed, names)
+        method = self.settings["method"]
+        if method == "posterior-mean":
+            return mean
+        if method == "vae-reconstruction":
+            encoding = self._restorer.encode(lq, noise, Purpose.TARGET_POSTERIOR)
+            return self._restorer.image(encoding)
+        return self._restorer.restored(
+            self.velocity,
+            mean,
+            noise,
+            steps=self.settings["steps"],
+            solver=self.settings["solver"],
+            strength=self.rule.strength,
+        )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        enabled = self.rule.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+
+def check_method(rule: RestoreRule, bundle: Bundle) -> None:
+    """Refuse a method that the bundle has not.
+
+    Raises:
+        UsageError: says what it has.
+    """
+    has: list[str] = [bundle.config.method]
+    has += ["posterior-mean"] if bundle.restorer.predictor is not None else []
+    has += ["vae-reconstruction"] if bundle.restorer.vae is not None else []
+    if rule.method is not None and rule.method not in has:
+        raise UsageError(
+            f"--method {rule.method}: --model {rule.model} has {', '.join(has)}; choose one of "
+            "these, or another model"
+        )
+
+
+def settings(rule: RestoreRule, config: BundleConfig) -> dict[str, Any]:
+    """Return everything that a restored face depends on, as JSON values."""
+    fields = ("strength", "seed", "samples", "precision", "threads")
+    return {
+        "model": config.digest,
+        "method": rule.method or config.method,
+        "steps": rule.steps or config.steps,
+        "solver": rule.solver or config.solver,
+        "sigma_s": config.rule.sigma_s if rule.sigma_s is None else rule.sigma_s,
+        **{name: value for name, value in asdict(rule).items() if name in fields},
+    }
+
+
+def _sample_names(names: Sequence[str], number: int) -> list[str]:
+    """Return the names of a further restoration's noise; the first has the faces' own."""
+    return [f"{name}#{number}" if number else name for name in names]
+
+
+def _pixels(images: Tensor, names: Sequence[str]) -> list[Pixels]:
+    """[B, 3, H, W] in [0, 1] => RGB uint8 [H, W, 3] each.
+
+    Raises:
+        UserError: names the first that is not finite.
+    """
+    finite = images.isfinite().flatten(1).all(1).tolist()
+    for name, is_finite in zip(names, finite, strict=True):
+        if not is_finite:
+            raise UserError(
+                f"{name}: the restored face is not finite; a low --precision can overflow: give "
+                "float32"
+            )
+    return list(unit_to_uint8(images).permute(0, 2, 3, 1).contiguous().cpu().numpy())

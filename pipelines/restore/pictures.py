@@ -1,0 +1,117 @@
+"""A picture of an aligned face: from the bytes of its file to the files that it becomes.
+
+The workers of a job and the demo page both do it here, so that a picture has the same bytes on
+either way.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+
+from datasets.decoding import MAX_PIXELS, Pixels, decode
+from datasets.unusable import UnusableImage
+from models import spread
+from pipelines.restore.belief import numbers, warnings
+from pipelines.restore.networks import FaceRestorer, RestoredFace
+from pipelines.restore.outputs import png, text_of
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A picture that is to be restored."""
+
+    key: str
+    """Its name, which seeds the noise."""
+    pixels: Pixels
+    """Of the model's size."""
+    facts: Mapping[str, Any]
+    """Of the file, for the JSON."""
+    notes: list[str]
+    """What a user should know, in sentences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a picture became."""
+
+    pictures: Mapping[str, bytes]
+    """PNG files by what follows the key in their names: "" for the restored one."""
+    record: Mapping[str, Any]
+    """How it was made, for the JSON."""
+
+
+class NoAlignedFace(UnusableImage):
+    """A picture that is not one of an aligned face, or of too small a one."""
+
+
+def given(
+    key: str, file: str, data: bytes, size: int, max_pixels: int = MAX_PIXELS, smallest: int = 1
+) -> Given:
+    """Decode a picture and bring it to the model's size.
+
+    Args:
+        key: its name.
+        file: the name of its file, for the JSON.
+        data: the whole file.
+        size: of the model's faces, in pixels of a side.
+        max_pixels: the largest picture that is decoded.
+        smallest: side in pixels of the smallest picture that is enlarged to that.
+
+    Raises:
+        UnusableImage: it cannot be decoded, is not square, or is too small.
+    """
+    pixels = decode(data, max_pixels)
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise NoAlignedFace(
+            "not_aligned",
+            f"{width} x {height} pixels: not square, so not an aligned face; give --whole for "
+            "photographs, with an --output of their own",
+        )
+    if height < smallest:
+        raise NoAlignedFace(
+            "too_small",
+            f"{height} x {height} pixels: smaller than --min-face {smallest}; a model of "
+            f"{size} x {size} would invent most of the face; give --min-face {height} to have it "
+            "restored all the same",
+        )
+    notes = []
+    if height != size:
+        notes.append(f"{height} x {height} pixels were resized to the model's {size} x {size}")
+        way = cv2.INTER_AREA if height > size else cv2.INTER_CUBIC
+        pixels = cv2.resize(pixels, (size, size), interpolation=way)
+    facts = {"file": file, "bytes": len(data), "sha256": sha256(data), "size": [width, height]}
+    return Given(key, pixels, facts, notes)
+
+
+def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
+    """Encode what a picture became, and say how it was made."""
+    text = text_of(restorer.settings)
+    samples = {f"sample-{n}": sample for n, sample in enumerate(face.samples, start=1)}
+    pictures = {"": face.restored, **samples}
+    if face.spread is not None:
+        pictures["spread"] = spread.picture(face.spread)
+    said = numbers(face, picture.pixels)
+    return Made(
+        pictures={what: png(pixels, text) for what, pixels in pictures.items()},
+        record={
+            "key": picture.key,
+            "input": picture.facts,
+            "settings": {**restorer.settings, "device": restorer.device.type},
+            "faces": [{"number": 1, "outcome": "restored", **said}],
+            "notes": [*picture.notes, *warnings(said, "the restored face")],
+        },
+    )
+
+
+def detail(error: UnusableImage) -> str:
+    """Return what is said of an unusable picture beside its reason."""
+    return str(error).removeprefix(f"{error.reason}: ")
+
+
+def sha256(data: bytes) -> str:
+    """Hash the bytes of a file, in hex."""
+    return hashlib.sha256(data).hexdigest()

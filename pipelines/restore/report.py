@@ -1,0 +1,159 @@
+"""The tables and the page of a restoration job: before and after, failures, what to look at."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.decoding import Pixels, decode, encode_png
+from datasets.sources import ImageRef, Listing, read
+from datasets.unusable import UnusableImage
+from infra.config import flat
+from infra.paths import AnyPath
+from models.bundle_facts import BundleConfig
+from pipelines.jobs import page
+from pipelines.restore.results import Result
+
+TABLE, FACES, PAGE = "results.parquet", "faces.parquet", "report.html"
+SHOWN = 24  # pictures on the page, evenly spaced
+SIDE = 480  # pixels of the longer side of a picture on the page
+EXACT = 160  # pixels of the longer side up to which a picture is shown without loss
+ENLARGED = 3  # times at most that the page shows a small picture larger than it is
+BYTES = 4_500_000  # of the pictures on the page; of large ones there are fewer
+SPREAD = "spread of the samples, in levels: black 0, red 5, yellow 10, white 15"
+LINES = 200  # of a table on the page
+FACE = (("key", pa.string()), ("number", pa.int32()), ("outcome", pa.string()))
+LONG = {"landmarks"}  # of a face, which are in its JSON and in no table
+
+
+def tables(rows: Sequence[Result]) -> dict[str, bytes]:
+    """Encode the tables by name: a row for each picture, and a row for each of their faces."""
+    pictures = {
+        "key": [row.key for row in rows],
+        "restored": [not row.reason for row in rows],
+        "reason": [row.reason for row in rows],
+        "detail": [row.detail for row in rows],
+        "faces": pa.array([len(row.faces) for row in rows], pa.int32()),
+        "notes": pa.array([row.notes for row in rows], pa.list_(pa.string())),
+    }
+    faces = [{"key": row.key, **flat(face)} for row in rows for face in row.faces]
+    names = dict.fromkeys(name for face in faces for name in face if name not in LONG)
+    columns = {name: pa.array([face.get(name) for face in faces], kind) for name, kind in FACE}
+    for name in names:
+        columns.setdefault(name, pa.array([face.get(name) for face in faces]))
+    return {TABLE: _parquet(pictures), FACES: _parquet(columns)}
+
+
+def _parquet(columns: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(dict(columns)), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def summary(rows: Sequence[Result], folder: AnyPath) -> str:
+    """Say in a few lines what became of the pictures."""
+    reasons = Counter(row.reason for row in rows if row.reason)
+    lines = [f"restored {len(rows) - reasons.total():,} of {len(rows):,} pictures into {folder}"]
+    lines += [f"  {count:,} not: {reason}" for reason, count in sorted(reasons.items())]
+    noted = sum(bool(row.notes) for row in rows)
+    lines += [f"  {noted:,} with a note, in {PAGE} and {TABLE}"] if noted else []
+    lines.append(f"before and after: {folder / PAGE}")
+    return "\n".join(lines) + "\n"
+
+
+def build(
+    listing: Listing,
+    rows: Sequence[Result],
+    folder: AnyPath,
+    settings: Mapping[str, Any],
+    bundle: BundleConfig,
+) -> str:
+    """Return the page.
+
+    Args:
+        listing: the pictures of the inputs.
+        rows: what became of each.
+        folder: the output folder.
+        settings: everything that the pictures depend on.
+        bundle: the model's.
+    """
+    done = [(ref, row) for ref, row in zip(listing.images, rows, strict=True) if not row.reason]
+    failed = [[row.key, f"{row.reason}: {row.detail}"] for row in rows if row.reason]
+    noted = [[row.key, note] for row in rows for note in row.notes]
+    counts = {"restored": f"{len(done):,}", "not restored": f"{len(failed):,}"}
+    sections = [
+        ("", page.facts(counts)),
+        ("Not restored", _table(["picture", "why"], failed)),
+        ("Notes", _table(["picture", "note"], noted)),
+        ("Before and after", "".join(_compared(done, folder))),
+        ("How", _table(["setting", "value"], [[k, str(v)] for k, v in settings.items()])),
+        ("Model", _table(["fact", "value"], list(facts(bundle).items()))),
+    ]
+    return page.page("Restored pictures", str(folder), sections)
+
+
+def facts(bundle: BundleConfig) -> dict[str, str]:
+    """Return what is known of a model, by the dotted names of its configuration."""
+    known = flat({"method": bundle.method, "digest": bundle.digest, **asdict(bundle)})
+    return {name: str(value) for name, value in known.items() if value not in (None, {}, "")}
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    more = len(rows) - LINES
+    said = page.note(f"and {more:,} more, in {TABLE}") if more > 0 else ""
+    return page.table(header, rows[:LINES]) + said
+
+
+def _compared(done: Sequence[tuple[ImageRef, Result]], folder: AnyPath) -> Iterator[str]:
+    """Show some pictures and what they became side by side, as far as the page has room."""
+    room = BYTES
+    for place in sorted({place * len(done) // SHOWN for place in range(SHOWN)} if done else ()):
+        ref, row = done[place]
+        pictures = list(_pictures(ref, row, folder))
+        shown = [(what, _uri(_fitted(pixels))) for what, pixels in pictures]
+        room -= sum(len(uri) for _, uri in shown)
+        if room < 0:
+            return
+        widest = min(max(pixels.shape[1] for _, pixels in pictures) * ENLARGED, SIDE)
+        yield page.beside(row.key, shown, widest)
+
+
+def _pictures(ref: ImageRef, row: Result, folder: AnyPath) -> Iterator[tuple[str, Pixels]]:
+    """Yield the picture, what it became, and the map of the spread, if there is one."""
+    after = decode((folder / f"{row.key}.png").read_bytes())
+    try:
+        before = decode(read(ref))
+    except UnusableImage:  # it was read when it was restored; the other two can still be shown
+        before = None
+    if before is not None:
+        yield "input", _resized(before, after.shape[1], after.shape[0])
+    yield "restored", after
+    spread = f"{row.key}.spread.png"
+    if spread in row.files:
+        yield SPREAD, decode((folder / spread).read_bytes())
+
+
+def _fitted(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    factor = min(1.0, SIDE / max(height, width))
+    return _resized(pixels, max(1, round(width * factor)), max(1, round(height * factor)))
+
+
+def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
+    way = cv2.INTER_AREA if width < pixels.shape[1] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=way), dtype=np.uint8)
+
+
+def _uri(pixels: Pixels) -> str:
+    if max(pixels.shape[:2]) > EXACT:
+        return page.data_uri(pixels, SIDE)
+    return f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode()}"
