@@ -187,7 +187,9 @@ def test_no_faces_json_is_no_faces(tmp_path: Path) -> None:
     ("given", "said"),
     [
         (GivenFace(None, (500, 0, 600, 90), None), r"\(550, 45\), is outside .* 400 x 200 pixels"),
-        (_given(80, 100, 900), r"the middle of the landmarks, .* is outside"),
+        (_given(80, 100, 900), r"the middle of the face of the landmarks, .* is outside"),
+        (_given(1200, 200, -68), "is larger than the photograph of 400 x 200 pixels"),
+        (GivenFace(None, (-1e9, -1e9, 1e9, 1e9), None), "is larger than the photograph"),
         (GivenFace(None, None, ((100.0, 100.0),) * 68), "span no face"),
         (
             GivenFace(1, (300, 100, 360, 160), tuple((x, y) for x, y in LANDMARKS)),

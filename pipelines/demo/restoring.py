@@ -87,7 +87,7 @@ class Restoration:
         if face.posterior_mean is not None:
             files["posterior-mean.png"] = png(face.posterior_mean, {})
         files |= {f"{what}.png": data for what, data in done.pictures.items() if what}
-        return Result(files, {"facts": facts(restorer), "warnings": picture.notes})
+        return Result(files, {"facts": facts(restorer), "warnings": done.record["notes"]})
 
 
 def facts(restorer: FaceRestorer) -> dict[str, str]:

@@ -303,7 +303,7 @@ def _made(given: GivenFace, pixels: Pixels, finder: FaceFinder | None) -> Face:
         landmarks = np.array(given.landmarks, dtype=np.float64)
         (left, top), (right, bottom) = landmarks.min(axis=0), landmarks.max(axis=0)
         spanned = (float(left), float(top), float(right), float(bottom))
-        _check_place("the landmarks", spanned, pixels)
+        _check_place("the face of the landmarks", spanned, pixels)
         if given.box is not None and _distance(given.box, spanned) > APART:
             raise FaceRefusal(
                 "unfit_faces",
@@ -318,7 +318,7 @@ def _made(given: GivenFace, pixels: Pixels, finder: FaceFinder | None) -> Face:
 
 
 def _check_place(what: str, box: Box, pixels: Pixels) -> None:
-    """Refuse a face whose middle is not in the photograph."""
+    """Refuse a face whose middle is not in the photograph, or that is larger than it."""
     height, width = pixels.shape[:2]
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
@@ -326,6 +326,12 @@ def _check_place(what: str, box: Box, pixels: Pixels) -> None:
             "unfit_faces",
             f"the middle of {what}, ({x:.0f}, {y:.0f}), is outside the photograph of {width} x "
             f"{height} pixels",
+        )
+    if max(box[2] - box[0], box[3] - box[1]) > max(width, height):
+        raise FaceRefusal(
+            "unfit_faces",
+            f"{what}, from ({box[0]:.0f}, {box[1]:.0f}) to ({box[2]:.0f}, {box[3]:.0f}), is larger "
+            f"than the photograph of {width} x {height} pixels; give pixels of the photograph",
         )
 
 
@@ -372,7 +378,7 @@ def _wanted(
 
 def _decided(face: ChosenFace, wanted: Collection[int], rule: WholeRule, size: int) -> ChosenFace:
     """Say why a face is left alone, if it is."""
-    least, side = rule.min_face or max(1, size // 8), face.alignment.native_side
+    least, side = rule.smallest(size), face.alignment.native_side
     if side < least:
         said = f"too_small: {side:.0f} pixels, --min-face {least}"
     elif face.number not in wanted:

@@ -13,6 +13,8 @@ import cv2
 
 from datasets.decoding import MAX_PIXELS, Pixels, decode
 from datasets.unusable import UnusableImage
+from models import spread
+from pipelines.restore.belief import numbers, warnings
 from pipelines.restore.networks import FaceRestorer, RestoredFace
 from pipelines.restore.outputs import png, text_of
 
@@ -92,14 +94,17 @@ def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
     text = text_of(restorer.settings)
     samples = {f"sample-{n}": sample for n, sample in enumerate(face.samples, start=1)}
     pictures = {"": face.restored, **samples}
+    if face.spread is not None:
+        pictures["spread"] = spread.picture(face.spread)
+    said = numbers(face, picture.pixels)
     return Made(
         pictures={what: png(pixels, text) for what, pixels in pictures.items()},
         record={
             "key": picture.key,
             "input": picture.facts,
             "settings": {**restorer.settings, "device": restorer.device.type},
-            "faces": [{"number": 1, "outcome": "restored", **picture.face}],
-            "notes": picture.notes,
+            "faces": [{"number": 1, "outcome": "restored", **picture.face, **said}],
+            "notes": [*picture.notes, *warnings(said, "the restored face")],
         },
     )
 

@@ -28,6 +28,7 @@ SIDE = 480  # pixels of the longer side of a picture on the page
 EXACT = 160  # pixels of the longer side up to which a picture is shown without loss
 ENLARGED = 3  # times at most that the page shows a small picture larger than it is
 BYTES = 4_500_000  # of the pictures on the page; of large ones there are fewer
+SPREAD = "spread of the samples, in levels: black 0, red 5, yellow 10, white 15"
 LINES = 200  # of a table on the page
 FACE = (("key", pa.string()), ("number", pa.int32()), ("outcome", pa.string()))
 LONG = {"landmarks"}  # of a face, which are in its JSON and in no table
@@ -143,7 +144,7 @@ def _pictures(ref: ImageRef, row: Result, folder: AnyPath) -> Iterator[tuple[str
         yield "restored", _cut(after, box)
     spread = f"{row.key}.spread.png"
     if spread in row.files:
-        yield "spread of the samples", shown((folder / spread).read_bytes())
+        yield SPREAD, shown((folder / spread).read_bytes())
 
 
 def shown(data: bytes) -> Pixels:

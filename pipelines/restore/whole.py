@@ -15,6 +15,7 @@ from datasets.unusable import UnusableImage
 from models.faces.alignment import crop
 from models.faces.colour import Colour, colour_difference, with_colours_of
 from models.faces.paste import Layer, Patch, bounds, lay_over, layer
+from pipelines.restore.belief import numbers, warnings
 from pipelines.restore.config import WholeRule
 from pipelines.restore.faces import ChosenFace
 from pipelines.restore.networks import FaceRestorer, RestoredFace
@@ -92,7 +93,7 @@ def made_whole(
             "settings": {**restorer.settings, "device": restorer.device.type},
             "whole": asdict(rule),
             "faces": list(faces.records.values()),
-            "notes": [*photograph.notes, *_failures(faces.records)],
+            "notes": [*photograph.notes, *_remarks(faces.records)],
         },
     )
 
@@ -124,6 +125,7 @@ def restore_faces(
         coloured = [with_colours_of(one, lq, colour) for one in shown]
         records[face.number] |= {
             "outcome": "restored",
+            **numbers(replace(restored, restored=coloured[0]), lq),
             "colour_difference": {
                 "before": round(colour_difference(shown[0], lq), 2),
                 "after": round(colour_difference(coloured[0], lq), 2),
@@ -182,10 +184,13 @@ def put_back(photograph: Photograph, patches: Sequence[Patch]) -> Iterator[Layer
         yield made
 
 
-def _failures(records: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
+def _remarks(records: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what a user should know of the faces, in sentences."""
     for number, record in records.items():
         if record["outcome"] == "failed":
             yield f"Face {number} was not restored: {record['reason']}"
+        elif record["outcome"] == "restored":
+            yield from warnings(record, f"Face {number}")
 
 
 def encoded_layer(photograph: Photograph, made: Layer, text: Mapping[str, str]) -> bytes:
