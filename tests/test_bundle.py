@@ -253,9 +253,16 @@ def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
     """A trained autoencoder in a folder of this name stays; other files stay in any case."""
     (tmp_path / "run" / "vae").mkdir(parents=True)
     (tmp_path / "run" / "vae" / "mine").touch()
-    with pytest.raises(CheckpointError, match=r"holds vae/.*give a folder of its own"):
+    with pytest.raises(CheckpointError, match=r"holds vae, .*give a folder of its own"):
         write_bundle(tmp_path / "run", bundle())
     assert (tmp_path / "run" / "vae" / "mine").exists()
+
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / CARD).write_text("mine")
+    with pytest.raises(CheckpointError, match=r"holds README.md, .*or move that away"):
+        write_bundle(tmp_path / "project", bundle())
+    (tmp_path / "project" / CARD).rename(tmp_path / "aside")
+    write_bundle(tmp_path / "project", bundle())
 
     (tmp_path / "clone").mkdir()
     (tmp_path / "clone" / ".gitattributes").touch()

@@ -26,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 def restoration(bundle: str) -> Restoration:
     """Load it for a page of photographs of at most 10,000 pixels."""
     rule = RestoreRule(model=bundle, steps=7, device="cpu")
-    return Restoration(DemoConfig(rule=rule, max_megapixels=0.01))
+    return Restoration(DemoConfig(rule=rule, max_megapixels=0.01, min_face=5))
 
 
 @pytest.mark.parametrize("side", [32, 48])
@@ -47,9 +47,9 @@ def test_the_page_gives_the_files_of_the_command(
         page = Client(app)
         job = page.sent(photograph, name="Old photo.png", **options)
         files = page.awaited(job)["files"]
-        samples = [name for name in files if name.startswith("sample")]
+        samples = [name for name in files if name.startswith(("sample", "spread"))]
 
-        assert len(samples) == options.get("samples", 1) - 1
+        assert len(samples) == options.get("samples", 0)  # all but the first, and their spread
         assert files.keys() == {
             *("input.png", "restored.png", "restored.json", "posterior-mean.png"),
             *samples,
@@ -74,7 +74,8 @@ def test_progress_is_counted_by_the_networks_evaluations(restoration: Restoratio
         (b"hello", "no image that can be read"),
         (png(picture(1, 32, 32))[:-40], "ends too early"),
         (png(picture(1, 101, 101)), "101 x 101, at most 10000 pixels"),
-        (png(picture(1, 32, 40)), "32 x 40 pixels: not square, so not an aligned face"),
+        (png(picture(1, 32, 40)), "no aligned face: .* choose 'A whole photograph'"),
+        (png(picture(1, 4, 4)), "4 x 4 pixels: smaller than --min-face 5"),
     ],
 )
 def test_a_photograph_that_cannot_be_used_is_refused_in_a_sentence(

@@ -57,9 +57,10 @@ class Restoration:
         self.set = SetFolder(paths.path_of(config.output), STATE, "a set of restored pictures")
         self.folder, self.state = self.set.path, self.set.state
         self.results = self.state / "results.jsonl"
-        self.bundle = open_bundle(config.rule.model)
-        check_method(config.rule, self.bundle)
-        self.settings = settings(config.rule, self.bundle.config)
+        bundle = open_bundle(config.rule.model)
+        check_method(config.rule, bundle)
+        self.bundle = bundle.config  # the networks are in memory where the workers are
+        self.settings = settings(config.rule, self.bundle)
         whole = asdict(config.whole) if config.whole.whole else {"whole": False}
         self.identity = plain({**self.settings, "whole": whole})
 
@@ -201,7 +202,7 @@ class Restoration:
         kept = [row for key in others if (row := results.by_key[key]).files]
         for name, data in report.tables(sorted([*rows, *kept], key=lambda row: row.key)).items():
             paths.write_bytes(self.folder / name, data)
-        page = report.build(listing, rows, self.folder, self.settings, self.bundle.config)
+        page = report.build(listing, rows, self.folder, self.settings, self.bundle)
         paths.write_bytes(self.folder / report.PAGE, page.encode())
         (self.state / OVERWRITING).unlink(missing_ok=True)
         sys.stdout.write(report.summary(rows, self.folder))

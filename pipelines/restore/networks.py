@@ -22,6 +22,7 @@ from models.bundle_facts import BundleConfig
 from models.noise import NamedNoise, Purpose
 from models.ranges import uint8_to_unit, unit_to_uint8
 from models.restorer import Restorer
+from models.spread import Spread, spread
 from pipelines.restore.bundles import open_bundle
 from pipelines.restore.config import RestoreRule
 
@@ -38,6 +39,8 @@ class RestoredFace:
     """What the flow began with; None for a model without a predictor."""
     samples: tuple[Pixels, ...] = ()
     """Its further restorations."""
+    spread: Spread | None = None
+    """How much all of them differ, in levels; None of a single one."""
 
 
 class FaceRestorer:
@@ -130,7 +133,7 @@ class FaceRestorer:
             ]
         means = [None] * len(faces) if mean is lq else _pixels(mean, names)
         return [
-            RestoredFace(first, mean, tuple(more))
+            RestoredFace(first, mean, tuple(more), spread([first, *more]) if more else None)
             for mean, first, *more in zip(means, *pictures, strict=True)
         ]
 

@@ -2,6 +2,7 @@
 
 OUT/KEY.png             the restored picture; how it was made stands in its text
 OUT/KEY.sample-1.png    further restorations, with --samples
+OUT/KEY.spread.png      how much they differ, in the colours of `models.spread`
 OUT/KEY.json            how it was made, and what is known of each face; written last
 
 A key has no dot, so that KEY. begins the names of its own files and of no others.

@@ -6,13 +6,15 @@ either way.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 
 from datasets.decoding import MAX_PIXELS, Pixels, decode
 from datasets.unusable import UnusableImage
+from models import spread
+from pipelines.restore.belief import numbers, warnings
 from pipelines.restore.networks import FaceRestorer, RestoredFace
 from pipelines.restore.outputs import png, text_of
 
@@ -29,6 +31,8 @@ class Given:
     """Of the file, for the JSON."""
     notes: list[str]
     """What a user should know, in sentences."""
+    face: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of the face, for the JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,13 @@ def given(
         raise NoAlignedFace(
             "not_aligned",
             f"{width} x {height} pixels: not square, so not an aligned face; give --whole for "
-            "photographs",
+            "photographs, with an --output of their own",
         )
     if height < smallest:
         raise NoAlignedFace(
             "too_small",
             f"{height} x {height} pixels: smaller than --min-face {smallest}; a model of "
-            f"{size} x {size} would invent most of it; give --min-face {height} to have it "
+            f"{size} x {size} would invent most of the face; give --min-face {height} to have it "
             "restored all the same",
         )
     notes = []
@@ -90,14 +94,17 @@ def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
     text = text_of(restorer.settings)
     samples = {f"sample-{n}": sample for n, sample in enumerate(face.samples, start=1)}
     pictures = {"": face.restored, **samples}
+    if face.spread is not None:
+        pictures["spread"] = spread.picture(face.spread)
+    said = numbers(face, picture.pixels)
     return Made(
         pictures={what: png(pixels, text) for what, pixels in pictures.items()},
         record={
             "key": picture.key,
             "input": picture.facts,
             "settings": {**restorer.settings, "device": restorer.device.type},
-            "faces": [{"face": 1, "outcome": "restored"}],
-            "notes": picture.notes,
+            "faces": [{"number": 1, "outcome": "restored", **picture.face, **said}],
+            "notes": [*picture.notes, *warnings(said, "the restored face")],
         },
     )
 
