@@ -84,7 +84,8 @@ def test_a_photograph_is_restored_with_everything_it_has(restorer: FaceRestorer)
     distances = [distance_from_centre(face.alignment, box) for face in all_faces(PIXELS)]
     outside = np.min(distances, axis=0) >= 1
 
-    assert set(made.pictures) == {"", "sample-1", *(f"layers/face-{n}" for n in SQUARES)}
+    layers = {f"layers/face-{n}{what}" for n in SQUARES for what in ("", ".spread")}
+    assert set(made.pictures) == {"", "sample-1", *layers}
     assert np.array_equal(result.levels[outside], PIXELS[outside])
     for distance in distances:
         assert (result.levels[distance < 0.5] != PIXELS[distance < 0.5]).any(axis=1).mean() > 0.9
@@ -100,6 +101,9 @@ def test_a_photograph_is_restored_with_everything_it_has(restorer: FaceRestorer)
     ]
     for face in faces:
         assert face["colour_difference"]["after"] < face["colour_difference"]["before"]
+        assert face["spread"] > 0
+    doubtful = [f"Face {face['number']} contradicts" for face in faces if face["doubtful"]]
+    assert [" ".join(note.split()[:3]) for note in made.record["notes"]] == doubtful
     assert made.record["input"]["size"] == [320, 240]
     assert made.record["whole"]["colour"] == "mean"
     again = made_whole("album/us", "us.png", given, all_faces, restorer, RULE)

@@ -12,13 +12,16 @@ from datasets.decoding import Pixels
 from datasets.photographs import Photograph, read_photograph
 from datasets.png import offset_chunk, png, profile_chunk, text_chunks
 from datasets.unusable import UnusableImage
+from models import spread
 from models.faces.alignment import crop
 from models.faces.colour import Colour, colour_difference, with_colours_of
 from models.faces.paste import Layer, Patch, bounds, lay_over, layer
+from models.spread import Spread
 from pipelines.restore.belief import numbers, warnings
 from pipelines.restore.config import WholeRule
 from pipelines.restore.faces import ChosenFace
 from pipelines.restore.networks import FaceRestorer, RestoredFace
+from pipelines.restore.outputs import png as encoded
 from pipelines.restore.outputs import text_of
 from pipelines.restore.pictures import Made, sha256
 
@@ -49,6 +52,8 @@ class RestoredFaces:
     """What is known of each face that was found, by its number, as JSON values."""
     patches: dict[int, list[Patch]]
     """Of each face that was restored, by its number: one for each of its restorations."""
+    spreads: dict[int, Spread]
+    """How much these differ, where there are several."""
 
 
 def made_whole(
@@ -69,12 +74,15 @@ def made_whole(
     """
     photograph = read_photograph(data)
     faces = restore_faces(photograph, key, choose, restorer, rule.colour)
-    pictures: dict[str, bytes] = {}
+    text = text_of(restorer.settings)
+    pictures = {
+        f"layers/face-{number}.spread": encoded(spread.picture(levels), text)
+        for number, levels in faces.spreads.items()
+    }
     samples = list(zip(*faces.patches.values(), strict=True))
     for sample, patches in enumerate(samples):
         is_last = sample == len(samples) - 1
         result = photograph if is_last else replace(photograph, levels=photograph.levels.copy())
-        text = text_of(restorer.settings)
         laid = zip(faces.patches, put_back(result, patches), strict=True)
         for number, made in laid:
             if rule.layers and sample == 0:
@@ -115,6 +123,7 @@ def restore_faces(
     """
     records: dict[int, dict[str, Any]] = {}
     patches: dict[int, list[Patch]] = {}
+    spreads: dict[int, Spread] = {}
     chosen, crops = _cut_out(photograph, choose, records)
     made = _restored(restore, crops, [f"{key}:{face.number}" for face in chosen])
     for face, lq, restored in zip(chosen, crops, made, strict=True):
@@ -131,13 +140,15 @@ def restore_faces(
                 "after": round(colour_difference(coloured[0], lq), 2),
             },
         }
+        if restored.spread is not None:
+            spreads[face.number] = restored.spread
         before = photograph.from_srgb(lq)
         patches[face.number] = [
             Patch(face.alignment, photograph.from_srgb(one), before) for one in coloured
         ]
     if not patches:
         raise NoFaceRestored(list(records.values()))
-    return RestoredFaces(records, patches)
+    return RestoredFaces(records, patches, spreads)
 
 
 def _cut_out(
