@@ -56,7 +56,7 @@ def test_a_killed_job_is_finished_from_the_bucket_alone(world: World) -> None:
         name: (disk / "out" / name).read_bytes() for name in ("results.parquet", "faces.parquet")
     }
     assert there(output, expected) == expected
-    assert (output / "report.html").read_text().count("<img") == 2 * FACES
+    assert (output / "report.html").read_text().count("<img") == 3 * FACES
 
     assert restore(bucket / "lq", output, bucket / "model", samples=2).units == []
 

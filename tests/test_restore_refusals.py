@@ -126,7 +126,8 @@ def test_a_picture_of_another_kind_is_restored_as_eight_bits_of_rgb(
         assert (restored.mode, restored.size) == ("RGB", (SIDE, SIDE))
     sizes = {"large": "90 x 90", "small": "20 x 20"}
     notes = [f"{sizes[key]} pixels were resized to the model's 32 x 32"] if key in sizes else []
-    assert results(output)[key]["notes"] == notes
+    said = results(output)[key]["notes"]
+    assert [note for note in said if "were resized" in note] == notes
 
 
 def test_the_same_levels_give_the_same_picture(model: Path, tmp_path: Path) -> None:

@@ -120,12 +120,12 @@ def _compared(done: Sequence[tuple[ImageRef, Result]], folder: AnyPath) -> Itera
     for place in sorted({place * len(done) // SHOWN for place in range(SHOWN)} if done else ()):
         ref, row = done[place]
         pictures = list(_pictures(ref, row, folder))
-        shown = [(what, _uri(_fitted(pixels))) for what, pixels in pictures]
-        room -= sum(len(uri) for _, uri in shown)
+        uris = [(what, _uri(_fitted(pixels))) for what, pixels in pictures]
+        room -= sum(len(uri) for _, uri in uris)
         if room < 0:
             return
         widest = min(max(pixels.shape[1] for _, pixels in pictures) * ENLARGED, SIDE)
-        yield page.beside(row.key, shown, widest)
+        yield page.beside(row.key, uris, widest, row.notes)
 
 
 def _pictures(ref: ImageRef, row: Result, folder: AnyPath) -> Iterator[tuple[str, Pixels]]:
