@@ -30,7 +30,7 @@ class World(NamedTuple):
 def world(tmp_path_factory: pytest.TempPathFactory, s3_proxy: FaultyProxy) -> Iterator[World]:
     """Write them on the disk, upload them, and restore them on the disk."""
     disk = tmp_path_factory.mktemp("world")
-    write_tiny_bundle(disk / "model")
+    write_tiny_bundle(disk / "model", alignment="any")
     write_faces(disk / "lq", FACES)
     restore(disk / "lq", disk / "out", disk / "model", samples=2)
     bucket = uploaded(disk, "s3://tests/restore")

@@ -26,7 +26,7 @@ KILLS = (  # before which write the job is killed, one after the other
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a model and faces, and restore them once in peace, in this process."""
     folder = tmp_path_factory.mktemp("world")
-    write_tiny_bundle(folder / "model")
+    write_tiny_bundle(folder / "model", alignment="any")
     write_faces(folder / "lq", FACES)
     restore(folder / "lq", folder / "whole", folder / "model", samples=2)
     return folder

@@ -38,8 +38,8 @@ KEYS = ["face-0", "face-1", "face-3", "face-4", "more/face-2"]
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a model and five faces, and restore them once in peace."""
     folder = tmp_path_factory.mktemp("world")
-    write_tiny_bundle(folder / "model")
-    write_tiny_bundle(folder / "other", seed=1)
+    write_tiny_bundle(folder / "model", alignment="any")
+    write_tiny_bundle(folder / "other", seed=1, alignment="any")
     write_faces(folder / "lq", FACES)
     restore(folder / "lq", folder / "whole", folder / "model")
     return folder

@@ -17,9 +17,10 @@ from models.faces.alignment import square_alignment
 from models.faces.find import Face
 from models.faces.paste import distance_from_centre
 from pipelines.restore.config import RestoreRule, WholeRule
-from pipelines.restore.faces import ChosenFace
+from pipelines.restore.faces import ChosenFace, choose_faces
 from pipelines.restore.networks import FaceRestorer, RestoredFace
 from pipelines.restore.whole import NoFaceRestored, made_whole, put_back, restore_faces
+from tests.support import astronaut
 from tests.support.icc_profiles import adobe_rgb
 from tests.support.tiny_bundle import SIDE, write_tiny_bundle
 
@@ -210,3 +211,33 @@ def test_a_small_face_keeps_its_size() -> None:
     assert seen == [(128, 128, 3)]
     assert faces.records[2]["native_side"] == 60
     assert photograph.levels.shape == PIXELS.shape
+
+
+def test_a_telephones_photograph_goes_the_whole_way(restorer: FaceRestorer) -> None:
+    """A JPEG on its side: its face is found, restored and put back; only its square changes."""
+    upright = data.astronaut()[:220, 120:340]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+    turned.save(buffer, "JPEG", quality=95, exif=exif)
+    given, rule = buffer.getvalue(), WholeRule(whole=True)
+    found: list[ChosenFace] = []
+
+    def choose(shown: Array) -> list[ChosenFace]:
+        found.extend(choose_faces(shown, rule, SIDE, astronaut.finder()))
+        return found
+
+    made = made_whole("us", "us.jpg", given, choose, restorer, rule)
+    result = read_photograph(made.pictures[""])
+    (face,) = made.record["faces"]
+    distance = distance_from_centre(found[0].alignment, (0, 0, 220, 220))
+    changed = (result.levels != decode(given)).any(axis=2)
+
+    assert result.exif is not None
+    assert face["outcome"] == "restored"
+    assert face["native_side"] == pytest.approx(found[0].alignment.native_side, abs=0.1)
+    assert not changed[distance >= 1].any()
+    assert changed[distance < 0.7].mean() > 0.9
+    left, top, right, bottom = face["box"]
+    assert changed[int(top) : int(bottom), int(left) : int(right)].mean() > 0.9

@@ -126,8 +126,8 @@ def finder_if_installed() -> FaceFinder | None:
 def check_aligned(pixels: Pixels, finder: FaceFinder | None) -> AlignmentCheck:
     """Check that a picture is a face that is aligned as FFHQ's faces are.
 
-    A picture in which no face is seen is let through: heavily degraded faces are not seen, and
-    they are what restoration is for.
+    A picture in which no face is surely seen is let through: heavily degraded faces are not seen,
+    or in a wrong place, and they are what restoration is for.
 
     Args:
         pixels: RGB uint8 [H, W, 3].
@@ -148,6 +148,8 @@ def check_aligned(pixels: Pixels, finder: FaceFinder | None) -> AlignmentCheck:
     face = finder.find_main(pixels)
     if face is None:
         return AlignmentCheck(verdict="not checked: no face found")
+    if not face.is_sure:
+        return AlignmentCheck(verdict="not checked: its face is too unclear")
     alignment = face.alignment(height)
     x, y = ((alignment.corners.mean(axis=0) - (height - 1) / 2) / height).tolist()
     if (
