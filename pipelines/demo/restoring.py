@@ -5,7 +5,7 @@ Every picture goes the way of `python -m pipelines.restore`, and has the same by
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -23,7 +23,7 @@ from pipelines.demo.config import DemoConfig
 from pipelines.demo.job_queue import Result
 from pipelines.demo.options import CONTROLS, Options
 from pipelines.restore.config import WholeRule
-from pipelines.restore.faces import FaceRefusal, choose_faces, load_finder
+from pipelines.restore.faces import FaceRefusal, check_aligned, choose_faces, finder_if_installed
 from pipelines.restore.networks import FaceRestorer
 from pipelines.restore.outputs import png
 from pipelines.restore.pictures import Made, detail, given, made
@@ -65,9 +65,9 @@ class Restoration:
         )
 
     @cached_property
-    def _finder(self) -> FaceFinder:
-        """What finds faces in whole photographs, loaded for the first of them."""
-        return load_finder()
+    def _finder(self) -> FaceFinder | None:
+        """What finds faces, loaded for the first picture that needs it."""
+        return finder_if_installed()
 
     def __call__(self, photograph: bytes, options: Options, advance: Advance) -> Result:
         """Restore a photograph; see `pipelines.demo.job_queue.Restoring`."""
@@ -88,6 +88,9 @@ class Restoration:
         picture = given(
             options.key, options.name, data, restorer.size, self._max_pixels, smallest=smallest
         )
+        if restorer.bundle.alignment == "ffhq":
+            check = check_aligned(picture.pixels, self._finder)
+            picture = replace(picture, face={"alignment": asdict(check)})
         (face,) = restorer([picture.pixels], [picture.key])
         mean = face.posterior_mean
         done = made(picture, face, restorer)
