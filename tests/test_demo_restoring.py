@@ -1,9 +1,13 @@
 """The demo page's model at work: the command's own files, and what it says of a photograph."""
 
+import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from infra.errors import UserError
 from pipelines.demo.config import DemoConfig
@@ -12,6 +16,7 @@ from pipelines.demo.restoring import Restoration
 from pipelines.restore.config import RestoreConfig, RestoreRule
 from pipelines.restore.job import Restoration as Job
 from tests.conftest import picture
+from tests.support.astronaut import portrait
 from tests.support.curation_jobs import InProcess
 from tests.support.demo_pages import Client, png, queued, tiny_bundle
 
@@ -59,6 +64,32 @@ def test_the_page_gives_the_files_of_the_command(
             assert page.get(f"{job}/{name}").content == (tmp_path / "out" / theirs).read_bytes()
 
 
+def test_a_whole_photograph_has_its_face_restored(restoration: Restoration) -> None:
+    """Before and after differ in the face alone; progress and the posterior mean are there too."""
+    said: list[float] = []
+    photograph = portrait(96)
+    options = Options(whole=True, faces="all", steps=2, samples=2, name="a.png")
+    result = restoration(png(Image.fromarray(photograph)), options, said.append)
+    before, after, mean = (
+        np.asarray(Image.open(BytesIO(result.files[name])))
+        for name in ("input.png", "restored.png", "posterior-mean.png")
+    )
+
+    assert (before == photograph).all()
+    assert (after[:, 0] == before[:, 0]).all()
+    assert (after[40:56, 40:56] != before[40:56, 40:56]).any(axis=2).mean() > 0.9
+    assert (after != mean).any()
+    assert said == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert result.summary["facts"]["faces restored"] == "1 of 1"
+    assert json.loads(result.files["restored.json"])["whole"]["faces"] == "all"
+
+
+def test_a_photograph_without_a_face_is_refused(restoration: Restoration) -> None:
+    """Nothing is passed off as restored."""
+    with pytest.raises(UserError, match="no face was found in the photograph"):
+        restoration(png(picture(1, 90, 90)), Options(whole=True), lambda _: None)
+
+
 def test_progress_is_counted_by_the_networks_evaluations(restoration: Restoration) -> None:
     """It rises by equal parts to 1, over all steps and samples."""
     said: list[float] = []
@@ -71,8 +102,8 @@ def test_progress_is_counted_by_the_networks_evaluations(restoration: Restoratio
 @pytest.mark.parametrize(
     ("photograph", "said"),
     [
-        (b"hello", "no image that can be read"),
-        (png(picture(1, 32, 32))[:-40], "ends too early"),
+        (b"hello", "is no PNG, JPEG, WebP, TIFF, BMP, HEIC or AVIF"),
+        (png(picture(1, 32, 32))[:-40], "cannot be decoded to its end"),
         (png(picture(1, 101, 101)), "101 x 101, at most 10000 pixels"),
         (png(picture(1, 32, 40)), "no aligned face: .* choose 'A whole photograph'"),
         (png(picture(1, 4, 4)), "4 x 4 pixels: smaller than --min-face 5"),
