@@ -23,7 +23,7 @@ any pixel is decoded, so a decompression bomb costs nothing.
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -59,17 +59,16 @@ LOST_DATA = (
 """Warnings of libjpeg after which a part of the picture is grey or shifted. Others, such as of
 extraneous bytes before a marker, come with whole pictures too."""
 ORIENTATION = 0x0112
-UPRIGHT = {
-    2: (False, 1),
-    3: (False, -1),
-    4: (False, 0),
-    5: (True, None),
-    6: (True, 1),
-    7: (True, -1),
-    8: (True, 0),
+UPRIGHT: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-"""What turns a picture of an EXIF orientation upright: whether rows and columns change places, and
-then the axes that OpenCV flips."""
+"""What turns a picture of an EXIF orientation upright."""
 BITS, PHOTOMETRIC, PLANAR, SUBFILE = 258, 262, 284, 254  # tags of TIFF
 REDUCED_OR_MASK = 0b101  # bits of SUBFILE
 PNG_OPTIONS = (
@@ -193,14 +192,11 @@ def orientation(image: Image.Image) -> int:
 
 def upright(pixels: Turned, orientation: int) -> Turned:
     """Turn pixels [H, W] or [H, W, C] upright; those of orientation 1 are returned as they are."""
-    is_transposed, axes = UPRIGHT.get(orientation, (False, None))
-    channels = pixels.shape[2:]
-    if is_transposed:
-        pixels = cv2.transpose(pixels)
-    if axes is not None:
-        pixels = cv2.flip(pixels, axes)
+    if orientation not in UPRIGHT:
+        return pixels
+    turned = UPRIGHT[orientation](pixels)
     # OpenCV drops a channel that is alone.
-    return pixels.reshape(*pixels.shape[:2], *channels)  # type: ignore[return-value]
+    return turned.reshape(*turned.shape[:2], *pixels.shape[2:])  # type: ignore[return-value]
 
 
 def _opened(image: Image.Image, data: bytes) -> Image.Image | Pixels:

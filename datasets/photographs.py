@@ -46,7 +46,7 @@ from datasets.png import (
     chunks_of,
     exif_chunk,
     is_keyword,
-    parts_of_png,
+    png,
     profile_chunk,
     resolution_chunk,
     text_chunks,
@@ -65,6 +65,7 @@ XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:>|=["']))[2-8]""")
 METADATA_AS_TEXT = ("XML:com.adobe.xmp", "Raw profile type ")  # kept, or stale, in other chunks
 SIDES = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 TRANSPOSED = (5, 6, 7, 8)  # orientations whose rows are columns
+NO_EXIF = "Its EXIF metadata hold nothing that can be read, and were dropped."
 MOST_DOTS = 50_000_000  # per inch; PNG counts the dots of a metre in 31 bits
 WIDE = 257  # 65535 / 255: what a level of 8 bits is in 16
 STRIP = 1 << 22  # pixels that are converted at a time
@@ -135,12 +136,12 @@ class Photograph:
         """Pillow's name for the channels without alpha: "L" or "RGB"."""
         return "L" if self.levels.shape[2] == 1 else "RGB"
 
-    def png(self, text: Mapping[str, str] | None = None) -> Iterator[bytes]:
-        """Yield the parts of a PNG with all that is kept, and ``text`` by keyword.
+    def png(self, text: Mapping[str, str] | None = None) -> bytes:
+        """Encode as PNG with all that is kept, and ``text`` by keyword.
 
         The same photograph and text give the same bytes.
         """
-        yield from parts_of_png(self.levels, self.alpha, self._chunks(text or {}))
+        return png(self.levels, self.alpha, self._chunks(text or {}))
 
     def _chunks(self, text: Mapping[str, str]) -> Iterator[Chunk]:
         yield from self.shown_as
@@ -240,7 +241,7 @@ def _exif(image: Image.Image, sides: tuple[int, int]) -> tuple[bytes | None, tup
         if isinstance(image, TiffImageFile):
             found = _of_the_photograph(found)
         if not found:
-            return None, ()
+            return None, (NO_EXIF,) if image.info.get("exif") else ()
         found[ORIENTATION] = 1
         details = found.get_ifd(ExifTags.IFD.Exif)
         for tag, side in zip(SIDES, sides, strict=True):
@@ -248,7 +249,7 @@ def _exif(image: Image.Image, sides: tuple[int, int]) -> tuple[bytes | None, tup
                 details[tag] = side
         return found.tobytes(), ()
     except Exception as error:  # whatever is wrong with metadata, the picture may be whole
-        return None, (f"Its EXIF metadata are damaged and were dropped: {error}.",)
+        return None, (f"{NO_EXIF} ({error})",)
 
 
 def _of_the_photograph(found: Image.Exif) -> Image.Exif:

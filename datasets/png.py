@@ -8,6 +8,7 @@ specification (W3C, third edition).
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,16 @@ def png(levels: Levels, alpha: Levels | None = None, chunks: Iterable[Chunk] = (
         levels: uint8 or uint16 [H, W, 1 or 3].
         alpha: [H, W] of the same type; None without.
         chunks: what is to stand before the pixels, in this order.
-    """
-    return b"".join(parts_of_png(levels, alpha, chunks))
-
-
-def parts_of_png(
-    levels: Levels, alpha: Levels | None = None, chunks: Iterable[Chunk] = ()
-) -> Iterator[bytes]:
-    """Yield what `png` returns in parts, for a picture whose file is to be written as it is made.
 
     Raises:
         ValueError: pixels of another type or shape.
     """
+    file = BytesIO()  # it grows in place, where joining would hold all of the file twice
+    file.writelines(_parts(levels, alpha, chunks))
+    return file.getvalue()
+
+
+def _parts(levels: Levels, alpha: Levels | None, chunks: Iterable[Chunk]) -> Iterator[bytes]:
     if levels.dtype not in (np.uint8, np.uint16) or levels.ndim != 3 or 0 in levels.shape:
         raise ValueError(
             f"{levels.dtype} {list(levels.shape)}: a PNG holds uint8 or uint16 [H, W, C], not empty"

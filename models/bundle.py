@@ -116,6 +116,8 @@ def _loaded(name: PartName, where: str, config: BundleConfig) -> Any:
     }
     try:
         network = loaders[name](where)
+    except MemoryError:
+        raise
     except Exception as error:  # a changed configuration can fail in any line of a network
         kind = CheckpointNotFoundError if isinstance(error, FileNotFoundError) else CheckpointError
         raise kind(

@@ -68,7 +68,10 @@ def _training(facts: TrainingFacts) -> str:
         "Steps": _of(facts.step, facts.max_steps),
         "Samples of a step": _number(facts.batch),
         "Floating-point operations, counted": "" if facts.flops is None else f"{facts.flops:.3e}",
-        "Began from": "; ".join(f"{name}: {value}" for name, value in facts.origin.items()),
+        "Began from": "; ".join(
+            f"{name}: {', '.join(f'{key} {value}' for key, value in fact.items())}"
+            for name, fact in facts.origin.items()
+        ),
         "Programs": ", ".join(f"{name} {value}" for name, value in facts.versions.items()),
     }
     rows = [f"| {name} | {value} |" for name, value in told.items() if value]

@@ -51,7 +51,7 @@ class TrainingFacts:
     """Where each part was taken from, by name of the part."""
     licences: dict[str, str] = field(default_factory=dict)
     """Under which each part may be used, as far as that is known, by name of the part."""
-    origin: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, dict[str, str | int]] = field(default_factory=dict)
     """Which run or weights the training began from."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the programs that trained."""
@@ -122,7 +122,7 @@ class FlowFacts:
         *,
         step: int,
         metrics: Mapping[str, float],
-        origin: Mapping[str, Any],
+        origin: Mapping[str, Mapping[str, Any] | None],
     ) -> BundleConfig:
         """Return the configuration of a bundle, without digests.
 
@@ -141,7 +141,11 @@ class FlowFacts:
             validation=of_pictures or judged,
             networks={name: _short(where) for name, where in self.networks.items()},
             licences=known_licences(self.networks),
-            origin={name: fact for name, fact in origin.items() if fact},
+            origin={
+                name: {key: _short(value) for key, value in fact.items() if value is not None}
+                for name, fact in origin.items()
+                if fact
+            },
         )
         return BundleConfig(
             rule=self.rule,
@@ -152,10 +156,12 @@ class FlowFacts:
         )
 
 
-def _short(where: str) -> str:
+def _short(fact: Any) -> Any:
     """Name a local file by the end of its path: the rest is of one machine, and of one person."""
-    name, equals, path = where.rpartition("=")
-    return f"{name}{equals}{'/'.join(path.split('/')[-2:])}" if path.startswith("/") else where
+    if not isinstance(fact, str):
+        return fact
+    name, equals, path = fact.rpartition("=")
+    return f"{name}{equals}{'/'.join(path.split('/')[-2:])}" if path.startswith("/") else fact
 
 
 def known_licences(networks: Mapping[PartName, str]) -> dict[str, str]:

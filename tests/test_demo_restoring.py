@@ -26,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 def restoration(bundle: str) -> Restoration:
     """Load it for a page of photographs of at most 10,000 pixels."""
     rule = RestoreRule(model=bundle, steps=7, device="cpu")
-    return Restoration(DemoConfig(rule=rule, max_megapixels=0.01))
+    return Restoration(DemoConfig(rule=rule, max_megapixels=0.01, min_face=5))
 
 
 @pytest.mark.parametrize("side", [32, 48])
@@ -74,7 +74,8 @@ def test_progress_is_counted_by_the_networks_evaluations(restoration: Restoratio
         (b"hello", "no image that can be read"),
         (png(picture(1, 32, 32))[:-40], "ends too early"),
         (png(picture(1, 101, 101)), "101 x 101, at most 10000 pixels"),
-        (png(picture(1, 32, 40)), "32 x 40 pixels: not square, so not an aligned face"),
+        (png(picture(1, 32, 40)), "no aligned face: .* choose 'A whole photograph'"),
+        (png(picture(1, 4, 4)), "4 x 4 pixels: smaller than --min-face 5"),
     ],
 )
 def test_a_photograph_that_cannot_be_used_is_refused_in_a_sentence(

@@ -4,8 +4,6 @@ import gc
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from itertools import islice
@@ -19,7 +17,8 @@ from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
 from infra.children import STOPPING
 from infra.errors import UsageError, UserError
-from tests.conftest import PATIENCE, ROOT, environment
+from tests.conftest import PATIENCE
+from tests.support.preloaded import Preloaded
 from tests.support.processes import descendants, wait_for_end
 from tests.support.published_sets import SMALL, sample, write_latents
 
@@ -32,6 +31,7 @@ CONFIGS = {
     "forkserver": LoaderConfig(workers=1, processes=True),
     "spawn": LoaderConfig(workers=1, processes=True, start_method="spawn"),
 }
+OFTEN = [*list(CONFIGS)[:-1], pytest.param("spawn", marks=pytest.mark.slow)]
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
@@ -66,7 +66,7 @@ def test_workers_change_nothing(folder: Path, name: str) -> None:
         assert state == other_state
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", OFTEN)
 def test_a_loader_touches_no_global_generator(folder: Path, name: str) -> None:
     """The training's random numbers are the same whatever reads its data."""
     torch.manual_seed(0)
@@ -130,25 +130,6 @@ def test_a_batch_may_reach_into_the_next_epoch(folder: Path) -> None:
     assert {seen[f"{n:02d}", epoch] for n in range(COUNT) for epoch in range(4)} == {1}
 
 
-RANK = """
-import json, sys, time
-from pathlib import Path
-from datasets.reading.latents import LatentPairs
-from datasets.reading.loader import Loader, LoaderConfig
-from datasets.reading.order import Layout
-
-folder, log, rank, ranks, method = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:5]), sys.argv[5]
-start = {"start_method": method} if method else {}
-config = LoaderConfig(workers=2, processes=bool(method), **start)
-layout = Layout(ranks=ranks, rank=rank, micro_batch=3)
-with open(log, "a") as file:
-    for batch, state in Loader(LatentPairs(Path(folder)), layout, config):
-        file.write(json.dumps([batch.keys, state]) + "\\n")
-        file.flush()
-        time.sleep(0.02)
-"""
-
-
 def wait_for_lines(logs: list[Path], count: int) -> None:
     """Wait until every rank has logged so many batches."""
     deadline = time.monotonic() + PATIENCE
@@ -166,11 +147,7 @@ def test_killed_ranks_resume_on_another_layout(folder: Path, tmp_path: Path, met
     """
     logs = [tmp_path / f"rank-{rank}.jsonl" for rank in range(2)]
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, folder, log, str(rank), "2", method],
-            cwd=ROOT,
-            env=environment(tmp_path),
-        )
+        Preloaded("tests.support.loader_rank", [folder, log, str(rank), "2", method], tmp_path)
         for rank, log in enumerate(logs)
     ]
     try:
@@ -183,7 +160,7 @@ def test_killed_ranks_resume_on_another_layout(folder: Path, tmp_path: Path, met
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            process.communicate()
     assert len(below) == {"": 0, "fork": 2, "forkserver": 4}[method] * len(running)
     assert not wait_for_end(below)
     lines = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
@@ -223,7 +200,7 @@ def test_a_sweep_meets_every_image_with_its_first_draw(folder: Path) -> None:
     assert loader.state["offset"] == 0
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", OFTEN)
 def test_a_missing_shard_stops_with_its_name(damaged: LatentPairs, name: str) -> None:
     """Without a budget the first unreadable sample ends the run, in one sentence."""
     loader = Loader(damaged, Layout(micro_batch=5), CONFIGS[name])

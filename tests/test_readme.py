@@ -17,6 +17,7 @@ from infra.deploy import config as services
 from pipelines.curate import config as curate
 from pipelines.demo import config as demo
 from pipelines.encode import config as encode
+from pipelines.restore import config as restore
 from pipelines.score import config as score
 from trainers.recipes import flow_config as flow
 from trainers.recipes import predictor_config as predictor
@@ -34,6 +35,7 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "pipelines.curate": (curate.CurateConfig, curate.PRESETS),
     "pipelines.demo": (demo.DemoConfig, demo.PRESETS),
     "pipelines.encode": (encode.EncodeConfig, encode.PRESETS),
+    "pipelines.restore": (restore.RestoreConfig, restore.PRESETS),
     "pipelines.score": (score.ScoreConfig, score.PRESETS),
     "trainers.vae": (vae.VAEConfig, vae.PRESETS),
     "trainers.predictor": (predictor.PredictorConfig, predictor.PRESETS),
@@ -41,14 +43,16 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "infra.deploy": (services.ServicesConfig, services.PRESETS),
 }
 """The configuration and the presets of every program that reads its options from them."""
-VERIFIERS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
+OF_SUBCOMMANDS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
     (curate.VerifyConfig, {"none": curate.VerifyConfig()}),
     (encode.VerifyConfig, {"none": encode.VerifyConfig()}),
+    (restore.ExportConfig, {"none": restore.ExportConfig()}),
 )
 SUBCOMMANDS: dict[tuple[str, str], tuple[int, tuple[Any, Mapping[str, Any]] | None]] = {
-    ("pipelines.curate", "verify"): (1, VERIFIERS[0]),
+    ("pipelines.curate", "verify"): (1, OF_SUBCOMMANDS[0]),
     ("pipelines.curate", "export-scores"): (2, None),
-    ("pipelines.encode", "verify"): (1, VERIFIERS[1]),
+    ("pipelines.encode", "verify"): (1, OF_SUBCOMMANDS[1]),
+    ("pipelines.restore", "export"): (2, OF_SUBCOMMANDS[2]),
 }
 """How many paths a subcommand takes, and what reads the options that follow, if any may follow."""
 OTHERS = (
@@ -116,7 +120,7 @@ def _runs(module: str) -> bool:
 def _options() -> set[str]:
     """List the options of all programs, as their ``--help`` does."""
     with redirect_stdout(StringIO()) as printed:
-        for cls, presets in [*PROGRAMS.values(), *VERIFIERS]:
+        for cls, presets in [*PROGRAMS.values(), *OF_SUBCOMMANDS]:
             with pytest.raises(SystemExit):
                 cli.parse(cls, presets, ["--help"], "", "")
     return {"--help", *re.findall(r"--[a-z][a-z0-9-]+", printed.getvalue())}

@@ -15,6 +15,7 @@ from datasets.decoding import MAX_PIXELS, decode, encode_png
 from datasets.reading.latents import LatentPairs
 from infra import paths
 from infra.errors import UsageError, UserError
+from infra.folders.opening import open_folder
 from infra.paths import path_of
 from models.bundle import load_bundle
 from models.bundle_facts import BUNDLE
@@ -27,6 +28,7 @@ from pipelines.restore.config import RestoreRule
 from pipelines.restore.networks import FaceRestorer
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.training_sets import SMOKE, Files, log, write_files
+from trainers.loop.run_files import RunFiles
 from trainers.loop.task import Finished, unwatched
 from trainers.recipes.flow import FlowTask
 from trainers.recipes.flow_config import PRESETS
@@ -142,6 +144,10 @@ def test_export_takes_the_checkpoint_that_is_named(
     assert load_bundle(tmp_path / "last").config == load_bundle(trained.folder / "bundle").config
     with pytest.raises(UsageError, match=r"--checkpoint 3: .* has the steps 2, 4; give one of"):
         main(["export", str(run), str(tmp_path / "3"), "--checkpoint", "3"])
+    for rated in run.glob("checkpoints/*/metrics.json"):
+        rated.unlink()
+    with pytest.raises(UsageError, match=r"no checkpoint of .* was validated by psnr.*last, or a"):
+        main(["export", str(run), str(tmp_path / "4"), "--checkpoint", "best"])
 
 
 def test_export_changes_how_a_bundle_is_stored(trained: Trained, tmp_path: Path) -> None:
@@ -293,7 +299,8 @@ def test_validation_shows_what_the_command_restores(
     assert task.restorations is not None
 
     gallery = task.restorations.judge(task.network.eval(), unwatched)[1]
-    task.export(task.network, Finished(1, {}, {}))
+    model = task.export(task.network, Finished(1, {}, {}))
+    assert f"python -m pipelines.restore --model {tmp_path}/run/bundle" in model.use
     restorer = FaceRestorer(RestoreRule(model=str(tmp_path / "run" / "bundle"), seed=0))
     shown = {
         title: torch.cat(some).permute(0, 2, 3, 1).numpy()
@@ -340,6 +347,20 @@ def test_a_run_in_a_bucket_is_a_model_too(
     assert open_bundle(f"{uri}/out").config.digest == expected.digest
     with pytest.raises(UserError, match=r"--model .*/nothing: .*give a bundle, the folder"):
         open_bundle(f"{uri}/nothing")
+
+
+def test_what_names_files_is_stored_after_them(trained: Trained, tmp_path: Path) -> None:
+    """A run that is killed while it stores its bundle has no bundle.json of other networks."""
+    files = RunFiles(trained.folder, open_folder(str(tmp_path)))
+    names = [path.relative_to(trained.folder).as_posix() for path in files._paths()]
+
+    assert [name for name in names if name.startswith("bundle/")][-2:] == [
+        "bundle/README.md",
+        f"bundle/{BUNDLE}",
+    ]
+    for folder in ("network", "bundle/velocity", "bundle/predictor"):
+        assert names.index(f"{folder}/{WEIGHTS}") < names.index(f"{folder}/config.json")
+    assert names[-2:] == ["config.json", "log.jsonl"]
 
 
 def test_an_upload_that_breaks_off_leaves_no_bundle(

@@ -62,7 +62,7 @@ def test_beside_each_picture_lies_how_it_was_made(world: Path) -> None:
         "device": "cpu",
         **{name: carried[name] for name in said["settings"] if name != "device"},
     }
-    assert said["faces"][0].items() >= {"face": 1, "outcome": "restored"}.items()
+    assert said["faces"][0].items() >= {"number": 1, "outcome": "restored"}.items()
     assert [*rows(world / "whole")] == KEYS
     assert pq.read_table(world / "whole" / "faces.parquet").column("key").to_pylist() == KEYS
 

@@ -34,6 +34,7 @@ from tests.support.training_sets import (
 from trainers import flow
 from trainers.loop.config import LoopConfig
 from trainers.loop.noise import Noise
+from trainers.loop.task import Finished
 from trainers.recipes.flow import FlowTask
 from trainers.recipes.flow_config import PRESETS, FlowConfig
 from trainers.recipes.flow_pairs import from_images, from_latents
@@ -274,7 +275,7 @@ def test_what_is_registered_is_the_network(
     config = configured(files, **switches)
     loop = dataclasses.replace(config.loop, output=str(tmp_path))
     task = FlowTask(dataclasses.replace(config, loop=loop), CPU)
-    model = task.export(task.network)
+    model = task.export(task.network, Finished(1, {}, {}))
     output = task.network(*(torch.zeros(1, *shape[1:]) for shape in model.inputs.values()))
 
     assert (model.name, model.digest) == (name, read_digest(model.folder))

@@ -10,7 +10,7 @@ again in FFHQ's own square, which makes them independent of the coarse sizes of 
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import cos, hypot, radians, sin, sqrt
 from threading import Lock
@@ -27,9 +27,10 @@ UPRIGHT_PIXELS = 16_000_000
 """Of the copy that is searched for upright faces, at most; it is at most `ENLARGE` times larger."""
 TILTED_PIXELS = 2_000_000
 """Of each copy that is searched for tilted faces, before it is turned."""
-MAIN_PIXELS = 1_000_000
-"""The same, where one face is expected to fill much of the picture."""
 ENLARGE = 4.0
+MAIN_PIXELS, MAIN_SIDE = 1_000_000, 384
+"""The same, where one face is expected to fill much of the picture, which is enlarged to a longer
+side of `MAIN_SIDE` at most."""
 TURNS = tuple(range(0, 360, 45))
 QUARTERS = (0, 90, 180, 270)
 
@@ -37,10 +38,13 @@ CERTAIN = 0.25
 """From this score on, a proposal is a face: above all of 31 photographs without any."""
 POSSIBLE = -0.5
 """Below this score, a proposal is dropped; between the two, the network decides."""
+FAINT = -1.0
+"""Below this score, a proposal is dropped where a person says that there is a face."""
 NETWORK_SIDE = 160
 """Of the crop that the network sees, in pixels."""
 NEAR = 0.25
-"""How far from the crop's centre the network may see the face, in the crop's side."""
+"""How far from the middle the network may see a face, in the side of its crop; and how far a face
+may be from the box that a person gave, in the box's side."""
 
 PREDICTOR_SIDE = 256
 """Of the crop in which landmarks are placed, in pixels."""
@@ -111,14 +115,16 @@ class DlibFinder:
     def find_main(self, image: Pixels) -> Face | None:
         """Find the largest face of a picture: an upright one, or else one turned by 90 or 180.
 
-        It is found if its box has 73 pixels after a reduction of the picture to a megapixel.
+        It is found if its box has 73 pixels after a reduction of the picture to a megapixel, or
+        after the enlargement of its longer side to 384 pixels.
 
         Args:
             image: RGB uint8 [H, W, 3].
         """
+        enlarge = min(ENLARGE, max(1.0, MAIN_SIDE / max(image.shape[:2])))
         with self._lock:
             for turns in (QUARTERS[:1], QUARTERS[1:]):
-                faces = self._decide(image, self._propose(image, MAIN_PIXELS, turns, enlarge=1.0))
+                faces = self._decide(image, self._propose(image, MAIN_PIXELS, turns, enlarge))
                 if faces:
                     return max(faces, key=lambda face: face.alignment(1).native_side)
         return None
@@ -126,15 +132,28 @@ class DlibFinder:
     def landmarks(self, image: Pixels, box: Box) -> Points:
         """Place 68 landmarks, [68, 2], on the face in ``box``; its tilt is looked for.
 
+        Where the histograms see no face near the box, it is taken for an upright one.
+
         Args:
             image: RGB uint8 [H, W, 3].
             box: around brows, chin and cheeks.
         """
         centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
-        side = (box[2] - box[0] + box[3] - box[1]) / 2
+        given = _Proposal(-2.0, centre, (box[2] - box[0] + box[3] - box[1]) / 2, 0.0)
         with self._lock:
-            turn = max(TURNS, key=lambda turn: self._score(image, centre, side, turn))
-            return self._place(image, _Proposal(0.0, centre, side, turn))
+            seen = (one for turn in TURNS for one in self._near(image, given, turn))
+            return self._place(image, max(seen, key=lambda one: one.score, default=given))
+
+    def _near(self, image: Pixels, given: _Proposal, turn: int) -> Iterator[_Proposal]:
+        """Propose faces that are turned so and have about the given place and size."""
+        square = square_alignment(given.centre, given.side * _direction(turn), PREDICTOR_SIDE)
+        boxes, scores, _ = self._histograms.run(crop(image, square), 0, FAINT)
+        for box, score in zip(boxes, scores, strict=True):
+            middle = np.array([[box.left() + box.right(), box.top() + box.bottom()]]) / 2
+            centre, side = square.to_photograph(middle)[0], box.width() * square.scale
+            away = hypot(*(centre - given.centre)) / given.side
+            if away < NEAR and 0.5 < side / given.side < 2:
+                yield _Proposal(score, centre, side, turn)
 
     def _propose(
         self, image: Pixels, pixels: int, turns: Sequence[int], enlarge: float = ENLARGE
@@ -161,7 +180,7 @@ class DlibFinder:
             face = self._face(image, proposal)
             if any(_overlap(face.box, other.box) for other in faces):
                 continue
-            if face.score >= CERTAIN or self._confirms(image, face):
+            if proposal.score >= CERTAIN or self._confirms(image, face):
                 faces.append(face)
         return faces
 
@@ -170,7 +189,8 @@ class DlibFinder:
         square = ffhq_alignment(landmarks, PREDICTOR_SIDE)
         x, y, share = ALIGNED_BOX
         centre = square.to_photograph(np.array([[x, y]]) * PREDICTOR_SIDE - 0.5)[0]
-        return Face(box_around(centre, share * square.native_side), proposal.score, landmarks)
+        box = box_around(np.round(centre, 3), round(share * square.native_side, 3))
+        return Face(box, proposal.score, landmarks)
 
     def _place(self, image: Pixels, proposal: _Proposal) -> Points:
         """Place landmarks in a proposal, then again in the aligned square that they make."""
@@ -181,7 +201,7 @@ class DlibFinder:
         for _ in range(REFINEMENTS):
             square = ffhq_alignment(landmarks, PREDICTOR_SIDE)
             landmarks = square.to_photograph(self._predict(crop(image, square), ALIGNED_BOX))
-        return landmarks
+        return np.round(landmarks, 3)  # so that a JSON file that has them stays short
 
     def _predict(self, face: Pixels, box: tuple[float, float, float]) -> Points:
         """Place landmarks in a crop; ``box`` has its centre and side in the crop's side."""
@@ -201,12 +221,6 @@ class DlibFinder:
             hypot(one.rect.center().x - middle, one.rect.center().y - middle) < NEAR * NETWORK_SIDE
             for one in seen
         )
-
-    def _score(self, image: Pixels, centre: Points, side: float, turn: float) -> float:
-        """Score the face in a square, if it is turned so."""
-        square = square_alignment(centre, side * _direction(turn), PREDICTOR_SIDE)
-        scores: Sequence[float] = self._histograms.run(crop(image, square), 0, -1.0)[1]
-        return max(scores, default=-2.0)
 
 
 def _resized(image: Pixels, pixels: int, enlarge: float) -> Pixels:

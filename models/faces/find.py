@@ -15,8 +15,8 @@ class Face:
 
     box: Box
     """Around brows, chin and cheeks; it is upright even if the face is tilted."""
-    score: float
-    """The higher, the surer; what it counts is the finder's own."""
+    score: float | None
+    """The higher, the surer; what it counts is the finder's own. None: a person gave the face."""
     landmarks: Points
     """[68, 2] in the photograph, of the iBUG 300-W scheme."""
 

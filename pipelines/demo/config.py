@@ -26,6 +26,8 @@ class DemoConfig:
     """Largest photograph, in megabytes."""
     max_megapixels: PositiveFloat = 50.0
     """Largest photograph, in millions of pixels."""
+    min_face: PositiveInt | None = None
+    """Side in pixels of the smallest face that is restored; None: as `pipelines.restore` has it."""
     places: PositiveInt = 8
     """Photographs that may wait; a further one is refused for the time being."""
     keep_minutes: PositiveFloat = 30.0

@@ -18,6 +18,7 @@ from pipelines.demo.app import Facts
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.job_queue import Result
 from pipelines.demo.options import CONTROLS, Options
+from pipelines.restore.config import WholeRule
 from pipelines.restore.networks import FaceRestorer
 from pipelines.restore.outputs import png
 from pipelines.restore.pictures import detail, given, made
@@ -27,6 +28,8 @@ REFUSALS = {
     "not_an_image": "this is no image that can be read; PNG, JPEG, WebP, TIFF, BMP, HEIC and AVIF "
     "can",
     "truncated": "the file ends too early or is damaged; fetch it again from where it came",
+    "not_aligned": "this is no aligned face: a square picture, framed as those that the model was "
+    "trained on; choose 'A whole photograph'",
     "transparent": "the picture is transparent in places; fill these, and send it again",
     "out_of_memory": "the machine has too little memory for this picture now; try again later",
 }
@@ -47,6 +50,7 @@ class Restoration:
         device = config.rule.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._restorer = FaceRestorer(replace(config.rule, device=device))
         self._max_pixels = int(config.max_megapixels * 1e6)
+        self._smallest = WholeRule(min_face=config.min_face).smallest(self._restorer.size)
         settings = self._restorer.settings
         self.facts = Facts(
             described=f"{settings['method']} {settings['model'][:12]}, faces of "
@@ -62,7 +66,14 @@ class Restoration:
         """Restore a photograph; see `pipelines.demo.job_queue.Restoring`."""
         restorer = self._restorer.varied(**options.changes)
         try:
-            picture = given(options.key, options.name, photograph, restorer.size, self._max_pixels)
+            picture = given(
+                options.key,
+                options.name,
+                photograph,
+                restorer.size,
+                self._max_pixels,
+                smallest=self._smallest,
+            )
         except UnusableImage as error:
             raise UserError(REFUSALS.get(error.reason) or detail(error)) from error
         with _counted(restorer, advance):

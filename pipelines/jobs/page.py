@@ -42,10 +42,9 @@ figure { margin: 0; width: 150px; }
 figure img { width: 150px; height: 150px; display: block; object-fit: contain; }
 figcaption { font-size: .78em; line-height: 1.35; overflow-wrap: anywhere; color: var(--soft); }
 figcaption b { color: var(--ink); }
-.beside { display: grid; gap: 4px; margin: 0 0 1.6em;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 9.5em), 1fr)); }
-.beside p { grid-column: 1 / -1; margin: 0; overflow-wrap: anywhere; }
-.beside figure { width: auto; }
+.beside { display: flex; flex-wrap: wrap; gap: 4px; margin: 0 0 1.6em; }
+.beside p { flex-basis: 100%; margin: 0; overflow-wrap: anywhere; }
+.beside figure { width: auto; flex: 1 1 9.5em; }
 .beside img { width: 100%; height: auto; }
 svg { display: block; max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink); font-variant-numeric: tabular-nums; }

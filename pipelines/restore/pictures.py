@@ -69,13 +69,13 @@ def given(
         raise NoAlignedFace(
             "not_aligned",
             f"{width} x {height} pixels: not square, so not an aligned face; give --whole for "
-            "photographs",
+            "photographs, with an --output of their own",
         )
     if height < smallest:
         raise NoAlignedFace(
             "too_small",
             f"{height} x {height} pixels: smaller than --min-face {smallest}; a model of "
-            f"{size} x {size} would invent most of it; give --min-face {height} to have it "
+            f"{size} x {size} would invent most of the face; give --min-face {height} to have it "
             "restored all the same",
         )
     notes = []
@@ -101,7 +101,7 @@ def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
             "key": picture.key,
             "input": picture.facts,
             "settings": {**restorer.settings, "device": restorer.device.type},
-            "faces": [{"face": 1, "outcome": "restored", **said}],
+            "faces": [{"number": 1, "outcome": "restored", **said}],
             "notes": [*picture.notes, *warnings(said, "the restored face")],
         },
     )

@@ -29,7 +29,8 @@ ENLARGED = 3  # times at most that the page shows a small picture larger than it
 BYTES = 4_500_000  # of the pictures on the page; of large ones there are fewer
 SPREAD = "spread of the samples, in levels: black 0, red 5, yellow 10, white 15"
 LINES = 200  # of a table on the page
-FACE = (("key", pa.string()), ("face", pa.int32()), ("outcome", pa.string()))
+FACE = (("key", pa.string()), ("number", pa.int32()), ("outcome", pa.string()))
+LONG = {"landmarks"}  # of a face, which are in its JSON and in no table
 
 
 def tables(rows: Sequence[Result]) -> dict[str, bytes]:
@@ -42,9 +43,10 @@ def tables(rows: Sequence[Result]) -> dict[str, bytes]:
         "faces": pa.array([len(row.faces) for row in rows], pa.int32()),
         "notes": pa.array([row.notes for row in rows], pa.list_(pa.string())),
     }
-    faces = [{"key": row.key, **face} for row in rows for face in row.faces]
+    faces = [{"key": row.key, **flat(face)} for row in rows for face in row.faces]
+    names = dict.fromkeys(name for face in faces for name in face if name not in LONG)
     columns = {name: pa.array([face.get(name) for face in faces], kind) for name, kind in FACE}
-    for name in dict.fromkeys(name for face in faces for name in face):
+    for name in names:
         columns.setdefault(name, pa.array([face.get(name) for face in faces]))
     return {TABLE: _parquet(pictures), FACES: _parquet(columns)}
 
@@ -83,12 +85,12 @@ def build(
         bundle: the model's.
     """
     done = [(ref, row) for ref, row in zip(listing.images, rows, strict=True) if not row.reason]
-    failed = [[row.key, row.reason, row.detail] for row in rows if row.reason]
+    failed = [[row.key, f"{row.reason}: {row.detail}"] for row in rows if row.reason]
     noted = [[row.key, note] for row in rows for note in row.notes]
     counts = {"restored": f"{len(done):,}", "not restored": f"{len(failed):,}"}
     sections = [
         ("", page.facts(counts)),
-        ("Not restored", _table(["picture", "reason", "detail"], failed)),
+        ("Not restored", _table(["picture", "why"], failed)),
         ("Notes", _table(["picture", "note"], noted)),
         ("Before and after", "".join(_compared(done, folder))),
         ("How", _table(["setting", "value"], [[k, str(v)] for k, v in settings.items()])),

@@ -28,6 +28,7 @@ from pipelines.restore.config import RestoreRule, WholeRule
 from pipelines.restore.networks import FaceRestorer, RestoredFace
 from pipelines.restore.outputs import write_outputs
 from pipelines.restore.pictures import Given, detail, given, made
+from pipelines.restore.reasons import sentence
 from pipelines.restore.results import Result
 
 THREADS = 4  # that decode, and that write, beside a GPU: a face takes 5 ms and 10 ms of theirs
@@ -80,8 +81,7 @@ class RestoreImages:
     def _alone(self, ref: ImageRef, begun: Attempt) -> Result:
         """Restore a picture of a unit that has killed a process; nothing else is under way."""
         if begun.has_killed(ref.key):
-            said = "the process that restored it was killed, again and again"
-            return failed(ref, "crashed", said)
+            return failed(ref, "crashed")
         with begun.doing(ref.key):
             return next(self._together([ref], threads=0))
 
@@ -156,7 +156,7 @@ def batches(opened: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
         yield part
 
 
-def failed(ref: ImageRef, reason: str, detail: str) -> Result:
+def failed(ref: ImageRef, reason: str, detail: str = "") -> Result:
     """Return the result of a picture that could not be restored."""
-    said = " ".join(detail.split())
+    said = sentence(reason, detail)
     return Result(key=ref.key, bytes=ref.size, stamp=ref.stamp, reason=reason, detail=said)

@@ -1,0 +1,386 @@
+"""Which faces of a photograph are restored, and whether a picture is an aligned face at all.
+
+Faces are numbered from 1, from left to right, as the JSON beside each output lists them. That JSON,
+corrected by hand, is a file for `--faces-json`.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infra.config import read_object
+from infra.errors import UsageError, UserError
+from infra.paths import path_of
+from models.checkpoint import CheckpointError
+from models.faces.alignment import LANDMARKS, Alignment, Pixels
+from models.faces.find import Box, Face, FaceFinder
+from models.faces.weights import FacesMissingError
+from pipelines.restore.config import WholeRule
+
+MOST_TURN = 20.0  # degrees
+LEAST_SCALE, MOST_SCALE = 0.6, 1.7  # the face's square, in the picture's side
+MOST_SHIFT = 0.15  # of the square's centre from the picture's, in the picture's side
+"""From here on a face is not aligned. Of 1,044 aligned faces at the full severity of training, the
+worst was turned by 4.8 degrees, of 0.83 to 1.51 of the side, and shifted by 0.03."""
+
+APART = 0.5
+"""How far a given box may lie from the given landmarks, in the box's side."""
+
+
+class FaceRefusal(Exception):  # noqa: N818  (the outcome of one picture, which is counted)
+    """What one picture's faces cannot give; the others go on.
+
+    Attributes:
+        reason: in a word: not_aligned, no_such_face or unfit_faces.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, eq=False)
+class GivenFace:
+    """A face of `--faces-json`: landmarks, or a box in which they are looked for, or both."""
+
+    number: int | None
+    box: Box | None
+    landmarks: tuple[tuple[float, float], ...] | None
+
+
+GivenFaces = dict[str, list[GivenFace]]
+"""The faces of each photograph, by its key; an empty list says that it has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenFace:
+    """A face of a photograph, and what becomes of it."""
+
+    number: int
+    """From 1, from left to right."""
+    face: Face
+    alignment: Alignment
+    """Its square, as a crop of the model's size."""
+    left_alone: str = ""
+    """Why it is not restored; empty if it is."""
+
+    def record(self) -> dict[str, Any]:
+        """Return the face's entry in the JSON, from which `--faces-json` makes it again."""
+        return {
+            "number": self.number,
+            "box": list(self.face.box),
+            "score": self.face.score,
+            "native_side": round(self.alignment.native_side, 1),
+            "rotation": round(self.alignment.rotation, 1),
+            "left_alone": self.left_alone or None,
+            "landmarks": self.face.landmarks.tolist(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignmentCheck:
+    """What was seen of the alignment of a picture that is taken for an aligned face."""
+
+    verdict: str
+    """aligned; or not checked, and why."""
+    rotation: float | None = None
+    """Of the face in the picture, clockwise, in degrees."""
+    scale: float | None = None
+    """Side of the face's square, in the picture's side."""
+    shift: tuple[float, float] | None = None
+    """Of its centre from the picture's, (right, down), in the picture's side."""
+
+
+def load_finder() -> FaceFinder:
+    """Load the face finder, which the extra `faces` installs.
+
+    Raises:
+        UserError: it is not installed, or its weights are damaged.
+    """
+    from models.faces.dlib_finder import DlibFinder
+
+    try:
+        return DlibFinder()
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
+def finder_if_installed() -> FaceFinder | None:
+    """Load the face finder; None without the extra `faces`.
+
+    Raises:
+        UserError: its weights are damaged.
+    """
+    from models.faces.dlib_finder import DlibFinder
+
+    try:
+        return DlibFinder()
+    except FacesMissingError:
+        return None
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
+def check_aligned(pixels: Pixels, finder: FaceFinder | None) -> AlignmentCheck:
+    """Check that a picture is a face that is aligned as FFHQ's faces are.
+
+    A picture in which no face is seen is let through: heavily degraded faces are not seen, and
+    they are what restoration is for.
+
+    Args:
+        pixels: RGB uint8 [H, W, 3].
+        finder: None if the extra `faces` is not installed.
+
+    Raises:
+        FaceRefusal: not_aligned: it is not square, or its largest face lies elsewhere.
+    """
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise FaceRefusal(
+            "not_aligned",
+            f"{width} x {height} pixels: not square, so not an aligned face; give --whole for "
+            "photographs",
+        )
+    if finder is None:
+        return AlignmentCheck(verdict="not checked: the extra faces is not installed")
+    face = finder.find_main(pixels)
+    if face is None:
+        return AlignmentCheck(verdict="not checked: no face found")
+    alignment = face.alignment(height)
+    x, y = ((alignment.corners.mean(axis=0) - (height - 1) / 2) / height).tolist()
+    if (
+        abs(alignment.rotation) > MOST_TURN
+        or not LEAST_SCALE <= alignment.scale <= MOST_SCALE
+        or max(abs(x), abs(y)) > MOST_SHIFT
+    ):
+        raise FaceRefusal(
+            "not_aligned",
+            f"its face is turned by {alignment.rotation:.0f} degrees, its square has "
+            f"{alignment.scale:.2f} of the picture's side and lies {x:+.2f} to the right and "
+            f"{y:+.2f} down, so it is not aligned as the model's faces are (at most "
+            f"{MOST_TURN:.0f} degrees, {LEAST_SCALE} to {MOST_SCALE} of the side, {MOST_SHIFT} "
+            "away): give --whole, which aligns it",
+        )
+    return AlignmentCheck(
+        verdict="aligned",
+        rotation=round(alignment.rotation, 1),
+        scale=round(alignment.scale, 3),
+        shift=(round(x, 3), round(y, 3)),
+    )
+
+
+def choose_faces(
+    pixels: Pixels,
+    rule: WholeRule,
+    size: int,
+    finder: FaceFinder | None,
+    given: Sequence[GivenFace] | None = None,
+) -> list[ChosenFace]:
+    """Find the faces of a photograph, number them, and decide which are restored.
+
+    Args:
+        pixels: RGB uint8 [H, W, 3].
+        rule: which faces, and how small they may be.
+        size: of the model's pictures, in pixels.
+        finder: None if the extra `faces` is not installed: then every face has to be given, by its
+            landmarks.
+        given: the faces of this photograph in `--faces-json`, in the place of a search.
+
+    Returns:
+        All faces, in the order of their numbers; those that are left alone say why.
+
+    Raises:
+        FaceRefusal: a face that is asked for is not there, or a given one does not fit the
+            photograph.
+        UserError: the faces have to be found, and the extra `faces` is not installed.
+    """
+    if given is None:
+        found = _needed(finder).find(pixels)
+        numbered = list(enumerate(found, start=1))
+    else:
+        numbered = _numbered([(one.number, _made(one, pixels, finder)) for one in given])
+    faces = [ChosenFace(number, face, _aligned(face, number, size)) for number, face in numbered]
+    wanted = _wanted(faces, parse_faces(rule.faces), rule.faces)
+    return [_decided(face, wanted, rule, size) for face in faces]
+
+
+def parse_faces(text: str) -> str | frozenset[int]:
+    """Read the value of `--faces`: "largest", "all", or the numbers of faces.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text in ("largest", "all"):
+        return text
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isascii() and number.isdigit() and int(number) > 0 for number in numbers):
+        raise UsageError(
+            f"--faces {text}: give largest, all, or numbers of faces from left to right, from 1, "
+            "such as 1,3"
+        )
+    return frozenset(map(int, numbers))
+
+
+def read_faces_json(path: str, keys: Collection[str]) -> GivenFaces:
+    """Read the faces that a user corrected or drew.
+
+    The file is the JSON beside an output, or an object with a list of faces for each key of a
+    photograph. Of a face, "number", "box" and "landmarks" are read, and all else is passed over.
+
+    Args:
+        path: the file, or s3://; "" is no file.
+        keys: of all photographs of the input.
+
+    Raises:
+        UsageError: it cannot be read, has another form, or names a photograph that is not there.
+    """
+    if not path:
+        return {}
+    content = read_object(path_of(path), f"--faces-json {path}")
+    if isinstance(content.get("key"), str):  # the JSON beside an output
+        content = {content["key"]: content.get("faces")}
+    unknown = sorted(content.keys() - set(keys))
+    if unknown:
+        raise UsageError(
+            f"--faces-json {path}: {unknown[0]!r} is no key of a photograph of the input; a key is "
+            "the path inside the input without its extension"
+        )
+    return {
+        key: _given_list(faces, f"--faces-json {path}: {key}") for key, faces in content.items()
+    }
+
+
+def _given_list(values: object, where: str) -> list[GivenFace]:
+    if not isinstance(values, list):
+        raise UsageError(f"{where}: holds no list of faces; give [] where there is none")
+    faces = [_given_face(value, f"{where}: face {n}") for n, value in enumerate(values, start=1)]
+    numbers = [face.number for face in faces if face.number is not None]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise UsageError(f"{where}: two faces have the number {number}; give each its own")
+    return faces
+
+
+def _given_face(value: object, where: str) -> GivenFace:
+    """Check the form of a face; whether it fits its photograph is seen when that is read."""
+    if not isinstance(value, dict) or value.get("box", value.get("landmarks")) is None:
+        raise UsageError(
+            f"{where}: give an object with a box [left, top, right, bottom], or with {LANDMARKS} "
+            "landmarks [x, y], in pixels"
+        )
+    number, box, landmarks = (value.get(name) for name in ("number", "box", "landmarks"))
+    if number is not None and (type(number) is not int or number < 1):
+        raise UsageError(f"{where}: number {number!r}; give a whole number from 1 on")
+    if box is not None and not (_is_numbers(box, 4) and box[0] < box[2] and box[1] < box[3]):
+        raise UsageError(f"{where}: box {box!r}; give [left, top, right, bottom], in pixels")
+    if landmarks is not None and not (
+        isinstance(landmarks, list)
+        and len(landmarks) == LANDMARKS
+        and all(_is_numbers(point, 2) for point in landmarks)
+    ):
+        raise UsageError(f"{where}: landmarks are {LANDMARKS} points [x, y], in pixels, or null")
+    edges: Box | None = None
+    if box is not None:
+        left, top, right, bottom = map(float, box)
+        edges = (left, top, right, bottom)
+    points = None if landmarks is None else tuple((float(x), float(y)) for x, y in landmarks)
+    return GivenFace(number, edges, points)
+
+
+def _is_numbers(values: object, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) in (int, float) and np.isfinite(value) for value in values)
+    )
+
+
+def _made(given: GivenFace, pixels: Pixels, finder: FaceFinder | None) -> Face:
+    """Make a face of what was given of it: landmarks count, else they are placed in the box."""
+    if given.landmarks is not None:
+        landmarks = np.array(given.landmarks, dtype=np.float64)
+        (left, top), (right, bottom) = landmarks.min(axis=0), landmarks.max(axis=0)
+        spanned = (float(left), float(top), float(right), float(bottom))
+        _check_place("the landmarks", spanned, pixels)
+        if given.box is not None and _distance(given.box, spanned) > APART:
+            raise FaceRefusal(
+                "unfit_faces",
+                f"the box {list(given.box)} is not around the landmarks, which span "
+                f"{[round(edge) for edge in spanned]}: if the box is right, set the landmarks to "
+                "null, and they are placed in it",
+            )
+        return Face(given.box or spanned, None, landmarks)
+    assert given.box is not None
+    _check_place(f"the box {list(given.box)}", given.box, pixels)
+    return Face(given.box, None, _needed(finder).landmarks(pixels, given.box))
+
+
+def _check_place(what: str, box: Box, pixels: Pixels) -> None:
+    """Refuse a face whose middle is not in the photograph."""
+    height, width = pixels.shape[:2]
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
+        raise FaceRefusal(
+            "unfit_faces",
+            f"the middle of {what}, ({x:.0f}, {y:.0f}), is outside the photograph of {width} x "
+            f"{height} pixels",
+        )
+
+
+def _distance(box: Box, other: Box) -> float:
+    """Return how far the middles of two boxes are apart, in the first one's longer side."""
+    x, y = (box[0] + box[2] - other[0] - other[2]) / 2, (box[1] + box[3] - other[1] - other[3]) / 2
+    return float(np.hypot(x, y) / max(box[2] - box[0], box[3] - box[1]))
+
+
+def _numbered(faces: list[tuple[int | None, Face]]) -> list[tuple[int, Face]]:
+    """Keep the numbers that were given; the other faces have the next ones, from left to right."""
+    kept = [(number, face) for number, face in faces if number is not None]
+    new = [face for number, face in faces if number is None]
+    new.sort(key=lambda face: (face.box[0] + face.box[2], face.box[1]))
+    first = max((number for number, _ in kept), default=0) + 1
+    return sorted([*kept, *enumerate(new, start=first)], key=lambda one: one[0])
+
+
+def _aligned(face: Face, number: int, size: int) -> Alignment:
+    try:
+        return face.alignment(size)
+    except ValueError as error:
+        raise FaceRefusal("unfit_faces", f"face {number}: {error}") from error
+
+
+def _wanted(
+    faces: Sequence[ChosenFace], choice: str | frozenset[int], said: str
+) -> Collection[int]:
+    """Return the numbers of the faces that are asked for."""
+    numbers = [face.number for face in faces]
+    if choice == "all" or not faces:
+        return numbers
+    if isinstance(choice, str):
+        return [max(faces, key=lambda face: (face.alignment.native_side, -face.number)).number]
+    absent = sorted(choice - set(numbers))
+    if absent:
+        raise FaceRefusal(
+            "no_such_face",
+            f"--faces {said}: there is no face {absent[0]}; the photograph has "
+            f"{', '.join(map(str, numbers))}, from left to right",
+        )
+    return choice
+
+
+def _decided(face: ChosenFace, wanted: Collection[int], rule: WholeRule, size: int) -> ChosenFace:
+    """Say why a face is left alone, if it is."""
+    least, side = rule.min_face or max(1, size // 8), face.alignment.native_side
+    if side < least:
+        said = f"too_small: {side:.0f} pixels, --min-face {least}"
+    elif face.number not in wanted:
+        said = f"not_chosen: --faces {rule.faces}"
+    else:
+        return face
+    return ChosenFace(face.number, face.face, face.alignment, said)
+
+
+def _needed(finder: FaceFinder | None) -> FaceFinder:
+    return load_finder() if finder is None else finder
