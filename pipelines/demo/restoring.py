@@ -90,7 +90,7 @@ class Restoration:
         )
         if restorer.bundle.alignment == "ffhq":
             check = check_aligned(picture.pixels, self._finder)
-            picture = replace(picture, face={"alignment": asdict(check)})
+            picture = replace(picture, face={"alignment": check.record()}, landmarks=check.landmarks)
         (face,) = restorer([picture.pixels], [picture.key])
         mean = face.posterior_mean
         done = made(picture, face, restorer)

@@ -1,26 +1,53 @@
 """Numbers and warnings that tell a user whether to believe a restored face."""
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from datasets.decoding import Pixels
+from infra.errors import UserError
+from models.checkpoint import CheckpointError
 from models.consistency import THRESHOLD, consistency
+from models.faces.alignment import Points
+from models.faces.identity import NAME, DlibIdentity, identity_dlib
+from models.faces.weights import FacesMissingError
 from pipelines.restore.networks import RestoredFace
 
 
-def numbers(face: RestoredFace, lq: Pixels) -> dict[str, Any]:
+def numbers(face: RestoredFace, lq: Pixels, landmarks: Points | None = None) -> dict[str, Any]:
     """Return what is said of a restored face in KEY.json and in faces.parquet.
 
     Args:
         face: what became of it.
         lq: what the networks were given, RGB uint8 [size, size, 3].
+        landmarks: [68, 2] in ``lq``; without them, or without the extra `faces`, nothing is said of
+            the person.
     """
     found = consistency(face.restored, lq)
     said = {"scale": found.scale, "disagreement": found.disagreement}
     said = {name: round(value, 2) for name, value in said.items()}
     if face.spread is not None:
         said["spread"] = round(float(face.spread.mean()), 3)
+    network = None if landmarks is None else face_network()
+    if network is not None and landmarks is not None:
+        before, after = (network.describe(one, landmarks) for one in (lq, face.restored))
+        said[NAME] = round(identity_dlib(before, after), 3)
     return {**said, "doubtful": found.is_doubtful}
+
+
+@cache
+def face_network() -> DlibIdentity | None:
+    """Load what describes persons, once in a process; None without the extra `faces`.
+
+    Raises:
+        UserError: its weights are damaged.
+    """
+    try:
+        return DlibIdentity()
+    except FacesMissingError:
+        return None
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
 
 
 def warnings(said: Mapping[str, Any], what: str) -> Iterator[str]:

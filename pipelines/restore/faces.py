@@ -14,7 +14,7 @@ from infra.config import read_object
 from infra.errors import UsageError, UserError
 from infra.paths import path_of
 from models.checkpoint import CheckpointError
-from models.faces.alignment import LANDMARKS, Alignment, Pixels
+from models.faces.alignment import LANDMARKS, Alignment, Pixels, Points
 from models.faces.find import Box, Face, FaceFinder
 from models.faces.weights import FacesMissingError
 from pipelines.restore.config import WholeRule
@@ -91,6 +91,13 @@ class AlignmentCheck:
     """Side of the face's square, in the picture's side."""
     shift: tuple[float, float] | None = None
     """Of its centre from the picture's, (right, down), in the picture's side."""
+    landmarks: Points | None = None
+    """[68, 2] in the picture, of a face that was seen; not in the JSON."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what the JSON says of it."""
+        names = ("verdict", "rotation", "scale", "shift")
+        return {name: getattr(self, name) for name in names}
 
 
 def load_finder() -> FaceFinder:
@@ -170,6 +177,7 @@ def check_aligned(pixels: Pixels, finder: FaceFinder | None) -> AlignmentCheck:
         rotation=round(alignment.rotation, 1),
         scale=round(alignment.scale, 3),
         shift=(round(x, 3), round(y, 3)),
+        landmarks=face.landmarks,
     )
 
 

@@ -22,7 +22,7 @@ from datasets.archives.found import LOSSES
 from datasets.folders import contents
 from datasets.sources import ImageRef, Listing
 from infra import paths
-from infra.config import digest, from_dict, pretty_json, read_object, to_dict
+from infra.config import digest, flat, from_dict, pretty_json, read_object, to_dict
 from infra.errors import BudgetExceeded, UsageError
 from infra.paths import AnyPath
 from pipelines.jobs.folder import OVERWRITING, SetFolder, plain
@@ -205,7 +205,7 @@ class Restoration:
         kept = [row for key in others if (row := results.by_key[key]).files]
         for name, data in report.tables(sorted([*rows, *kept], key=lambda row: row.key)).items():
             paths.write_bytes(self.folder / name, data)
-        page = report.build(listing, rows, self.folder, self.settings, self.bundle)
+        page = report.build(listing, rows, self.folder, flat(self.identity), self.bundle)
         paths.write_bytes(self.folder / report.PAGE, page.encode())
         (self.state / OVERWRITING).unlink(missing_ok=True)
         sys.stdout.write(report.summary(rows, self.folder))

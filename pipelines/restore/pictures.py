@@ -14,6 +14,7 @@ import cv2
 from datasets.decoding import MAX_PIXELS, Pixels, decode
 from datasets.unusable import UnusableImage
 from models import spread
+from models.faces.alignment import Points
 from pipelines.restore.belief import numbers, warnings
 from pipelines.restore.networks import FaceRestorer, RestoredFace
 from pipelines.restore.outputs import png, text_of
@@ -33,6 +34,8 @@ class Given:
     """What a user should know, in sentences."""
     face: Mapping[str, Any] = field(default_factory=dict)
     """What is known of the face, for the JSON."""
+    landmarks: Points | None = None
+    """[68, 2] of the face in ``pixels``, where it was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
     pictures = {"": face.restored, **samples}
     if face.spread is not None:
         pictures["spread"] = spread.picture(face.spread)
-    said = numbers(face, picture.pixels)
+    said = numbers(face, picture.pixels, picture.landmarks)
     return Made(
         pictures={what: png(pixels, text) for what, pixels in pictures.items()},
         record={

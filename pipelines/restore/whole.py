@@ -134,7 +134,11 @@ def restore_faces(
         coloured = [with_colours_of(one, lq, colour) for one in shown]
         records[face.number] |= {
             "outcome": "restored",
-            **numbers(replace(restored, restored=coloured[0]), lq),
+            **numbers(
+                replace(restored, restored=coloured[0]),
+                lq,
+                face.alignment.to_crop(face.face.landmarks),
+            ),
             "colour_difference": {
                 "before": round(colour_difference(shown[0], lq), 2),
                 "after": round(colour_difference(coloured[0], lq), 2),

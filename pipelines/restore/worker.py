@@ -170,7 +170,7 @@ class RestoreImages:
         """
         with self.watch("check alignment"):
             check = check_aligned(picture.pixels, self._finder())
-        return replace(picture, face={"alignment": asdict(check)})
+        return replace(picture, face={"alignment": check.record()}, landmarks=check.landmarks)
 
     def _restored(self, opened: Sequence[Opened]) -> Iterator[Restored]:
         """Restore pictures in one pass of the networks.
