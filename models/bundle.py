@@ -32,7 +32,13 @@ from models.checkpoint import (
     save_checkpoint,
     weights_digest,
 )
-from models.frozen import load_hdit, load_looformer, load_posterior_mean, load_regressor, load_vae
+from models.frozen import (
+    load_autoencoder,
+    load_hdit,
+    load_looformer,
+    load_posterior_mean,
+    load_regressor,
+)
 from models.restorer import Restorer
 from models.vae.folder import save_sim_vae
 from models.vae.public import PublicVAE, save_public_vae
@@ -110,7 +116,7 @@ def _loaded(name: PartName, where: str, config: BundleConfig) -> Any:
     """Load a part that is the one that bundle.json names."""
     loaders: Mapping[PartName, Callable[[str], Any]] = {
         "velocity": load_looformer if config.rule.space == "latent" else load_hdit,
-        "vae": lambda folder: load_vae(folder)[0],
+        "vae": load_autoencoder,
         "predictor": lambda folder: load_posterior_mean(folder)[0],
         "regressor": lambda folder: load_regressor(folder)[0],
     }
@@ -157,7 +163,7 @@ def write_bundle(folder: str | Path, bundle: Bundle) -> None:
         bundle: as of `in_memory`.
 
     Raises:
-        CheckpointError: the folder holds something else under the name of a part.
+        CheckpointError: the folder holds something else under one of a bundle's names.
     """
     folder, config = Path(folder), bundle.config
     _refuse_foreign(folder)
@@ -181,13 +187,13 @@ def write_bundle(folder: str | Path, bundle: Bundle) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder in which something else has the name of a part, such as a trained VAE."""
+    """Refuse a folder in which something else has one of the names, such as a trained VAE."""
     if any((folder / name).exists() for name in (BUNDLE, UNFINISHED)):
         return
-    if taken := [name for name in PARTS if (folder / name).exists()]:
+    if taken := [name for name in (*PARTS, CARD) if (folder / name).exists()]:
         raise CheckpointError(
-            f"{folder}: holds {taken[0]}/, which is not of a bundle, and a bundle would replace "
-            "it; give a folder of its own"
+            f"{folder}: holds {taken[0]}, which is not of a bundle, and a bundle would replace it; "
+            "give a folder of its own, or move that away"
         )
 
 

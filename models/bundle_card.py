@@ -96,7 +96,7 @@ def _validation(config: BundleConfig) -> str:
 def _licences(config: BundleConfig) -> str:
     facts = config.training
     rows = [
-        f"| {name} | {facts.networks.get(name, 'trained with this bundle')} | "
+        f"| {name} | {facts.networks.get(name, 'trained as said above')} | "
         f"{facts.licences.get(name, UNKNOWN)} |"
         for name in config.parts or needed(config.rule)
     ]

@@ -42,6 +42,23 @@ class Identity:
 
 
 def load_vae(where: str) -> tuple[SimVAE | PublicVAE, Identity]:
+    """Load an autoencoder, and identify it; as `load_autoencoder`.
+
+    The scaling of a folder of diffusers is part of its digest, as equal weights may differ in it;
+    those of `PUBLIC_VAES` have their name for it.
+    """
+    vae = load_autoencoder(where)
+    tensors = vae.state_dict()
+    if isinstance(vae, SimVAE):
+        return vae, Identity(weights_digest(tensors), asdict(vae.config))
+    name, scaling = where.partition("=")[0], {"scale": vae.scale, "shift": vae.shift}
+    if name not in PUBLIC_VAES:
+        name = "AutoencoderKL"
+        tensors |= {key: torch.tensor(x, dtype=torch.float64) for key, x in scaling.items()}
+    return vae, Identity(weights_digest(tensors), {"name": name, **scaling})
+
+
+def load_autoencoder(where: str) -> SimVAE | PublicVAE:
     """Load an autoencoder in float32 on the CPU, frozen.
 
     Args:
@@ -54,25 +71,10 @@ def load_vae(where: str) -> tuple[SimVAE | PublicVAE, Identity]:
     """
     name, _, folder = where.partition("=")
     if name in PUBLIC_VAES:
-        public = load_public_vae(name, folder or None)
-        config = {"name": name, "scale": public.scale, "shift": public.shift}
-        return public, Identity(weights_digest(public.state_dict()), config)
+        return load_public_vae(name, folder or None)
     if needs_diffusers(read_config(Path(where))):
-        return _load_scaled(where)
-    vae = load_sim_vae(where).eval().requires_grad_(False)
-    return vae, Identity(weights_digest(vae.state_dict()), asdict(vae.config))
-
-
-def _load_scaled(folder: str) -> tuple[PublicVAE, Identity]:
-    """Load a folder of diffusers; its scaling is part of the digest, as equal weights may differ.
-
-    Those of `PUBLIC_VAES` have their name for it.
-    """
-    vae = load_diffusers_vae(folder)
-    scaling = {"scale": vae.scale, "shift": vae.shift}
-    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in scaling.items()}
-    weights = weights_digest({**vae.state_dict(), **tensors})
-    return vae, Identity(weights, {"name": "AutoencoderKL", **scaling})
+        return load_diffusers_vae(where)
+    return load_sim_vae(where).eval().requires_grad_(False)
 
 
 def load_posterior_mean(where: str) -> tuple[SwinIR, Identity]:

@@ -46,6 +46,7 @@ similarities = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=30)
 @given(similarities, st.lists(st.tuples(*[st.floats(-1e3, 1e3)] * 2), min_size=1, max_size=5))
 def test_points_come_back(alignment: Alignment, points: list[tuple[float, float]]) -> None:
     """A point of the photograph, mapped to the crop and back, moves by less than 1e-9 pixels."""
@@ -68,7 +69,7 @@ def test_a_square_knows_its_measures(alignment: Alignment, size: int) -> None:
     assert np.isclose(resized.rotation, alignment.rotation)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(
     turn=st.floats(-3.1, 3.1), zoom=st.floats(1.0, 3.0), shift=st.tuples(*[st.floats(-5, 5)] * 2)
 )
@@ -122,7 +123,7 @@ def test_a_reduction_does_not_alias(turn: float, times: float) -> None:
     assert np.abs(reduced - 127.5).max() <= 6
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(turn=st.floats(-3.1, 3.1), times=st.floats(1.01, 6.0))
 def test_a_reduction_shifts_nothing(turn: float, times: float) -> None:
     """A plane's levels after a reduction are those of its own function at the pixel's centres."""

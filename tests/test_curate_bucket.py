@@ -173,6 +173,7 @@ def test_a_killed_job_is_finished_by_another_machine(
     assert timeless(objects(s3_server, output)) == timeless(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_server_ends_the_job_with_a_sentence_and_the_next_one_finishes(
     source: Path,
     expected: dict[str, bytes],

@@ -105,8 +105,8 @@ def test_a_photograph_is_restored_compared_and_downloaded(
             expect(line).to_have_value(value)
         expect(line).to_have_attribute("aria-valuetext", "100 % as it was")
         shown = page.locator("#after")
-        for view in ("restored", "posterior mean", "sample 1"):
-            page.get_by_label(view, exact=True).check()
+        for view in ("restored", "posterior mean", "spread", "sample 1"):
+            page.get_by_label(re.compile(f"^{view}( map)?$")).check()
             expect(shown).to_have_attribute("src", re.compile(f"/{view.replace(' ', '-')}.png$"))
             assert shown.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 32
         with page.expect_download() as picture_file:

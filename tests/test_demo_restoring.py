@@ -1,62 +1,100 @@
 """The demo page's model at work: the command's own files, and what it says of a photograph."""
 
+import json
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from infra.errors import UserError
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.options import Options
 from pipelines.demo.restoring import Restoration
-from pipelines.restore.config import RestoreConfig, RestoreRule
+from pipelines.restore.config import RestoreConfig, RestoreRule, WholeRule
 from pipelines.restore.job import Restoration as Job
 from tests.conftest import picture
+from tests.support.astronaut import portrait
 from tests.support.curation_jobs import InProcess
 from tests.support.demo_pages import Client, png, queued, tiny_bundle
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Write a bundle of tiny networks with random weights."""
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def restoration(bundle: str) -> Restoration:
-    """Load it for a page of photographs of at most 10,000 pixels."""
+def restoration(tmp_path_factory: pytest.TempPathFactory) -> Restoration:
+    """Load a model of tiny networks for a page of photographs of at most 10,000 pixels."""
+    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"))
     rule = RestoreRule(model=bundle, steps=7, device="cpu")
     return Restoration(DemoConfig(rule=rule, max_megapixels=0.01, min_face=5))
 
 
-@pytest.mark.parametrize("side", [32, 48])
-@pytest.mark.parametrize(
-    "options", [{}, {"steps": 3, "strength": 0.5, "seed": 9, "samples": 3}], ids=["model", "page"]
-)
+CASES: dict[str, Any] = {
+    "as the model says": ("any", 32, {}, {}),
+    "as the page says": ("any", 48, {"steps": 3, "strength": 0.5, "seed": 9, "samples": 3}, {}),
+    "checked alignment": pytest.param("ffhq", 48, {}, {}, marks=pytest.mark.slow),
+    "whole": ("any", 96, {"seed": 2, "samples": 2}, {"whole": True, "faces": "all"}),
+}
+
+
+@pytest.mark.parametrize(("alignment", "side", "options", "whole"), CASES.values(), ids=CASES)
 def test_the_page_gives_the_files_of_the_command(
-    restoration: Restoration, bundle: str, tmp_path: Path, side: int, options: dict[str, Any]
+    tmp_path: Path, alignment: str, side: int, options: dict[str, Any], whole: dict[str, Any]
 ) -> None:
     """The same pictures and the same JSON, to the byte, with the same settings and name."""
-    photograph = png(picture(3, side, side))
+    share = 0.6 if whole else 1.0
+    photograph = png(Image.fromarray(portrait(side, share=share)))
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "Old photo.png").write_bytes(photograph)
-    rule = RestoreRule(model=bundle, device="cpu", **{"steps": 7, **options})
-    config = RestoreConfig(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), rule=rule)
+    rule = RestoreRule(model=tiny_bundle(tmp_path / "model", alignment), device="cpu", steps=7)
+    config = RestoreConfig(
+        input=(str(tmp_path / "in"),),
+        output=str(tmp_path / "out"),
+        rule=replace(rule, **options),
+        whole=WholeRule(**whole),
+    )
     Job(config).run(InProcess())
+    restoration = Restoration(DemoConfig(rule=rule))
     with queued(restoration, restoration.facts) as (_, app):
         page = Client(app)
-        job = page.sent(photograph, name="Old photo.png", **options)
+        job = page.sent(photograph, name="Old photo.png", **options, **whole)
         files = page.awaited(job)["files"]
-        samples = [name for name in files if name.startswith(("sample", "spread"))]
-
-        assert len(samples) == options.get("samples", 0)  # all but the first, and their spread
-        assert files.keys() == {
-            *("input.png", "restored.png", "restored.json", "posterior-mean.png"),
-            *samples,
+        theirs = {
+            path.name.replace("Old photo.", "restored." if path.stem == "Old photo" else ""): path
+            for path in (tmp_path / "out").glob("Old photo.*")
         }
-        for name in ("restored.png", "restored.json", *samples):
-            theirs = f"Old photo.{name.removeprefix('restored.')}"
-            assert page.get(f"{job}/{name}").content == (tmp_path / "out" / theirs).read_bytes()
+
+        assert len(theirs) >= 1 + options.get("samples", 1)
+        assert files.keys() == {"input.png", "posterior-mean.png", *theirs}
+        for name, path in theirs.items():
+            assert page.get(f"{job}/{name}").content == path.read_bytes(), name
+
+
+def test_a_whole_photograph_has_its_face_restored(restoration: Restoration) -> None:
+    """Before and after differ in the face alone; progress and the posterior mean are there too."""
+    said: list[float] = []
+    photograph = portrait(96)
+    options = Options(whole=True, faces="all", steps=2, samples=2, name="a.png")
+    result = restoration(png(Image.fromarray(photograph)), options, said.append)
+    before, after, mean = (
+        np.asarray(Image.open(BytesIO(result.files[name])))
+        for name in ("input.png", "restored.png", "posterior-mean.png")
+    )
+
+    assert (before == photograph).all()
+    assert (after[:, 0] == before[:, 0]).all()
+    assert (after[40:56, 40:56] != before[40:56, 40:56]).any(axis=2).mean() > 0.9
+    assert (after != mean).any()
+    assert said == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert result.summary["facts"]["faces restored"] == "1 of 1"
+    assert json.loads(result.files["restored.json"])["whole"]["faces"] == "all"
+
+
+def test_a_photograph_without_a_face_is_refused(restoration: Restoration) -> None:
+    """Nothing is passed off as restored."""
+    with pytest.raises(UserError, match="no face was found in the photograph"):
+        restoration(png(picture(1, 90, 90)), Options(whole=True), lambda _: None)
 
 
 def test_progress_is_counted_by_the_networks_evaluations(restoration: Restoration) -> None:
@@ -71,8 +109,8 @@ def test_progress_is_counted_by_the_networks_evaluations(restoration: Restoratio
 @pytest.mark.parametrize(
     ("photograph", "said"),
     [
-        (b"hello", "no image that can be read"),
-        (png(picture(1, 32, 32))[:-40], "ends too early"),
+        (b"hello", "is no PNG, JPEG, WebP, TIFF, BMP, HEIC or AVIF"),
+        (png(picture(1, 32, 32))[:-40], "cannot be decoded to its end"),
         (png(picture(1, 101, 101)), "101 x 101, at most 10000 pixels"),
         (png(picture(1, 32, 40)), "no aligned face: .* choose 'A whole photograph'"),
         (png(picture(1, 4, 4)), "4 x 4 pixels: smaller than --min-face 5"),

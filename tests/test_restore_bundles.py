@@ -20,6 +20,7 @@ from infra.paths import path_of
 from models.bundle import load_bundle
 from models.bundle_facts import BUNDLE
 from models.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, weights_digest
+from models.pmrf import REPOSITORY
 from models.predictor.swinir import PRESETS as PREDICTORS
 from models.predictor.swinir import SwinIR
 from pipelines.restore.__main__ import main
@@ -162,6 +163,8 @@ def test_export_changes_how_a_bundle_is_stored(trained: Trained, tmp_path: Path)
         main(["export", bundle, str(half), "--checkpoint", "best"])
     with pytest.raises(UsageError, match=r"usage: python -m pipelines.restore export RUN BUNDLE"):
         main(["export", bundle])
+    with pytest.raises(UsageError, match=r"a training run, which stays.*such as .*/run/bundle"):
+        main(["export", bundle, str(trained.folder)])
 
 
 def test_a_run_without_its_networks_says_how_to_export(
@@ -272,7 +275,7 @@ def test_a_taken_folder_ends_a_run_in_a_sentence(
 
     assert ended.code == 1
     assert "the bundle could not be written" in ended.said
-    assert "holds vae/" in ended.said
+    assert "holds vae, " in ended.said
     assert (run / "network" / WEIGHTS).exists()
     (run / "bundle" / "vae").rmdir()
     assert train(trained.command, run).code == 0
@@ -381,7 +384,7 @@ def test_an_upload_that_breaks_off_leaves_no_bundle(
     assert open_bundle(uri).config.dtype == "float16"
 
     paths.write_bytes(path_of(f"{uri}/mine") / "vae" / WEIGHTS, b"precious")
-    with pytest.raises(UsageError, match=r"holds vae/.*give a folder of its own"):
+    with pytest.raises(UsageError, match=r"holds vae, .*give a folder of its own"):
         main(["export", local, f"{uri}/mine"])
 
 
@@ -389,6 +392,7 @@ def test_an_upload_that_breaks_off_leaves_no_bundle(
     ("where", "message"),
     [
         ("runs/mistyped", r"neither a folder here nor had from the Hugging Face hub .*give a"),
+        (REPOSITORY, r"had from the Hugging Face hub .*get config.json and model.safetensors of "),
         ("/no/such/folder", r"no such file.*give a bundle, the folder of a training run"),
     ],
 )

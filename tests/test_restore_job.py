@@ -1,5 +1,6 @@
 """A restoration job is a function of pictures, model and settings, whatever befalls it."""
 
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,9 @@ from datasets.sources import ImageRef
 from infra import storage
 from infra.errors import BudgetExceeded, UsageError, UserError
 from models.bundle import load_bundle
+from models.predictor.swinir import SwinIR
+from models.vae.sim_vae import SimVAE
+from models.velocity.looformer import LooUFormer
 from pipelines.restore.config import RestoreRule
 from pipelines.restore.estimate import estimate
 from pipelines.restore.job import Restoration, unit_size, units
@@ -34,8 +38,8 @@ KEYS = ["face-0", "face-1", "face-3", "face-4", "more/face-2"]
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a model and five faces, and restore them once in peace."""
     folder = tmp_path_factory.mktemp("world")
-    write_tiny_bundle(folder / "model")
-    write_tiny_bundle(folder / "other", seed=1)
+    write_tiny_bundle(folder / "model", alignment="any")
+    write_tiny_bundle(folder / "other", seed=1, alignment="any")
     write_faces(folder / "lq", FACES)
     restore(folder / "lq", folder / "whole", folder / "model")
     return folder
@@ -111,6 +115,20 @@ def test_a_picture_depends_on_itself_alone(world: Path, tmp_path: Path, way: Any
 
     for key in KEYS:
         assert found[f"{key}.png"] == pictures(world / "whole")[f"{key}.png"]
+
+
+def test_the_job_keeps_no_network_beside_its_workers(world: Path, tmp_path: Path) -> None:
+    """What it loads to check the model is let go: 1 GB of the published size."""
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(found) in (LooUFormer, SimVAE, SwinIR) for found in gc.get_objects())
+
+    before = alive()
+    restoration = Restoration(job(world / "lq", tmp_path / "out", world / "model"))
+
+    assert alive() == before
+    assert restoration.bundle.digest == restoration.settings["model"]
 
 
 def test_a_run_that_was_killed_goes_on(world: Path, tmp_path: Path) -> None:

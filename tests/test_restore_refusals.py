@@ -1,5 +1,6 @@
 """What cannot be restored is said in a sentence each; the rest is restored, and none is lost."""
 
+import json
 import os
 import re
 import resource
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -18,6 +20,7 @@ from pipelines.restore import reasons
 from pipelines.restore.__main__ import main
 from pipelines.restore.job import check
 from tests.conftest import picture
+from tests.support import astronaut
 from tests.support.forked import Forked
 from tests.support.restore_jobs import job, pictures, restore
 from tests.support.tiny_bundle import SIDE, write_faces, write_tiny_bundle
@@ -30,7 +33,7 @@ POISON = b"POISON"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a model."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("model"))
+    return write_tiny_bundle(tmp_path_factory.mktemp("model"), alignment="any")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,8 @@ def test_a_picture_of_another_kind_is_restored_as_eight_bits_of_rgb(
         assert (restored.mode, restored.size) == ("RGB", (SIDE, SIDE))
     sizes = {"large": "90 x 90", "small": "20 x 20"}
     notes = [f"{sizes[key]} pixels were resized to the model's 32 x 32"] if key in sizes else []
-    assert results(output)[key]["notes"] == notes
+    said = results(output)[key]["notes"]
+    assert [note for note in said if "were resized" in note] == notes
 
 
 def test_the_same_levels_give_the_same_picture(model: Path, tmp_path: Path) -> None:
@@ -143,6 +147,27 @@ def test_the_same_levels_give_the_same_picture(model: Path, tmp_path: Path) -> N
         found.add((tmp_path / f"out-{name}" / "face.png").read_bytes())
 
     assert len(found) == 1
+
+
+def test_a_model_of_aligned_faces_is_given_no_other(model: Path, tmp_path: Path) -> None:
+    """A face that lies on its side is refused; how an upright one lies is said."""
+    lq = tmp_path / "lq"
+    lq.mkdir()
+    face = Image.fromarray(astronaut.portrait(160, share=1.0))
+    face.save(lq / "upright.png")
+    face.rotate(90).save(lq / "turned.png")
+    write_tiny_bundle(tmp_path / "ffhq", alignment="ffhq")
+    with pytest.raises(BudgetExceeded, match="1 of 2"):
+        restore(lq, tmp_path / "out", tmp_path / "ffhq")
+    (known,) = json.loads((tmp_path / "out" / "upright.json").read_text())["faces"]
+    assert (known["outcome"], known["alignment"]["verdict"]) == ("restored", "aligned")
+    assert abs(known["alignment"]["rotation"]) < 10
+    faces = pq.read_table(tmp_path / "out" / "faces.parquet").to_pylist()
+    assert faces[0]["alignment.rotation"] == known["alignment"]["rotation"]
+    assert results(tmp_path / "out")["turned"]["reason"] == "not_aligned"
+
+    restore(lq, tmp_path / "any", model)
+    assert {"turned.png", "upright.png"} <= pictures(tmp_path / "any").keys()
 
 
 def test_what_the_messages_advise_helps(

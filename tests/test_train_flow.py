@@ -87,10 +87,15 @@ SWITCHES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_every_switch_gives_a_gradient(files: Files, switches: dict[str, Any]) -> None:
+@pytest.fixture(scope="module", params=SWITCHES, ids=str)
+def switched(request: pytest.FixtureRequest, files: Files) -> tuple[FlowTask, Any, Noise]:
+    """Build a task by some of the switches, and draw a batch and its numbers."""
+    return drawn(configured(files, **request.param))
+
+
+def test_every_switch_gives_a_gradient(switched: tuple[FlowTask, Any, Noise]) -> None:
     """Whatever the paper compares is one configuration of one program."""
-    task, batch, noise = drawn(configured(files, **switches))
+    task, batch, noise = switched
     engine: Any = task.network  # the forward pass is all that the losses use of an engine
     losses = task.losses(engine, batch, noise)
     losses["loss"].backward()
@@ -100,10 +105,9 @@ def test_every_switch_gives_a_gradient(files: Files, switches: dict[str, Any]) -
     assert task.flops_per_sample() > 0
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_validation_repeats_to_the_bit(files: Files, switches: dict[str, Any]) -> None:
+def test_validation_repeats_to_the_bit(switched: tuple[FlowTask, Any, Noise]) -> None:
     """Degradations and noise are fixed, so curves of runs can be laid over each other."""
-    task = FlowTask(configured(files, **switches), CPU)
+    task, _, _ = switched
     first, second = (task.validate(task.network).metrics for _ in range(2))
 
     assert first == second

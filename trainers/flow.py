@@ -7,7 +7,8 @@
 
 `latent-pmrf` is 400,000 steps of 64 pairs, 0.46 TFLOP each: 1.2e19 in all. It restores CelebA-Test
 at 26.39 dB, LPIPS 0.2207, FID 10.94 (Table 4). To resume, run the same command again. It ends with
-`OUTPUT/network`, the averaged weights and their configuration.
+`OUTPUT/bundle`, by which `python -m pipelines.restore` restores faces, and with `OUTPUT/network`,
+the averaged weights and their configuration.
 
 The paper's other flows are switches: --space, --source, --sigma-s, --conditional, --draws. The
 source of ELIR needs a regressor: train it by `--stage regressor`, then give it as --regressor here,

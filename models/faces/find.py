@@ -19,6 +19,8 @@ class Face:
     """The higher, the surer; what it counts is the finder's own. None: a person gave the face."""
     landmarks: Points
     """[68, 2] in the photograph, of the iBUG 300-W scheme."""
+    is_sure: bool = True
+    """There is a face, and just here; False: so unclear a face that its place may be wrong."""
 
     def alignment(self, size: int) -> Alignment:
         """Return FFHQ's square of this face, as a crop of ``size`` pixels."""
@@ -36,7 +38,10 @@ class FaceFinder(Protocol):
         """Find the faces of a photograph; ordered from left to right."""
 
     def find_main(self, image: Pixels) -> Face | None:
-        """Find the largest face of a picture that may be an aligned face itself; quickly."""
+        """Find the largest face of a picture that may be an aligned face itself; quickly.
+
+        A sure face goes before a larger one that is not.
+        """
 
     def landmarks(self, image: Pixels, box: Box) -> Points:
         """Place 68 landmarks, [68, 2], on the face that somebody says is in ``box``."""

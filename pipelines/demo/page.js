@@ -4,6 +4,10 @@
 const PERIOD = 400; // milliseconds between two questions how far a job is
 const LOST = 20; // questions in a row without an answer, after which the program is taken to be gone
 const NAMES = { "restored.png": "restored", "posterior-mean.png": "posterior mean", "spread.png": "spread map" };
+const NOTES = {
+  "posterior-mean.png": "What the model is sure of: faithful, and blurred.",
+  "spread.png": "How much the samples differ, in levels of 255: black 0, red 5, yellow 10, white 15.",
+};
 const BEFORE = "input.png";
 const HOW = "restored.json";
 
@@ -147,6 +151,7 @@ function select(file) {
   at("after").src = `/jobs/${job}/${file}`;
   at("after").alt = `The photograph: ${title(file)}`;
   at("after-name").textContent = title(file);
+  at("view-note").textContent = NOTES[file] ?? "";
 }
 
 // Make room for a picture of any shape: as wide as there is room, and never taller than the window.

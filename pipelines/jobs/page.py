@@ -219,20 +219,24 @@ def gallery(thumbnails: Sequence[Thumbnail], side: int = 292) -> str:
     return f'<div class="gallery">{figures}</div>' if figures else ""
 
 
-def beside(title: str, pictures: Sequence[tuple[str, str]], widest: int) -> str:
+def beside(
+    title: str, pictures: Sequence[tuple[str, str]], widest: int, notes: Sequence[str] = ()
+) -> str:
     """Show pictures of one thing side by side, as large as the page allows.
 
     Args:
         title: the line above them.
         pictures: (what it is, data URI) of each.
         widest: width of a picture in CSS pixels at most.
+        notes: remarks below them.
     """
     figures = "".join(
         f'<figure style="max-width:{widest}px"><img src="{uri}" alt="{escape(f"{what}: {title}")}">'
         f"<figcaption>{escape(what)}</figcaption></figure>"
         for what, uri in pictures
     )
-    return f'<div class="beside"><p><b>{_breakable(title)}</b></p>{figures}</div>'
+    remarks = "".join(map(note, notes))
+    return f'<div class="beside"><p><b>{_breakable(title)}</b></p>{figures}{remarks}</div>'
 
 
 def data_uri(image: npt.NDArray[np.uint8], side: int) -> str:

@@ -1,6 +1,6 @@
 """Numbers and warnings that tell a user whether to believe a restored face."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from datasets.decoding import Pixels
@@ -23,7 +23,7 @@ def numbers(face: RestoredFace, lq: Pixels) -> dict[str, Any]:
     return {**said, "doubtful": found.is_doubtful}
 
 
-def warnings(said: dict[str, Any], what: str) -> Iterator[str]:
+def warnings(said: Mapping[str, Any], what: str) -> Iterator[str]:
     """Yield what a user should know, in sentences.
 
     Args:

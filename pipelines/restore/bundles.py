@@ -11,7 +11,7 @@ from models.bundle import Bundle, load_bundle
 from models.bundle_facts import BUNDLE as FILE
 from models.bundle_facts import read_bundle
 from models.checkpoint import CONFIG, WEIGHTS, CheckpointError, hub_remedy
-from models.pmrf import is_published, load_published
+from models.pmrf import REPOSITORY, WHERE, is_published, load_published
 from pipelines.restore import runs
 
 ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -94,5 +94,6 @@ def _downloaded(name: str) -> Path:
         raise UsageError(
             f"--model {name}: neither a folder here nor had from the Hugging Face hub "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0]}{hub_remedy(error)}). "
-            f"Check the name, and log in if the repository is gated; or {KINDS}"
+            f"Check the name, and log in if the repository is gated; or "
+            f"{WHERE if name == REPOSITORY else KINDS}"
         ) from error

@@ -39,7 +39,8 @@ class RestoreRule:
     samples: PositiveInt = 1
     """Restorations of each face, K; from two on with a map of their spread."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of the networks: float32; tf32: in products on NVIDIA GPUs; bfloat16: autocast."""
+    """Of the networks: float32, in which an encoder that was trained in less stays as it was; tf32:
+    in products on NVIDIA GPUs; bfloat16: autocast."""
     device: Device | None = None
     """None: a GPU where the Ray cluster has one, which the first line says."""
     batch: PositiveInt | None = None

@@ -11,6 +11,7 @@ from infra.paths import path_of
 from infra.storage import sha256
 from infra.temporary import temporary_folder
 from models.bundle import UNFINISHED, Bundle, in_memory, write_bundle
+from models.bundle_card import CARD
 from models.bundle_facts import BUNDLE, PARTS, PartName
 from models.checkpoint import CheckpointError
 from pipelines.restore import runs
@@ -29,6 +30,11 @@ def export(what: str, where: str, config: ExportConfig) -> None:
     Raises:
         UsageError: nothing that a bundle could be made of, or a folder that is taken.
     """
+    if _is_run(where):
+        raise UsageError(
+            f"{where}: a training run, which stays as it is; give the bundle a folder of its own, "
+            f"such as {path_of(where) / runs.BUNDLE}"
+        )
     bundle = _of_run(what, config) if _is_run(what) else _of_model(what, config)
     target = path_of(where)
     try:
@@ -82,14 +88,16 @@ def upload(folder: Path, there: Folder) -> None:
     """Store a bundle in a bucket; bundle.json comes last, and without it there is no bundle.
 
     Raises:
-        UsageError: something else has the name of a part there.
+        UsageError: something else has one of a bundle's names there.
     """
     stored = {part: [entry.name for entry in there.list(f"{part}/")] for part in PARTS}
     ours = any(there.size(name) is not None for name in (BUNDLE, UNFINISHED))
-    if not ours and (taken := [part for part in PARTS if stored[part]]):
+    taken: list[str] = [part for part in PARTS if stored[part]]
+    taken += [CARD] * (there.size(CARD) is not None)
+    if taken and not ours:
         raise UsageError(
-            f"{there.uri}: holds {taken[0]}/, which is not of a bundle, and a bundle would replace "
-            "it; give a folder of its own"
+            f"{there.uri}: holds {taken[0]}, which is not of a bundle, and a bundle would replace "
+            "it; give a folder of its own, or move that away"
         )
     there.put(UNFINISHED, b"")
     there.delete(BUNDLE)

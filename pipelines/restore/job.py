@@ -22,7 +22,7 @@ from datasets.archives.found import LOSSES
 from datasets.folders import contents
 from datasets.sources import ImageRef, Listing
 from infra import paths
-from infra.config import digest, from_dict, pretty_json, to_dict
+from infra.config import digest, from_dict, pretty_json, read_object, to_dict
 from infra.errors import BudgetExceeded, UsageError
 from infra.paths import AnyPath
 from pipelines.jobs.folder import OVERWRITING, SetFolder, plain
@@ -30,7 +30,8 @@ from pipelines.jobs.inputs import listed
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.restore import report
 from pipelines.restore.bundles import resolved
-from pipelines.restore.config import STATE, RestoreConfig, RestoreRule
+from pipelines.restore.config import STATE, RestoreConfig, RestoreRule, WholeRule
+from pipelines.restore.faces import parse_faces, read_faces_json
 from pipelines.restore.networks import BATCH_ON_GPU, check_method, open_model, settings
 from pipelines.restore.outputs import of_keys
 from pipelines.restore.results import Result, Results, left
@@ -57,11 +58,11 @@ class Restoration:
         self.set = SetFolder(paths.path_of(config.output), STATE, "a set of restored pictures")
         self.folder, self.state = self.set.path, self.set.state
         self.results = self.state / "results.jsonl"
-        self.bundle = open_model(config.rule)
-        check_method(config.rule, self.bundle)
-        self.settings = settings(config.rule, self.bundle.config)
-        whole = asdict(config.whole) if config.whole.whole else {"whole": False}
-        self.identity = plain({**self.settings, "whole": whole})
+        bundle = open_model(config.rule)
+        check_method(config.rule, bundle)
+        self.bundle = bundle.config  # the networks are in memory where the workers are
+        self.settings = settings(config.rule, self.bundle)
+        self.identity = plain({**self.settings, "whole": _whole(config.whole)})
 
     def run(self, engine: Engine | None = None) -> None:
         """Do what is left to do.
@@ -154,6 +155,9 @@ class Restoration:
                 notes=str(self.state / "attempts"),
                 session=uuid.uuid4().hex,
                 model=self.settings["model"],
+                faces=read_faces_json(
+                    self.config.whole.faces_json, {ref.key for ref in listing.images}
+                ),
             )
             size = unit_size(len(todo), running.workers(resources), rule)
             parts = units(todo, size)
@@ -201,13 +205,27 @@ class Restoration:
         kept = [row for key in others if (row := results.by_key[key]).files]
         for name, data in report.tables(sorted([*rows, *kept], key=lambda row: row.key)).items():
             paths.write_bytes(self.folder / name, data)
-        page = report.build(listing, rows, self.folder, self.settings, self.bundle.config)
+        page = report.build(listing, rows, self.folder, self.settings, self.bundle)
         paths.write_bytes(self.folder / report.PAGE, page.encode())
         (self.state / OVERWRITING).unlink(missing_ok=True)
         sys.stdout.write(report.summary(rows, self.folder))
         failures = sum(bool(row.reason) for row in rows)
         if failures or lost:
             raise BudgetExceeded(_unfinished(failures, len(rows), len(lost)))
+
+
+def _whole(rule: WholeRule) -> dict[str, Any]:
+    """Return what pictures depend on of the rule for photographs: of --faces-json the content.
+
+    Raises:
+        UsageError: --faces or --faces-json cannot be read.
+    """
+    if not rule.whole:
+        return {"whole": False}
+    parse_faces(rule.faces)
+    path = rule.faces_json
+    content = digest(read_object(paths.path_of(path), f"--faces-json {path}")) if path else ""
+    return {**asdict(rule), "faces_json": content}
 
 
 def _unfinished(failures: int, pictures: int, lost: int) -> str:

@@ -99,7 +99,8 @@ class FaceRestorer:
         return varied
 
     def _moved(self, given: Restorer) -> Restorer:
-        flow = replace(given.rule, sigma_s=self.settings["sigma_s"], precision=self.rule.precision)
+        lower = self.rule.precision if self.rule.precision != "float32" else given.rule.precision
+        flow = replace(given.rule, sigma_s=self.settings["sigma_s"], precision=lower)
         parts = {"vae": given.vae, "predictor": given.predictor, "regressor": given.regressor}
         moved: dict[str, Any] = {
             name: None if part is None else part.to(self.device) for name, part in parts.items()

@@ -9,32 +9,23 @@ A key has no dot, so that KEY. begins the names of its own files and of no other
 """
 
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from datasets.decoding import Pixels, encode_png
+from datasets.decoding import Pixels
+from datasets.png import png as encoded
+from datasets.png import text_chunks
 from infra.config import pretty_json
 from infra.paths import AnyPath, write_bytes
 
 SOFTWARE = "latent-pmrf"
-HEADER = 33  # bytes of a PNG before its second chunk
 OURS = re.compile(r"(?P<key>[^.]+)(\.sample-\d+|\.spread|\.layers/[^/]+)?\.(png|json)")
 """What a job names its files."""
 
 
 def png(pixels: Pixels, text: Mapping[str, str]) -> bytes:
     """Encode RGB uint8 [H, W, 3] as PNG with text; the same arguments give the same bytes."""
-    data = encode_png(pixels)
-    chunks = b"".join(_text_chunk(f"{name}\0{value}") for name, value in text.items())
-    return data[:HEADER] + chunks + data[HEADER:]
-
-
-def _text_chunk(text: str) -> bytes:
-    """Return a tEXt chunk (PNG, section 11.3.3.2): length, type, content, CRC-32 of these two."""
-    content = b"tEXt" + text.encode("latin-1")
-    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    return encoded(pixels, chunks=text_chunks(text))
 
 
 def text_of(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -6,7 +6,7 @@ either way.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -31,6 +31,8 @@ class Given:
     """Of the file, for the JSON."""
     notes: list[str]
     """What a user should know, in sentences."""
+    face: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of the face, for the JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
             "key": picture.key,
             "input": picture.facts,
             "settings": {**restorer.settings, "device": restorer.device.type},
-            "faces": [{"number": 1, "outcome": "restored", **said}],
+            "faces": [{"number": 1, "outcome": "restored", **picture.face, **said}],
             "notes": [*picture.notes, *warnings(said, "the restored face")],
         },
     )

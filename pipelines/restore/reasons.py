@@ -22,6 +22,10 @@ REASONS = {
     "transparent": "it has transparent pixels, behind which nothing is known; save it without",
     "not_aligned": "",
     "too_small": "",
+    "no_face": "no face was found; draw its box for --faces-json",
+    "no_face_restored": "no face of it was restored",
+    "no_such_face": "",
+    "unfit_faces": "",
 }
 """Every reason, in the order of the README; empty where the detail is a sentence already."""
 

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.decoding import Pixels, decode, encode_png
+from datasets.decoding import Pixels, encode_png
+from datasets.photographs import read_photograph
 from datasets.sources import ImageRef, Listing, read
 from datasets.unusable import UnusableImage
 from infra.config import flat
@@ -119,27 +120,51 @@ def _compared(done: Sequence[tuple[ImageRef, Result]], folder: AnyPath) -> Itera
     for place in sorted({place * len(done) // SHOWN for place in range(SHOWN)} if done else ()):
         ref, row = done[place]
         pictures = list(_pictures(ref, row, folder))
-        shown = [(what, _uri(_fitted(pixels))) for what, pixels in pictures]
-        room -= sum(len(uri) for _, uri in shown)
+        uris = [(what, _uri(_fitted(pixels))) for what, pixels in pictures]
+        room -= sum(len(uri) for _, uri in uris)
         if room < 0:
             return
         widest = min(max(pixels.shape[1] for _, pixels in pictures) * ENLARGED, SIDE)
-        yield page.beside(row.key, shown, widest)
+        yield page.beside(row.key, uris, widest, row.notes)
 
 
 def _pictures(ref: ImageRef, row: Result, folder: AnyPath) -> Iterator[tuple[str, Pixels]]:
     """Yield the picture, what it became, and the map of the spread, if there is one."""
-    after = decode((folder / f"{row.key}.png").read_bytes())
+    after = shown((folder / f"{row.key}.png").read_bytes())
     try:
-        before = decode(read(ref))
+        before = shown(read(ref))
     except UnusableImage:  # it was read when it was restored; the other two can still be shown
         before = None
     if before is not None:
-        yield "input", _resized(before, after.shape[1], after.shape[0])
+        before = _resized(before, after.shape[1], after.shape[0])
+        yield "input", before
     yield "restored", after
+    if (box := largest(row)) and before is not None:
+        yield "its largest face, input", _cut(before, box)
+        yield "restored", _cut(after, box)
     spread = f"{row.key}.spread.png"
     if spread in row.files:
-        yield SPREAD, decode((folder / spread).read_bytes())
+        yield SPREAD, shown((folder / spread).read_bytes())
+
+
+def shown(data: bytes) -> Pixels:
+    """Decode a picture as RGB uint8 [H, W, 3], whether or not it has transparent pixels."""
+    return read_photograph(data).srgb()
+
+
+def largest(row: Result) -> list[float] | None:
+    """Return the box of the largest restored face of a photograph: left, top, right, bottom."""
+    boxes = [face["box"] for face in row.faces if face["outcome"] == "restored" and "box" in face]
+    return max(boxes, key=lambda box: box[2] - box[0], default=None)
+
+
+def _cut(pixels: Pixels, box: Sequence[float]) -> Pixels:
+    """Cut out a box with a fifth of its side around it, as far as there is a picture."""
+    left, top, right, bottom = box
+    around = (right - left) / 5
+    rows = slice(max(0, round(top - around)), round(bottom + around))
+    columns = slice(max(0, round(left - around)), round(right + around))
+    return np.ascontiguousarray(pixels[rows, columns])
 
 
 def _fitted(pixels: Pixels) -> Pixels:

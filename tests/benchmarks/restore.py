@@ -6,9 +6,9 @@
     memory   peaks of one face, and of folders of 5 and 50
     start    modules, loading a bundle, the first face
 
-Without a name all of them run, in five minutes, and each keeps ``results/restore_<name>.json``. Set
+Without a name all of them run, in six minutes, and each keeps ``results/restore_<name>.json``. Set
 OMP_NUM_THREADS=1 first. Weights are random: of the small networks for 128 pixels, and of the
-published sizes for 512, measured on crops of 256 pixels, because a whole face takes two minutes of
+published sizes for 512, measured on crops of 192 pixels, because a whole face takes two minutes of
 a core. `--tiny` tries the code on smaller networks, and keeps nothing.
 
 `--device cuda` measures the published sizes in bfloat16 on a GPU instead, eager and compiled, a
@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Sizes:
     """Side of what is measured."""
 
 
-FULL = Sizes("latent-c32", "sim-vae-f8c32", "swinir_L", side=512, crop=256)
+FULL = Sizes("latent-c32", "sim-vae-f8c32", "swinir_L", side=512, crop=192)
 SMALL = Sizes("small-c8", "small-f4c8", "small", side=128, crop=128)
 TINY = Sizes("tiny", "tiny", "tiny", side=64, crop=64)
 
@@ -338,8 +339,8 @@ def job(given: Given) -> dict[str, Any]:
 
     rows = []
     for run in range(given.runs + 1):
-        row = [_timed(lambda s=s: _in_process(folder, s)) for s in (few, many)]  # type: ignore[misc]
-        row += [_timed(lambda s=s: files(s)) for s in (few, many)]  # type: ignore[misc]
+        row = [_timed(partial(_in_process, folder, source)) for source in (few, many)]
+        row += [_timed(partial(files, source)) for source in (few, many)]
         rows += [row] if run else []
     ours = [(row[1] - row[0]) / 8 for row in rows]
     theirs = [(row[3] - row[2]) / 8 for row in rows]
@@ -447,11 +448,9 @@ def start(given: Given) -> dict[str, Any]:
     """
     folder, _ = given.models["full"]
     fresh = [_fresh(given.models["small"]) for _ in range(given.runs)]
-    loading = paired(
-        lambda: _load(folder), lambda: plain_loading(folder, given.full), given.runs,
-        time.process_time,
-    )  # fmt: skip
-    loads_the_compiler = max(row.pop("loads_the_compiler") for row in fresh)
+    ours, theirs = partial(_load, folder), partial(plain_loading, folder, given.full)
+    loading = paired(ours, theirs, given.runs, time.process_time)
+    loads_the_compiler = bool(max(row.pop("loads_the_compiler") for row in fresh))
     return {
         "cpu_s": {name: statistics.median(row[name] for row in fresh) for name in fresh[0]},
         "loads_the_compiler": loads_the_compiler,

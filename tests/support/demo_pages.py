@@ -112,7 +112,7 @@ class Client(TestClient):
         raise TimeoutError(job)
 
 
-def tiny_bundle(folder: Path) -> str:
+def tiny_bundle(folder: Path, alignment: str = "any") -> str:
     """Write a bundle of tiny networks with random weights, for faces of 32 pixels."""
-    write_bundle(folder, bundle(alignment="any"))
+    write_bundle(folder, bundle(alignment=alignment))
     return str(folder)

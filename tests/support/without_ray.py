@@ -22,6 +22,13 @@ def main() -> None:
 
         curation = cli.parse(CurateConfig, CURATIONS, arguments, "pipelines.curate", "")
         Curation(curation).run(InProcess())
+    elif name == "restore":
+        from pipelines.restore.config import PRESETS as RESTORATIONS
+        from pipelines.restore.config import RestoreConfig
+        from pipelines.restore.job import Restoration
+
+        restoration = cli.parse(RestoreConfig, RESTORATIONS, arguments, "pipelines.restore", "")
+        Restoration(restoration).run(InProcess())
     else:
         from pipelines.encode.config import PRESETS as ENCODINGS
         from pipelines.encode.config import EncodeConfig
