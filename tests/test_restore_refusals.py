@@ -18,7 +18,8 @@ from infra.errors import BudgetExceeded, UsageError, UserError
 from pipelines.restore import pictures as reading
 from pipelines.restore import reasons
 from pipelines.restore.__main__ import main
-from pipelines.restore.job import check
+from pipelines.restore.job import check, say_failures
+from pipelines.restore.results import Result
 from tests.conftest import picture
 from tests.support import astronaut
 from tests.support.forked import Forked
@@ -314,3 +315,15 @@ def test_every_reason_is_documented() -> None:
     documented = [row[0].strip("`") for row in rows("Why a picture is not restored")]
 
     assert documented == list(reasons.REASONS)
+
+
+def test_a_face_that_failed_among_others_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its photograph was restored, and yet it has a line of its own with the reason."""
+    faces = [
+        {"number": 1, "outcome": "restored"},
+        {"number": 2, "outcome": "failed", "reason": "not finite"},
+        {"number": 3, "outcome": "left alone", "reason": "too_small: 9 pixels, --min-face 16"},
+    ]
+    say_failures([Result(key="album/us", bytes=1, stamp=1, files=["album/us.png"], faces=faces)])
+
+    assert capsys.readouterr().err == "face_failed\talbum/us:2\tnot finite\n"

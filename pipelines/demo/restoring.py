@@ -5,7 +5,7 @@ Every picture goes the way of `python -m pipelines.restore`, and has the same by
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -90,7 +90,9 @@ class Restoration:
         )
         if restorer.bundle.alignment == "ffhq":
             check = check_aligned(picture.pixels, self._finder)
-            picture = replace(picture, face={"alignment": check.record()}, landmarks=check.landmarks)
+            picture = replace(
+                picture, face={"alignment": check.record()}, landmarks=check.landmarks
+            )
         (face,) = restorer([picture.pixels], [picture.key])
         mean = face.posterior_mean
         done = made(picture, face, restorer)

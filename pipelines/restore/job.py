@@ -210,8 +210,9 @@ class Restoration:
         (self.state / OVERWRITING).unlink(missing_ok=True)
         sys.stdout.write(report.summary(rows, self.folder))
         failures = sum(bool(row.reason) for row in rows)
-        if failures or lost:
-            raise BudgetExceeded(_unfinished(failures, len(rows), len(lost)))
+        faces = sum(len(row.failed_faces) for row in rows if not row.reason)
+        if failures or faces or lost:
+            raise BudgetExceeded(_unfinished(failures, len(rows), faces, len(lost)))
 
 
 def _whole(rule: WholeRule) -> dict[str, Any]:
@@ -228,17 +229,26 @@ def _whole(rule: WholeRule) -> dict[str, Any]:
     return {**asdict(rule), "faces_json": content}
 
 
-def _unfinished(failures: int, pictures: int, lost: int) -> str:
-    said = f"{failures:,} of {pictures:,} pictures were not restored" if failures else ""
-    places = f"{lost:,} places of the inputs could not be read" if lost else ""
-    return f"{' and '.join(filter(None, (said, places)))}; each has its line above, with the reason"
+def _unfinished(failures: int, pictures: int, faces: int, lost: int) -> str:
+    said = [
+        f"{failures:,} of {pictures:,} pictures were not restored" if failures else "",
+        f"{faces:,} faces of others were not restored" if faces else "",
+        f"{lost:,} places of the inputs could not be read" if lost else "",
+    ]
+    return f"{' and '.join(filter(None, said))}; each has its line above, with the reason"
 
 
 def say_failures(rows: Iterable[Result]) -> None:
-    """Write a line for each picture that was not restored: reason, key, and the same in words."""
+    """Write a line for each picture that was not restored: reason, key, and the same in words.
+
+    A face that failed in a photograph whose other faces were restored has a line too.
+    """
     for row in rows:
         if row.reason:
             sys.stderr.write(f"{row.reason}\t{row.key}\t{row.detail}\n")
+            continue
+        for face in row.failed_faces:
+            sys.stderr.write(f"face_failed\t{row.key}:{face['number']}\t{face['reason']}\n")
 
 
 def unit_size(pictures: int, workers: int, rule: RestoreRule) -> int:

@@ -44,6 +44,11 @@ class Result:
     notes: list[str] = field(default_factory=list)
     """What a user should know, in sentences."""
 
+    @property
+    def failed_faces(self) -> list[dict[str, Any]]:
+        """Those of its faces that were to be restored and could not be."""
+        return [face for face in self.faces if face.get("outcome") == "failed"]
+
 
 def by_key(text: bytes) -> dict[str, Result]:
     """Read the complete lines of a file of results; the last result of a picture counts."""
