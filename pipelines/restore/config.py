@@ -12,7 +12,7 @@ from pipelines.jobs.paths import absolute, absolute_if_there
 
 STATE = ".restore"
 """Folder of an output with the state of its job."""
-Method = Literal["latent-pmrf", "pmrf", "posterior-mean", "vae-reconstruction"]
+Method = Literal["latent-pmrf", "pmrf", "posterior-mean", "vae-reconstruction", "spandrel"]
 Device = Literal["cuda", "cpu"]
 
 
@@ -24,7 +24,8 @@ class RestoreRule:
     """A bundle or the folder of a training run, a path or s3://; or a hub id."""
     method: Method | None = None
     """None: the model's flow. posterior-mean: the predictor alone; vae-reconstruction: the picture
-    through the autoencoder, as a bound on what a latent flow can show."""
+    through the autoencoder, as a bound on what a latent flow can show; spandrel: --model is a file
+    of another restorer, such as GFPGAN, with the extra `comparators`."""
     steps: PositiveInt | None = None
     """Of the solver; None: as the model says, 25 in the paper."""
     solver: Literal["euler", "heun"] | None = None
@@ -50,6 +51,17 @@ class RestoreRule:
     def __post_init__(self) -> None:
         if self.precision == "tf32" and self.device == "cpu":
             raise ValueError("precision 'tf32': a format of NVIDIA GPUs; on a CPU take float32")
+        if self.method == "spandrel" and self._of_a_flow():
+            raise ValueError(
+                f"method 'spandrel' has no {', '.join(self._of_a_flow())}: a restorer of others is "
+                "no flow; leave these out"
+            )
+
+    def _of_a_flow(self) -> list[str]:
+        """Name the settings that only a flow has and that are given."""
+        given = {name: getattr(self, name) for name in ("steps", "solver", "sigma_s")}
+        named = [name for name, value in given.items() if value is not None]
+        return named + (["strength"] if self.strength != 1 else [])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

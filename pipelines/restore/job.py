@@ -29,10 +29,10 @@ from pipelines.jobs.folder import OVERWRITING, SetFolder, plain
 from pipelines.jobs.inputs import listed
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.restore import report
-from pipelines.restore.bundles import open_bundle, resolved
+from pipelines.restore.bundles import resolved
 from pipelines.restore.config import STATE, RestoreConfig, RestoreRule, WholeRule
 from pipelines.restore.faces import parse_faces, read_faces_json
-from pipelines.restore.networks import BATCH_ON_GPU, check_method, settings
+from pipelines.restore.networks import BATCH_ON_GPU, check_method, open_model, settings
 from pipelines.restore.outputs import of_keys
 from pipelines.restore.results import Result, Results, left
 from pipelines.restore.worker import RestoreImages, RestoreSpec
@@ -58,7 +58,7 @@ class Restoration:
         self.set = SetFolder(paths.path_of(config.output), STATE, "a set of restored pictures")
         self.folder, self.state = self.set.path, self.set.state
         self.results = self.state / "results.jsonl"
-        bundle = open_bundle(config.rule.model)
+        bundle = open_model(config.rule)
         check_method(config.rule, bundle)
         self.bundle = bundle.config  # the networks are in memory where the workers are
         self.settings = settings(config.rule, self.bundle)

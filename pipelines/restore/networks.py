@@ -24,6 +24,7 @@ from models.ranges import uint8_to_unit, unit_to_uint8
 from models.restorer import Restorer
 from models.spread import Spread, spread
 from pipelines.restore.bundles import open_bundle
+from pipelines.restore.comparators import load_comparator
 from pipelines.restore.config import RestoreRule
 
 BATCH_ON_GPU = 8
@@ -71,7 +72,7 @@ class FaceRestorer:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         tf32 = rule.precision == "tf32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-        bundle = open_bundle(rule.model)
+        bundle = open_model(rule)
         if expected is not None and bundle.config.digest != expected:
             raise UserError(
                 f"--model {rule.model} was replaced while the job ran: it is now "
@@ -160,12 +161,25 @@ class FaceRestorer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
+def open_model(rule: RestoreRule) -> Bundle:
+    """Load what --model names, for its --method.
+
+    Raises:
+        UsageError: it is not there, or cannot be used.
+    """
+    if rule.method == "spandrel":
+        return load_comparator(rule.model)
+    return open_bundle(rule.model)
+
+
 def check_method(rule: RestoreRule, bundle: Bundle) -> None:
     """Refuse a method that the bundle has not.
 
     Raises:
         UsageError: says what it has.
     """
+    if rule.method == "spandrel":
+        return
     has: list[str] = [bundle.config.method]
     has += ["posterior-mean"] if bundle.restorer.predictor is not None else []
     has += ["vae-reconstruction"] if bundle.restorer.vae is not None else []
