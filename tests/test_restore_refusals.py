@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from infra.errors import BudgetExceeded, UsageError, UserError
+from models.bundle import in_memory, write_bundle
 from pipelines.restore import pictures as reading
 from pipelines.restore import reasons
 from pipelines.restore.__main__ import main
@@ -24,7 +26,7 @@ from tests.conftest import picture
 from tests.support import astronaut
 from tests.support.forked import Forked
 from tests.support.restore_jobs import job, pictures, restore
-from tests.support.tiny_bundle import SIDE, write_faces, write_tiny_bundle
+from tests.support.tiny_bundle import SIDE, bundle, write_faces, write_tiny_bundle
 from tests.test_reasons import rows
 from tests.test_restore_job import rows as results
 
@@ -315,6 +317,20 @@ def test_every_reason_is_documented() -> None:
     documented = [row[0].strip("`") for row in rows("Why a picture is not restored")]
 
     assert documented == list(reasons.REASONS)
+
+
+def test_a_face_that_is_not_finite_is_one_named_line(tmp_path: Path) -> None:
+    """An overflow of the networks ends no job: the picture fails by its name."""
+    made = bundle()
+    with torch.no_grad():
+        next(made.velocity.parameters()).fill_(float("inf"))
+    write_bundle(tmp_path / "model", in_memory(made.config, made.velocity, made.restorer))
+    write_faces(tmp_path / "lq", 2)
+    with pytest.raises(BudgetExceeded, match="2 of 2"):
+        restore(tmp_path / "lq", tmp_path / "out", tmp_path / "model", device="cpu")
+
+    assert {row["reason"] for row in results(tmp_path / "out").values()} == {"not_finite"}
+    assert not pictures(tmp_path / "out")
 
 
 def test_a_face_that_failed_among_others_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,15 +12,16 @@ from skimage import data
 from datasets.decoding import decode
 from datasets.photographs import read_photograph
 from datasets.png import png as png_of
-from infra.errors import UserError
 from models.faces.alignment import square_alignment
 from models.faces.find import Face
 from models.faces.paste import distance_from_centre
 from pipelines.restore.config import RestoreRule, WholeRule
 from pipelines.restore.faces import ChosenFace, choose_faces
-from pipelines.restore.networks import FaceRestorer, RestoredFace
+from pipelines.restore.networks import FaceRestorer, NotFinite, RestoredFace
+from pipelines.restore.reasons import sentence
 from pipelines.restore.whole import NoFaceRestored, made_whole, put_back, restore_faces
 from tests.support import astronaut
+from tests.support.face_points import LANDMARKS
 from tests.support.icc_profiles import adobe_rgb
 from tests.support.tiny_bundle import SIDE, write_tiny_bundle
 
@@ -38,7 +39,7 @@ def chosen(number: int, left_alone: str = "", size: int = SIDE) -> ChosenFace:
         np.array([x, y]), side / 2 * np.array([np.cos(angle), np.sin(angle)]), size
     )
     box = (x - side / 4, y - side / 4, x + side / 4, y + side / 4)
-    face = Face(box, 1.5, alignment.to_photograph(np.full((68, 2), size / 2)))
+    face = Face(box, 1.5, alignment.to_photograph(size * LANDMARKS))
     return ChosenFace(number, face, alignment, left_alone)
 
 
@@ -155,14 +156,14 @@ def test_one_face_that_fails_is_one_record() -> None:
     def fails(faces: Sequence[Array], names: Sequence[str]) -> list[RestoredFace]:
         asked.append(list(names))
         if "us:2" in names:
-            raise UserError("us:2: the restored face is not finite")
+            raise NotFinite("not_finite", "us:2")
         return reddened(faces, names)
 
     faces = restore_faces(read_photograph(png(PIXELS)), "us", all_faces, fails, "off")
 
     assert list(faces.patches) == [1, 3]
     assert faces.records[2]["outcome"] == "failed"
-    assert faces.records[2]["reason"] == "UserError: us:2: the restored face is not finite"
+    assert faces.records[2]["reason"] == sentence("not_finite", "us:2")
     assert asked == [["us:1", "us:2", "us:3"], ["us:1"], ["us:2"], ["us:3"]]
 
 

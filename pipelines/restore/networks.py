@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datasets.decoding import Pixels, single_threaded
+from datasets.unusable import UnusableImage
 from infra.errors import UsageError, UserError
 from models.bundle import Bundle
 from models.bundle_facts import BundleConfig
@@ -28,6 +29,10 @@ from pipelines.restore.comparators import load_comparator
 from pipelines.restore.config import RestoreRule
 
 BATCH_ON_GPU = 8
+
+
+class NotFinite(UnusableImage):
+    """A face of which the networks made numbers that are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ class FaceRestorer:
             names: of the faces; they seed the noise.
 
         Raises:
-            UserError: a result that is not finite.
+            NotFinite: a result that is not finite; it names the face.
         """
         restored: list[RestoredFace] = []
         for first in range(0, len(faces), self.batch):
@@ -212,13 +217,10 @@ def _pixels(images: Tensor, names: Sequence[str]) -> list[Pixels]:
     """[B, 3, H, W] in [0, 1] => RGB uint8 [H, W, 3] each.
 
     Raises:
-        UserError: names the first that is not finite.
+        NotFinite: names the first that is not.
     """
     finite = images.isfinite().flatten(1).all(1).tolist()
     for name, is_finite in zip(names, finite, strict=True):
         if not is_finite:
-            raise UserError(
-                f"{name}: the restored face is not finite; a low --precision can overflow: give "
-                "float32"
-            )
+            raise NotFinite("not_finite", name)
     return list(unit_to_uint8(images).permute(0, 2, 3, 1).contiguous().cpu().numpy())

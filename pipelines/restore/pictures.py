@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
+import torch
 
 from datasets.decoding import MAX_PIXELS, Pixels, decode
 from datasets.unusable import UnusableImage
@@ -105,11 +106,17 @@ def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
         record={
             "key": picture.key,
             "input": picture.facts,
-            "settings": {**restorer.settings, "device": restorer.device.type},
+            **made_with(restorer),
             "faces": [{"number": 1, "outcome": "restored", **picture.face, **said}],
             "notes": [*picture.notes, *warnings(said, "the restored face")],
         },
     )
+
+
+def made_with(restorer: FaceRestorer) -> dict[str, Any]:
+    """Return what a picture depends on beside its input, for the JSON."""
+    settings = {**restorer.settings, "device": restorer.device.type}
+    return {"settings": settings, "torch": torch.__version__}
 
 
 def detail(error: UnusableImage) -> str:

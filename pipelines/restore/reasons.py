@@ -18,6 +18,7 @@ REASONS = {
     "vanished": "it was listed, and then it was not there; run the same command again",
     "changed": "its length changed after it was listed; run the same command again",
     "out_of_memory": "there was no memory to read or decode it; give fewer --workers",
+    "not_finite": "its restored face is not finite; a low --precision can overflow: give float32",
     "unsupported_mode": "its numbers have no known white; save it with 8 or 16 bits a channel",
     "transparent": "it has transparent pixels, behind which nothing is known; save it without",
     "not_aligned": "",

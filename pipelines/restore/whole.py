@@ -23,7 +23,8 @@ from pipelines.restore.faces import ChosenFace
 from pipelines.restore.networks import FaceRestorer, RestoredFace
 from pipelines.restore.outputs import png as encoded
 from pipelines.restore.outputs import text_of
-from pipelines.restore.pictures import Made, sha256
+from pipelines.restore.pictures import Made, detail, made_with, sha256
+from pipelines.restore.reasons import sentence
 
 Restore = Callable[[Sequence[Pixels], Sequence[str]], Sequence[RestoredFace]]
 """Restores crops of the model's size, each by its name."""
@@ -98,7 +99,7 @@ def made_whole(
                 **{"file": file, "bytes": len(data), "sha256": sha256(data)},
                 "size": [photograph.width, photograph.height],
             },
-            "settings": {**restorer.settings, "device": restorer.device.type},
+            **made_with(restorer),
             "whole": asdict(rule),
             "faces": list(faces.records.values()),
             "notes": [*photograph.notes, *_remarks(faces.records)],
@@ -183,12 +184,18 @@ def _restored(
         return list(restore(crops, names))
     except Exception as error:  # of one face among many: an overflow, a GPU's memory
         if len(crops) == 1:
-            return [f"{type(error).__name__}: {' '.join(str(error).split())}"]
+            return [_said(error)]
     return [
         made
         for lq, name in zip(crops, names, strict=True)
         for made in _restored(restore, [lq], [name])
     ]
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, UnusableImage):
+        return sentence(error.reason, detail(error))
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def put_back(photograph: Photograph, patches: Sequence[Patch]) -> Iterator[Layer]:

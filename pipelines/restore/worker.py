@@ -39,7 +39,7 @@ from pipelines.restore.faces import (
     choose_faces,
     finder_if_installed,
 )
-from pipelines.restore.networks import FaceRestorer, RestoredFace
+from pipelines.restore.networks import FaceRestorer, NotFinite, RestoredFace
 from pipelines.restore.outputs import write_outputs
 from pipelines.restore.pictures import Given, Made, detail, given, made
 from pipelines.restore.reasons import sentence
@@ -183,6 +183,13 @@ class RestoreImages:
             with self.watch("restore"):
                 names = [picture.key for picture in pictures]
                 faces = iter(self.restorer([picture.pixels for picture in pictures], names))
+        except NotFinite:
+            if len(opened) > 1:  # each by itself, to find out which
+                for one in opened:
+                    yield from self._restored([one])
+            else:
+                yield failed(opened[0][0], "not_finite")
+            return
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"the GPU has not the memory for {len(pictures)} faces in one pass; give a smaller "

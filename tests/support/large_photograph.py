@@ -12,6 +12,7 @@ from pipelines.restore.config import RestoreRule, WholeRule
 from pipelines.restore.faces import ChosenFace
 from pipelines.restore.networks import FaceRestorer
 from pipelines.restore.whole import made_whole
+from tests.support.face_points import LANDMARKS
 
 SQUARES = ((0.2, 0.3, 0.05, 10), (0.6, 0.6, 0.2, 30), (0.62, 0.35, 0.2, -20), (0.98, 0.9, 0.1, 0))
 """Centre and side in parts of the photograph's side, and angle in degrees."""
@@ -25,7 +26,7 @@ def faces(shown: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], size: int) -> 
         angle = np.deg2rad(turned)
         right = part * side / 2 * np.array([np.cos(angle), np.sin(angle)])
         alignment = square_alignment(np.array([x * side, y * side]), right, size)
-        landmarks = alignment.to_photograph(np.full((68, 2), size / 2))
+        landmarks = alignment.to_photograph(size * LANDMARKS)
         chosen.append(ChosenFace(number, Face((0, 0, 1, 1), None, landmarks), alignment))
     return chosen
 
