@@ -97,7 +97,8 @@ def pictures(tmp_path: Path) -> Pictures:
 @pytest.fixture
 def signals_by_default() -> Iterator[None]:
     """Have signals do what they do in a terminal, also where the tests run under ``nohup``."""
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    dying = dict.fromkeys((signal.SIGHUP, signal.SIGTERM), signal.SIG_DFL)
+    defaults = {signal.SIGINT: signal.default_int_handler, **dying}
     before = {number: signal.signal(number, usual) for number, usual in defaults.items()}
     yield
     for number, handler in before.items():

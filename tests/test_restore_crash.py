@@ -45,6 +45,7 @@ def is_as(output: Path, world: Path) -> bool:
     }
 
 
+@pytest.mark.slow
 def test_killed_under_two_workers_of_ray_the_job_ends_as_if_undisturbed(
     world: Path, tmp_path: Path
 ) -> None:
@@ -83,7 +84,6 @@ def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
     assert not list(output.rglob("*.partial"))
 
 
-@pytest.mark.slow
 def test_two_workers_of_ray_make_the_same_as_one_process(world: Path, tmp_path: Path) -> None:
     """To its end, with exit code 0 and what is said at the end."""
     process = program("pipelines.restore", arguments(world, tmp_path / "out"), tmp_path)

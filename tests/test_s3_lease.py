@@ -18,7 +18,10 @@ from infra.s3.retries import Patience
 from tests.conftest import free_port
 from tests.support.s3_server import S3Server, use
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.usefixtures("signals_by_default"),  # of which the forked processes die
+]
 
 
 @pytest.fixture

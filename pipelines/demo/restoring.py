@@ -3,16 +3,18 @@
 Every picture goes the way of `python -m pipelines.restore`, and has the same bytes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 
-from datasets.decoding import Pixels
+from datasets.decoding import Pixels, decode
 from datasets.photographs import read_photograph
 from datasets.unusable import UnusableImage
 from infra.config import pretty_json
@@ -23,7 +25,13 @@ from pipelines.demo.config import DemoConfig
 from pipelines.demo.job_queue import Result
 from pipelines.demo.options import CONTROLS, Options
 from pipelines.restore.config import WholeRule
-from pipelines.restore.faces import FaceRefusal, check_aligned, choose_faces, finder_if_installed
+from pipelines.restore.faces import (
+    ChosenFace,
+    FaceRefusal,
+    check_aligned,
+    choose_faces,
+    finder_if_installed,
+)
 from pipelines.restore.networks import FaceRestorer
 from pipelines.restore.outputs import png
 from pipelines.restore.pictures import Made, detail, given, made
@@ -111,7 +119,23 @@ class Restoration:
 
         done = restored(restorer)
         mean = restored(restorer.varied(strength=0.0, samples=1)).pictures[""]
-        return result(done, before, mean)
+        return result(_flat(done, before, faces), before, mean)
+
+
+def _flat(done: Made, before: Pixels, faces: Sequence[ChosenFace]) -> Made:
+    """Put the maps of the faces' spreads where the faces are, black elsewhere, as one picture."""
+    height, width = before.shape[:2]
+    whole = np.zeros_like(before)
+    for face in faces:
+        map_of_face = done.pictures.get(f"layers/face-{face.number}.spread")
+        if map_of_face is not None:
+            to_photograph = face.alignment.matrix
+            placed = cv2.warpAffine(decode(map_of_face), to_photograph, (width, height))
+            np.maximum(whole, placed, out=whole)
+    pictures = {what: data for what, data in done.pictures.items() if "/" not in what}
+    if len(pictures) < len(done.pictures):
+        pictures["spread"] = png(whole, {})
+    return replace(done, pictures=pictures)
 
 
 def result(done: Made, before: Pixels, posterior_mean: bytes | None) -> Result:
