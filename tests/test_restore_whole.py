@@ -1,6 +1,7 @@
 """`pipelines.restore --whole`: a folder of photographs, from files to tables and page."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,5 +123,16 @@ def test_options_that_cannot_be_read_are_refused(
     """Before anything is written."""
     with pytest.raises(UsageError, match=said):
         restore(world / "album", tmp_path / "out", world / "model", whole=True, **option)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra_nothing_begins(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command names what to install before it writes anything."""
+    monkeypatch.setitem(sys.modules, "dlib", None)
+    with pytest.raises(UsageError, match=r"--whole: .* pip install -e '.\[faces\]'"):
+        restore(world / "album", tmp_path / "out", world / "model", whole=True)
 
     assert not (tmp_path / "out").exists()

@@ -32,6 +32,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .22em 1.4em .22em 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; border-bottom: 1px solid var(--faint); }
 td { overflow-wrap: anywhere; }
+td:first-child { min-width: 7em; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(8em, 1fr)); gap: 1em;
   margin: 0; }

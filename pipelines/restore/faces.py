@@ -16,7 +16,7 @@ from infra.paths import path_of
 from models.checkpoint import CheckpointError
 from models.faces.alignment import LANDMARKS, Alignment, Pixels, Points
 from models.faces.find import Box, Face, FaceFinder
-from models.faces.weights import FacesMissingError
+from models.faces.weights import FacesMissingError, load_dlib
 from pipelines.restore.config import WholeRule
 
 MOST_TURN = 20.0  # degrees
@@ -98,6 +98,18 @@ class AlignmentCheck:
         """Return what the JSON says of it."""
         names = ("verdict", "rotation", "scale", "shift")
         return {name: getattr(self, name) for name in names}
+
+
+def require_dlib() -> None:
+    """Refuse to look for faces where the extra `faces` is not installed, before anything begins.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        load_dlib()
+    except FacesMissingError as error:
+        raise UsageError(f"--whole: {error}") from error
 
 
 def load_finder() -> FaceFinder:

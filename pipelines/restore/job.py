@@ -31,7 +31,7 @@ from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.restore import report
 from pipelines.restore.bundles import resolved
 from pipelines.restore.config import STATE, RestoreConfig, RestoreRule, WholeRule
-from pipelines.restore.faces import parse_faces, read_faces_json
+from pipelines.restore.faces import parse_faces, read_faces_json, require_dlib
 from pipelines.restore.networks import BATCH_ON_GPU, check_method, open_model, settings
 from pipelines.restore.outputs import of_keys
 from pipelines.restore.results import Result, Results, left
@@ -48,7 +48,7 @@ class Restoration:
         config: the resolved configuration.
 
     Raises:
-        UsageError: a model that cannot be used.
+        UsageError: a model that cannot be used, or --whole without what finds faces.
     """
 
     def __init__(self, config: RestoreConfig) -> None:
@@ -62,6 +62,8 @@ class Restoration:
         check_method(config.rule, bundle)
         self.bundle = bundle.config  # the networks are in memory where the workers are
         self.settings = settings(config.rule, self.bundle)
+        if config.whole.whole and not config.whole.faces_json:
+            require_dlib()
         self.identity = plain({**self.settings, "whole": _whole(config.whole)})
 
     def run(self, engine: Engine | None = None) -> None:
