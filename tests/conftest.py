@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.support.faulty_proxy import FaultyProxy
 from tests.support.s3_server import S3Server, use
 
 ROOT = Path(__file__).resolve().parents[1]
+ALONE = "LATENT_PMRF_TEST_ALONE"  # is set where a test that forks has a process for itself
 PATIENCE = 600.0  # seconds until a program is taken to hang; no test waits for it to pass
 
 # A property is checked on the same examples everywhere, however slow the machine is: a test that
@@ -66,6 +68,27 @@ def pytest_fixture_setup() -> None:
 def pytest_runtest_call() -> None:
     """Do so for the test itself, whether or not it was the first to need a shared fixture."""
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test marked `forks` in a process that has run no other test.
+
+    A process that is forked takes over the locks and objects of all libraries, but not the threads
+    that serve them: behind tests of Ray, gRPC or OpenMP one of a hundred of its children crashed.
+    Programs that fork are started for it, and have no such past.
+    """
+    if pyfuncitem.get_closest_marker("forks") is None or ALONE in os.environ:
+        return None
+    from tests.support.preloaded import Preloaded
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", "forks", pyfuncitem.nodeid]
+        run = Preloaded("pytest", arguments, Path(folder), **{ALONE: "1"})
+        said = "".join(run.communicate())
+    if run.returncode:
+        pytest.fail(said, pytrace=False)
+    return True
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:

@@ -138,7 +138,11 @@ def test_batches_of_a_bucket_are_those_of_the_disk(
 
 @pytest.mark.parametrize(
     ("method", "workers"),
-    [("fork", 2), ("forkserver", 1), pytest.param("spawn", 1, marks=pytest.mark.slow)],
+    [
+        pytest.param("fork", 2, marks=pytest.mark.forks),
+        ("forkserver", 1),
+        pytest.param("spawn", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_processes_that_read_ahead_read_a_bucket(
     disk: Path, bucket: AnyPath, tmp_path: Path, method: str, workers: int
@@ -253,6 +257,7 @@ def test_a_store_that_fails_for_good_ends_the_run(
     assert loader.skipped == 0
 
 
+@pytest.mark.forks
 def test_a_store_that_is_away_ends_a_loader_of_processes(
     bucket: AnyPath, s3_proxy: FaultyProxy
 ) -> None:

@@ -58,6 +58,7 @@ def crashed(folder: Path) -> list[str]:
     return [row["key"] for row in rows if row["drop_reason"] == "crashed"]
 
 
+@pytest.mark.forks
 def test_poison_is_dropped_by_name_and_the_rest_is_kept(
     poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_poison_is_dropped_by_name_and_the_rest_is_kept(
     }
 
 
+@pytest.mark.forks
 def test_an_image_that_kills_the_packing_is_dropped_too(
     pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +101,7 @@ def test_an_image_that_kills_the_packing_is_dropped_too(
     assert run(source, tmp_path / "set", threshold=200.0, max_bad=1).units == []
 
 
+@pytest.mark.forks
 def test_a_job_killed_many_times_blames_no_image(
     poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +117,7 @@ def test_a_job_killed_many_times_blames_no_image(
     assert published(tmp_path / "set") == published(tmp_path / "fresh")
 
 
+@pytest.mark.forks
 def test_deaths_between_images_end_the_job_with_a_sentence(
     pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +161,7 @@ class Stillborn:
         raise NotImplementedError
 
 
+@pytest.mark.forks
 def test_a_worker_that_dies_while_it_is_made_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

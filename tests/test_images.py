@@ -103,7 +103,7 @@ def test_seed_key_and_visit_each_move_the_crop(folder: Path) -> None:
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.forks)])
 def test_batches_do_not_depend_on_workers(folder: Path, processes: bool) -> None:
     """Read when asked for, ahead by threads, or by processes: the same tensors."""
     crops = Crops([ImageSet(folder)], crop=16)

@@ -31,7 +31,9 @@ CONFIGS = {
     "forkserver": LoaderConfig(workers=1, processes=True),
     "spawn": LoaderConfig(workers=1, processes=True, start_method="spawn"),
 }
-OFTEN = [*list(CONFIGS)[:-1], pytest.param("spawn", marks=pytest.mark.slow)]
+FORK = pytest.param("fork", marks=pytest.mark.forks)
+KINDS = ["alone", "threads", FORK, "forkserver", "spawn"]
+OFTEN = [*KINDS[:-1], pytest.param("spawn", marks=pytest.mark.slow)]
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
@@ -51,7 +53,7 @@ def damaged(tmp_path: Path) -> LatentPairs:
     return pairs
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", KINDS)
 def test_workers_change_nothing(folder: Path, name: str) -> None:
     """Whoever reads, the batches and states of two epochs are the same."""
     layout = Layout(ranks=2, rank=1, micro_batch=4)
@@ -76,7 +78,7 @@ def test_a_loader_touches_no_global_generator(folder: Path, name: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["threads", "fork"])
+@pytest.mark.parametrize("name", ["threads", FORK])
 def test_the_state_counts_what_was_handed_out(folder: Path, name: str) -> None:
     """Batches read ahead by workers are not consumed: a new loader begins with the next one."""
     pairs, layout = LatentPairs(folder), Layout(micro_batch=6)
@@ -243,6 +245,7 @@ def test_batches_that_are_kept_stay_what_they_were(folder: Path) -> None:
     assert all(torch.equal(a.source, b.source) for a, b in zip(kept, again, strict=True))
 
 
+@pytest.mark.forks
 def test_leaving_a_loop_leaves_no_process_behind(folder: Path) -> None:
     """Workers end with the iteration that started them."""
     for _ in Loader(LatentPairs(folder), Layout(micro_batch=4), CONFIGS["fork"]):

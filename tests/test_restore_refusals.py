@@ -220,6 +220,7 @@ def _no_memory(*_: Any) -> Any:
     raise MemoryError("Unable to allocate 3.00 GiB")
 
 
+@pytest.mark.forks
 def test_a_picture_that_kills_the_process_is_given_up_by_name(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
