@@ -21,7 +21,6 @@ from tests.conftest import ROOT
 from tests.support.qalign_checkpoint import write_checkpoint
 from tests.support.training_sets import write_lpips
 
-
 IMAGES = [name for name, metric in METRICS.items() if metric.kind == "image"]
 PAIRED = [name for name in IMAGES if METRICS[name].needs_reference]
 
