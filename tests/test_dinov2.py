@@ -180,6 +180,26 @@ def test_metrics_of_one_network_load_it_once(
         assert fid.distance(x, y) == frechet_distance(x, y)
 
 
+@pytest.mark.filterwarnings("ignore:a Frechet distance of")
+@pytest.mark.parametrize("name", ["fid_dinov2", "mmd_dinov2", "mmd_dinov2_unbiased"])
+def test_distances_grow_with_the_noise(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set is nearest to itself, and further the more its pictures are spoilt."""
+    monkeypatch.setattr(dinov2, "VIT_L14", TINY)
+    judge = METRICS[name].load_set(write(facebooks(), tmp_path, "facebook"))
+    hq = images(8)
+    noise = torch.randn(hq.shape, generator=torch.Generator().manual_seed(2))
+    ladder = [(hq + level * noise).clamp(0, 255).byte() for level in (0, 48, 96, 192)]
+    reference = judge.features(hq)
+    distances = [judge.distance(judge.features(rung), reference) for rung in ladder]
+
+    assert distances == sorted(distances)
+    assert distances[3] > distances[1] > distances[0]
+    if name != "mmd_dinov2_unbiased":  # which leaves out that a picture equals itself
+        assert distances[0] == pytest.approx(0, abs=1e-6)
+
+
 def cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Keys' kernel with a = -0.75."""
     x = np.abs(x)
@@ -211,9 +231,9 @@ def test_transformers_own_interpolation_would_give_other_features(tmp_path: Path
     config = Dinov2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=14, image_size=518
     )
-    naive = Dinov2Model.from_pretrained(
-        None, config=config, state_dict=on_the_hub(facebooks()), dtype=torch.float32
-    ).eval()
+    naive = Dinov2Model(config).eval()
+    table = {"embeddings.position_embeddings": facebooks()["pos_embed"]}
+    naive.load_state_dict(model.state_dict() | table)
     ours = model.embeddings.position_embeddings[:, 1:]
     theirs = naive.embeddings.interpolate_pos_encoding(torch.zeros(1, 257, 32), 224, 224)[:, 1:]
     x = network_input(images())
@@ -265,6 +285,13 @@ def test_other_networks_are_refused(
         torch.save(state, tmp_path / CHECKPOINT)
     with pytest.raises(CheckpointError, match=f"{message}.*get https://dl.fbaipublicfiles"):
         load_dinov2(tmp_path, TINY)
+
+
+def test_loading_leaves_pytorch_as_it_was(tmp_path: Path) -> None:
+    """What transformers' own loader patches is not patched: a meta device still applies to all."""
+    load_dinov2(write(facebooks(), tmp_path, "facebook"), TINY)
+    with torch.device("meta"):
+        assert torch.linspace(0, 1, 2).is_meta
 
 
 def test_registers_and_misshapen_tensors_are_refused(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ code makes it, which the paper's tables used, and stands in the network at its f
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from models.checkpoint import (
     CheckpointError,
     CheckpointNotFoundError,
+    load_strict,
     read_state_dict,
     weights_digest,
 )
@@ -46,6 +46,14 @@ RENAMED = (
     (r"\.attn\.proj\.", ".attention.output.dense."),
     (r"\.attn\.qkv\.", ".attention.qkv."),
     (r"\.ls([12])\.gamma$", r".layer_scale\1.lambda1"),
+)
+
+# From those to the names in transformers, for its newer versions.
+OWN_NAMES = (
+    (".attention.attention.query.", ".attention.q_proj."),
+    (".attention.attention.key.", ".attention.k_proj."),
+    (".attention.attention.value.", ".attention.v_proj."),
+    (".attention.output.dense.", ".attention.o_proj."),
 )
 
 
@@ -171,45 +179,38 @@ def resized_positions(positions: Tensor, patches: int) -> Tensor:
     return torch.cat([positions[:, :1], table.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _build(state: dict[str, Tensor], architecture: Architecture, path: Path) -> Any:
-    """Build transformers' network with exactly these weights."""
+def _build(state: Mapping[str, Tensor], architecture: Architecture, path: Path) -> Any:
+    """Build transformers' network with exactly these weights.
+
+    Not by its from_pretrained: that patches torch.linspace while it first opens a meta device, and
+    PyTorch then remembers the patched function for good as what a device context applies to.
+    """
     from transformers import Dinov2Config, Dinov2Model
 
-    config = Dinov2Config(
-        hidden_size=architecture.hidden_size,
-        num_hidden_layers=architecture.num_hidden_layers,
-        num_attention_heads=architecture.num_attention_heads,
-        patch_size=architecture.patch_size,
-        image_size=SIDE,
-    )
-    # transformers translates published names to its own, which change with its versions
-    with _no_progress_bar():
-        model, found = Dinov2Model.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
+    with torch.device("meta"):
+        model = Dinov2Model(
+            Dinov2Config(
+                hidden_size=architecture.hidden_size,
+                num_hidden_layers=architecture.num_hidden_layers,
+                num_attention_heads=architecture.num_attention_heads,
+                patch_size=architecture.patch_size,
+                image_size=SIDE,
+            )
         )
-    problems = [f"{what} {sorted(map(str, names))[:4]}" for what, names in found.items() if names]
-    if problems:
-        raise CheckpointError(
-            f"{path}: weights of another network than {architecture}: {'; '.join(problems)}. "
-            f"{_remedy()}"
-        )
+    named = {_transformers_name(k, model.state_dict()): v.float() for k, v in state.items()}
+    try:
+        load_strict(model, named, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: {_remedy()}") from error
     return model.eval().requires_grad_(False)
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing one for weights that are in memory already."""
-    from transformers.utils import logging
+def _transformers_name(name: str, known: Mapping[str, Tensor]) -> str:
+    """Translate a published name to the one in the installed transformers, which may be the same.
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    From 5.24 on its attention has other names than its files.
+    """
+    translated = name
+    for published, own in OWN_NAMES:
+        translated = translated.replace(published, own)
+    return translated if translated in known else name
