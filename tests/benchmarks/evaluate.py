@@ -1,17 +1,21 @@
-"""Time and memory of evaluation: `python -m tests.benchmarks.evaluate [sets]`.
+"""Time and memory of evaluation: `python -m tests.benchmarks.evaluate [fid|fid_dinov2|mmd_dinov2]`.
 
-`sets`: FID and MMD of two sets of 70,000 features; see `tests.benchmarks.sets_of_features`.
+Each of these three is the distance of two sets of 70,000 features, without the networks that
+compute them; see `tests.benchmarks.sets_of_features`.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tests.benchmarks.harness import save
-from tests.benchmarks.sets_of_features import sets
+from tests.benchmarks.sets_of_features import WIDTHS, distance_of_sets
 
-BENCHES: dict[str, Callable[[], Mapping[str, Any]]] = {"sets": sets}
+BENCHES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    name: partial(distance_of_sets, name) for name in WIDTHS
+}
 
 
 def main(arguments: Sequence[str]) -> int:
