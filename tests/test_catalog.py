@@ -21,6 +21,10 @@ from tests.conftest import ROOT
 from tests.support.qalign_checkpoint import write_checkpoint
 from tests.support.training_sets import write_lpips
 
+IMAGES = [name for name, metric in METRICS.items() if metric.kind == "image"]
+PAIRED = [name for name in IMAGES if METRICS[name].needs_reference]
+SETS = [name for name in METRICS if name not in IMAGES]
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -40,7 +44,7 @@ def pictures(side: int, seed: int = 0) -> Tensor:
     return (smooth + 8 * torch.randn(smooth.shape, generator=generator)).clamp(0, 255).byte()
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_every_metric_judges_each_picture_by_itself(name: str, folders: dict[str, Path]) -> None:
     """From its smallest pictures on, a finite value for each, whatever else is in the batch."""
     metric = METRICS[name]
@@ -56,7 +60,7 @@ def test_every_metric_judges_each_picture_by_itself(name: str, folders: dict[str
     assert len(judge.digest) == (64 if name in folders or name == "brisque" else 0)
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].needs_reference])
+@pytest.mark.parametrize("name", PAIRED)
 def test_a_metric_gets_worse_as_pictures_leave_their_reference(
     name: str, folders: dict[str, Path]
 ) -> None:
@@ -96,6 +100,32 @@ def test_smallest_sides_are_those_that_the_metrics_enforce() -> None:
     small = pictures(MIN_SIDE - 1)
     with pytest.raises(ValueError, match="at least 161"):
         METRICS["ms_ssim"].load().compute(small, small)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_metric_of_sets_is_none_of_images(name: str) -> None:
+    """It names its features and its distance, and each kind is refused by the other's loader."""
+    metric = METRICS[name]
+
+    assert metric.features
+    assert metric.distance
+    assert metric.against == "hq"
+    with pytest.raises(ValueError, match=r"a metric of kind 'set'; load it by load_set\(\)"):
+        metric.load()
+    with pytest.raises(ValueError, match=r"a metric of kind 'image'; load it by load\(\)"):
+        METRICS["psnr"].load_set()
+
+
+def test_metrics_of_the_same_features_are_computed_alike() -> None:
+    """One pass serves all of one name: the loader and the resize are the same."""
+    for name in SETS:
+        others = [other for other in SETS if METRICS[other].features == METRICS[name].features]
+        assert len({(METRICS[n].loader, METRICS[n].resize) for n in others}) == 1
+    assert {METRICS[name].features for name in SETS} == {
+        "inception/clean",
+        "inception/legacy_pytorch",
+        "dinov2/vitl14",
+    }
 
 
 def test_the_best_checkpoint_is_chosen_in_the_direction_of_the_metric() -> None:
