@@ -26,6 +26,7 @@ from tests.support.training_sets import write_dists, write_lpips
 IMAGES = [name for name, metric in METRICS.items() if metric.kind == "image"]
 WITH_WEIGHTS = ("lpips", "lpips_vgg", "dists", "qalign")
 PAIRED = [name for name in IMAGES if METRICS[name].needs_reference]
+SETS = [name for name in METRICS if name not in IMAGES]
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,32 @@ def test_values_are_those_of_the_metrics_themselves(folders: dict[str, Path]) ->
     scores = QAlign.load(folders["qalign"]).score(to_pixels(x))
     found = METRICS["qalign"].load(folders["qalign"]).compute(x)
     assert found.tolist() == pytest.approx([score.value for score in scores])
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_metric_of_sets_is_none_of_images(name: str) -> None:
+    """It names its features and its distance, and each kind is refused by the other's loader."""
+    metric = METRICS[name]
+
+    assert metric.features
+    assert metric.distance
+    assert metric.against == "hq"
+    with pytest.raises(ValueError, match=r"a metric of kind 'set'; load it by load_set\(\)"):
+        metric.load()
+    with pytest.raises(ValueError, match=r"a metric of kind 'image'; load it by load\(\)"):
+        METRICS["psnr"].load_set()
+
+
+def test_metrics_of_the_same_features_are_computed_alike() -> None:
+    """One pass serves all of one name: the loader and the resize are the same."""
+    for name in SETS:
+        others = [other for other in SETS if METRICS[other].features == METRICS[name].features]
+        assert len({(METRICS[n].loader, METRICS[n].resize) for n in others}) == 1
+    assert {METRICS[name].features for name in SETS} == {
+        "inception/clean",
+        "inception/legacy_pytorch",
+        "dinov2/vitl14",
+    }
 
 
 def test_the_best_checkpoint_is_chosen_in_the_direction_of_the_metric() -> None:

@@ -47,9 +47,12 @@ class Statistics(NamedTuple):
         """
         if features.ndim != 2 or len(features) < 2:
             raise ValueError(f"features {list(features.shape)}: give [n, D], n at least 2")
-        if not features.isfinite().all():
-            raise ValueError("features have values that are not finite: see which images they are")
-        mean = features.mean(dim=0, dtype=torch.float64)
+        # a block at a time: in float64 the features may be larger than what is left of the memory
+        blocks = torch.split(features, ROWS)
+        mean = torch.stack([block.double().sum(dim=0) for block in blocks]).sum(dim=0)
+        mean /= len(features)
+        if not mean.isfinite().all():
+            raise ValueError("features have values that are not finite")
         return cls(mean, _triangle(features, mean) / (len(features) - 1) ** 0.5)
 
     @classmethod
@@ -83,8 +86,8 @@ def _triangle(features: Tensor, mean: Tensor) -> Tensor:
 
     The rows are taken in a block at a time, R of the earlier ones on top of them.
     """
-    blocks = iter(features.split(max(ROWS, features.shape[1])))
-    factor = next(blocks).double() - mean
+    blocks = iter(torch.split(features, max(ROWS, features.shape[1])))
+    factor: Tensor = next(blocks).double() - mean
     for block in blocks:
         factor = torch.linalg.qr(torch.cat([factor, block.double() - mean]), mode="r").R
     if len(factor) > factor.shape[1]:
@@ -115,7 +118,8 @@ def frechet_distance(x: Tensor | Statistics, y: Tensor | Statistics) -> float:
         )
     traces = a.factor.square().sum() + b.factor.square().sum()
     shared = torch.linalg.svdvals(a.factor @ b.factor.T).sum()
-    return float((a.mean - b.mean).square().sum() + traces - 2 * shared)
+    distance = float((a.mean - b.mean).square().sum() + traces - 2 * shared)
+    return max(distance, 0.0)  # of equal sets the rounding may be on either side
 
 
 def read_statistics(path: str | Path) -> Statistics:
@@ -133,7 +137,7 @@ def read_statistics(path: str | Path) -> Statistics:
             f"{path}: no such file; give an .npz with mu [D] and sigma [D, D], such as {REFERENCE}"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             mean, covariance = (torch.from_numpy(file[name]) for name in ("mu", "sigma"))
         return Statistics.from_moments(mean, covariance)
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
