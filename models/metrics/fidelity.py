@@ -48,8 +48,9 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 def indrmse(images: Tensor, posterior_mean: Tensor) -> Tensor:
     """IndRMSE of the paper's authors: root of the mean square, in units of the range, [0, 1].
 
-    An image without HQ is compared with its posterior mean, as it was saved in 8 bits: the nearer
-    the two, the smaller the error can be. The values of a set are averaged, each with its root.
+    An image without HQ is compared with its posterior mean, as it was saved in 8 bits. The expected
+    squared error is the expected square of this difference and the error of the posterior mean,
+    which is the same for all restorers: so they are ranked without HQ. A set's values are averaged.
 
     Raises:
         TypeError: not uint8.
