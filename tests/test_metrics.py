@@ -17,9 +17,9 @@ from models.metrics.catalog import METRICS
 from models.metrics.fidelity import (
     MIN_SIDE,
     SCALE_WEIGHTS,
-    _luma,
     indrmse,
     indrmse_pmrf,
+    luma,
     ms_ssim,
     psnr,
     ssim,
@@ -144,7 +144,7 @@ def test_torchmetrics_agrees_on_psnr_and_ssim() -> None:
 def test_torchmetrics_agrees_on_the_parts_of_ms_ssim() -> None:
     """Its contrasts of the luma at four scales, and its SSIM at the fifth, make up our number."""
     x, y = alike()
-    a, b = _luma(x), _luma(y)
+    a, b = luma(x), luma(y)
     expected = torch.ones(2, dtype=torch.float64)
     for weight in SCALE_WEIGHTS[:-1]:
         _, contrast = structural_similarity_index_measure(
@@ -164,7 +164,7 @@ def test_torchmetrics_numbers_are_others() -> None:
     """
     x, y = alike()
     its_ssim = structural_similarity_index_measure(x.double(), y.double(), **AT_255)
-    its_ms_ssim = multiscale(_luma(x), _luma(y), normalize="relu", **AT_255)
+    its_ms_ssim = multiscale(luma(x), luma(y), normalize="relu", **AT_255)
     assert ((ssim(x, y) - its_ssim).abs() > 1e-5).all()
     assert ((ms_ssim(x, y) - its_ms_ssim).abs() > 1e-6).all()
 
@@ -193,7 +193,7 @@ def test_an_image_s_ms_ssim_does_not_depend_on_its_batch() -> None:
     below = thousandths // 1000
     alone = [ms_ssim(a[None], b[None]).item() for a, b in zip(x, y, strict=True)]
 
-    assert torch.equal(_luma(x)[:, 0], (below + below % 2).double())
+    assert torch.equal(luma(x)[:, 0], (below + below % 2).double())
     assert ms_ssim(x, y).tolist() == pytest.approx(alone, abs=1e-9)
     assert ms_ssim(x[..., :170, :], y[..., :170, :]).tolist() == pytest.approx(
         ms_ssim(x[..., :170, :].contiguous(), y[..., :170, :].contiguous()).tolist(), abs=1e-9

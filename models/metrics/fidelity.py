@@ -80,7 +80,7 @@ def ms_ssim(images: Tensor, reference: Tensor) -> Tensor:
         ValueError: different shapes, or a side below 161 pixels.
     """
     check_pair(images, reference, MIN_SIDE, "the last of five scales needs")
-    x, y = _luma(images), _luma(reference)
+    x, y = luma(images), luma(reference)
     result = torch.ones(len(x), dtype=torch.float64, device=x.device)
     for weight in SCALE_WEIGHTS[:-1]:
         _, contrast = _similarities(x, y)
@@ -136,7 +136,7 @@ def _mean_square(images: Tensor, reference: Tensor) -> Tensor:
     return error.square().mean(dim=(1, 2, 3))
 
 
-def _luma(images: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
     """Return Y in whole levels, half to even, float64 [B, 1, H, W].
 
     One pixel in a thousand lies halfway between two levels. Sums of whole thousandths are exact in
