@@ -1,8 +1,8 @@
 """Features of networks trained on ImageNet: torchvision's weights without torchvision.
 
-VGG19 for the perceptual loss, VGG16 for LPIPS; models/lpips.py has AlexNet. A convolution of a VGG
-is named by its place: `conv3_4` is the fourth at the third resolution. What is returned is its
-output before the ReLU, as Real-ESRGAN's perceptual loss takes it.
+VGG19 for the perceptual loss, VGG16 for LPIPS and DISTS; models/metrics/lpips.py has AlexNet. A
+convolution of a VGG is named by its place: `conv3_4` is the fourth at the third resolution. What is
+returned is its output before the ReLU, as Real-ESRGAN's perceptual loss takes it.
 """
 
 from collections.abc import Mapping, Sequence

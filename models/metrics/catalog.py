@@ -138,9 +138,22 @@ def _function(name: str) -> Any:
 
 
 METRICS: dict[str, Metric] = {
-    "psnr": Metric(loader="models.metrics.fidelity:load_psnr", against="hq", higher_is_better=True),
+    "psnr": Metric(
+        loader="models.metrics.fidelity:load_psnr",
+        variant="rgb",
+        against="hq",
+        higher_is_better=True,
+    ),
+    "ssim": Metric(
+        loader="models.metrics.fidelity:load_ssim",
+        variant="rgb",
+        against="hq",
+        higher_is_better=True,
+        min_side=11,
+    ),
     "ms_ssim": Metric(
         loader="models.metrics.fidelity:load_ms_ssim",
+        variant="luma",
         against="hq",
         higher_is_better=True,
         min_side=161,
@@ -158,6 +171,31 @@ METRICS: dict[str, Metric] = {
         against="hq",
         higher_is_better=False,
         min_side=16,
+    ),
+    "dists": Metric(
+        loader="models.metrics.dists:load",
+        variant="vgg",
+        against="hq",
+        higher_is_better=False,
+    ),
+    "colour": Metric(
+        loader="models.metrics.colour:load",
+        variant="cie76-blurred",
+        against="hq",
+        higher_is_better=False,
+    ),
+    "indrmse": Metric(
+        loader="models.metrics.fidelity:load_indrmse",
+        variant="authors",
+        against="posterior_mean",
+        higher_is_better=False,
+    ),
+    "indrmse_pmrf": Metric(
+        loader="models.metrics.fidelity:load_indrmse",
+        variant="pmrf",
+        against="posterior_mean",
+        higher_is_better=False,
+        pooled="root_mean",
     ),
     "brisque": Metric(
         loader="models.metrics.brisque:load_judge",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict, weights_digest
 from models.metrics.backbones import VGG16, ImageNetFeatures, hub_cache, load_features
 from models.metrics.catalog import Judge
+from models.metrics.fidelity import check_pair
 from models.ranges import model_to_unit, uint8_to_model
 
 Net = Literal["alex", "vgg"]
@@ -145,6 +146,7 @@ def load(variant: Net, folder: str | Path | None, device: torch.device | str) ->
     model.to(device)
 
     def compute(images: Tensor, reference: Tensor) -> Tensor:
+        check_pair(images, reference, model.min_side, f"{type(model.trunk).__name__}'s stages need")
         distance: Tensor = model(uint8_to_model(images), uint8_to_model(reference))
         return distance
 
