@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import correlate
 from torch import Tensor
 
-from models.metrics.fidelity import MIN_SIDE, SCALE_WEIGHTS, _luma, ms_ssim, psnr
+from models.metrics.fidelity import MIN_SIDE, SCALE_WEIGHTS, luma, ms_ssim, psnr
 
 
 def images(seed: int, height: int = 176, width: int = 163, batch: int = 2) -> Tensor:
@@ -78,7 +78,7 @@ def test_an_image_s_ms_ssim_does_not_depend_on_its_batch() -> None:
     below = thousandths // 1000
     alone = [ms_ssim(a[None], b[None]).item() for a, b in zip(x, y, strict=True)]
 
-    assert torch.equal(_luma(x)[:, 0], (below + below % 2).double())
+    assert torch.equal(luma(x)[:, 0], (below + below % 2).double())
     assert ms_ssim(x, y).tolist() == pytest.approx(alone, abs=1e-9)
     assert ms_ssim(x[..., :170, :], y[..., :170, :]).tolist() == pytest.approx(
         ms_ssim(x[..., :170, :].contiguous(), y[..., :170, :].contiguous()).tolist(), abs=1e-9

@@ -42,7 +42,7 @@ def ms_ssim(images: Tensor, reference: Tensor) -> Tensor:
             f"images of {images.shape[2]} x {images.shape[3]} pixels: the last of five scales "
             f"needs sides of at least {MIN_SIDE}"
         )
-    x, y = _luma(images), _luma(reference)
+    x, y = luma(images), luma(reference)
     result = torch.ones(len(x), dtype=torch.float64, device=x.device)
     for weight in SCALE_WEIGHTS[:-1]:
         result = result * _ssim(x, y)[1] ** weight
@@ -73,7 +73,7 @@ def _check(images: Tensor, reference: Tensor) -> None:
         )
 
 
-def _luma(images: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
     """Return Y in whole levels, half to even, float64 [B, 1, H, W].
 
     One pixel in a thousand lies halfway between two levels. Sums of whole thousandths are exact in
