@@ -113,6 +113,8 @@ def test_the_score_is_the_mean_of_the_good_probabilities(model: ClipIqa) -> None
     logits = texts @ (features / features.norm())
     good = [1 / (1 + np.exp(float(logits[n + 1] - logits[n]))) for n in range(0, 10, 2)]
 
+    towers = {name.partition(".")[0] for name in model.state_dict()}
+    assert towers == {"visual", "texts"}  # descriptions are encoded once, when it is built
     assert texts.norm(dim=1).tolist() == pytest.approx([100] * 10, rel=1e-5)
     assert model(images).item() == pytest.approx(np.mean(good), rel=1e-5)
 
@@ -168,6 +170,15 @@ def test_openais_archive_is_read(tmp_path: Path, weights: dict[str, Tensor]) -> 
 
     assert found.keys() == some.keys() | SCALARS.keys()
     assert all(torch.equal(found[name], value) for name, value in some.items())
+
+
+def test_half_a_download_is_refused(tmp_path: Path) -> None:
+    """What is left of an archive without its end is no archive any more."""
+    path = archive({"visual.conv1.weight": torch.ones(32, 3, 3, 3)}, tmp_path / "RN50.pt")
+    path.write_bytes(path.read_bytes()[:-1000])
+
+    with pytest.raises(CheckpointError, match=r"RN50.pt: damaged.* Download it again"):
+        METRICS["clipiqa"].load(tmp_path)
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:

@@ -283,6 +283,7 @@ def read_clip(path: Path) -> dict[str, Tensor]:
         return read_state_dict(path)
     try:
         check_records(path)
+        # It compiles the program, whose methods are not called: we take its tensors.
         program = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         return dict(program.state_dict())
     except (RuntimeError, zipfile.BadZipFile) as error:
