@@ -5,6 +5,7 @@ are judged, and written in the published layout.
 """
 
 import math
+import shutil
 from pathlib import Path
 
 import cv2
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
 from models.metrics.catalog import METRICS, Judge
-from models.metrics.niqe import FILE, MIN_SIDE, Natural, halve, niqe, normalise, read_natural
-from tests.support.niqe_parameters import levels, write_niqe
+from models.metrics.niqe import MIN_SIDE, Natural, halve, niqe, normalise, read_natural
+from tests.support.niqe_parameters import MAT, NPZ, levels, write_niqe
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def judge(folder: Path) -> Judge:
 @pytest.fixture(scope="module")
 def natural(folder: Path) -> Natural:
     """Read them."""
-    return read_natural(folder / FILE)
+    return read_natural(folder / MAT)
 
 
 def astronaut() -> Tensor:
@@ -121,7 +122,7 @@ def test_scores_are_the_definitions(natural: Natural, folder: Path) -> None:
     """On a photograph whose sides are no multiples of 96, against an independent computation."""
     luma = np.rint(data.astronaut()[:310, 100:330] @ [0.299, 0.587, 0.114])
 
-    assert niqe(luma, natural) == pytest.approx(reference(luma, loadmat(folder / FILE)), rel=1e-6)
+    assert niqe(luma, natural) == pytest.approx(reference(luma, loadmat(folder / MAT)), rel=1e-6)
 
 
 def test_halving_is_pytorchs_away_from_the_border() -> None:
@@ -191,7 +192,7 @@ def test_rounding_does_not_decide_a_score(natural: Natural) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mu_prisparam": np.zeros((1, 36))}, r"'cov_prisparam': \(\)"),
+        ({"mu_prisparam": np.zeros((1, 36))}, r"found \[\(1, 36\), \(\)\]"),
         ({"mu_prisparam": np.zeros((1, 18)), "cov_prisparam": np.eye(18)}, r"\(18, 18\)"),
     ],
 )
@@ -199,17 +200,26 @@ def test_other_parameters_are_refused(
     values: dict[str, np.ndarray], message: str, tmp_path: Path
 ) -> None:
     """Names and shapes are checked; the message says what was found."""
-    savemat(tmp_path / FILE, values)
+    savemat(tmp_path / MAT, values)
 
     with pytest.raises(CheckpointError, match=message):
         METRICS["niqe"].load(tmp_path)
 
 
+def test_the_file_of_basicsr_will_do(folder: Path, tmp_path: Path, judge: Judge) -> None:
+    """It has the same numbers under other names, and so the same digest."""
+    shutil.copy(folder / NPZ, tmp_path)
+    other, image = METRICS["niqe"].load(tmp_path), astronaut()[..., :200, :200]
+
+    assert other.digest == judge.digest
+    assert torch.equal(other.compute(image), judge.compute(image))
+
+
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     """Whatever its bytes are."""
-    (tmp_path / FILE).write_bytes(b"<html>not found</html>" * 20)
+    (tmp_path / MAT).write_bytes(b"<html>not found</html>" * 20)
 
-    with pytest.raises(CheckpointError, match="damaged, or no file of MATLAB"):
+    with pytest.raises(CheckpointError, match="damaged, or not NIQE's parameters"):
         METRICS["niqe"].load(tmp_path)
 
 
@@ -218,5 +228,5 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError) as caught:
         METRICS["niqe"].load(tmp_path)
 
-    for part in (str(tmp_path / FILE), "10 kB", "https://huggingface.co/chaofengc", "put it there"):
+    for part in (str(tmp_path / MAT), "10 kB", "https://huggingface.co", "put it there", NPZ):
         assert part in str(caught.value)

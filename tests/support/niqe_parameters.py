@@ -1,4 +1,4 @@
-"""NIQE's parameters in the published layout, fitted to a few photographs of scikit-image."""
+"""NIQE's parameters in the published layouts, fitted to a few photographs of scikit-image."""
 
 from pathlib import Path
 
@@ -8,16 +8,18 @@ from scipy.io import savemat
 from skimage import data
 
 from models.metrics.fidelity import luma
-from models.metrics.niqe import BLOCK, FILE, Floats, block_features, halve
+from models.metrics.niqe import BLOCK, Floats, block_features, halve
 
+MAT, NPZ = "niqe_modelparameters.mat", "niqe_pris_params.npz"
 FITTED_TO = ("chelsea", "coffee", "rocket")
 
 
 def write_niqe(folder: Path) -> Path:
-    """Write the published file's names and shapes, of 60 blocks; returns the folder."""
+    """Write both published files, of 60 blocks; returns the folder."""
     rows = np.concatenate([_rows(levels(name)) for name in FITTED_TO])
-    values = {"mu_prisparam": rows.mean(axis=0)[None], "cov_prisparam": np.cov(rows, rowvar=False)}
-    savemat(folder / FILE, values)
+    mean, covariance = rows.mean(axis=0)[None], np.cov(rows, rowvar=False)
+    savemat(folder / MAT, {"mu_prisparam": mean, "cov_prisparam": covariance})
+    np.savez(folder / NPZ, mu_pris_param=mean, cov_pris_param=covariance, gaussian_window=np.eye(7))
     return folder
 
 
