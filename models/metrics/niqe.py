@@ -172,7 +172,7 @@ def read_natural(path: Path) -> Natural:
             f"{path}: damaged, or not NIQE's parameters ({error}); get {REMEDY}"
         ) from error
     names = FILES[path.name]
-    found = [np.shape(values.get(name)) for name in names]
+    found = [np.shape(values[name]) for name in names if name in values]
     if found != SHAPES:
         raise CheckpointError(
             f"{path}: expected NIQE's parameters {', '.join(names)} of shapes {SHAPES}, found "
