@@ -132,6 +132,25 @@ def load_vgg19(path: str | Path | None = None) -> VGG19:
     return load_features(VGG19(), path)
 
 
+def find_weights(folder: str | Path | None, names: Sequence[str], remedy: str) -> Path:
+    """Find a metric's published weights; nothing is downloaded.
+
+    Args:
+        folder: where they are; by default torch.hub's cache, and pyiqa's beside it.
+        names: files that will do, the first found counts.
+        remedy: where to get the first of them, its size, and "put it there".
+
+    Raises:
+        CheckpointNotFoundError: none is there; it names the file and gives the remedy.
+    """
+    folders = [hub_cache(), hub_cache().parent / "pyiqa"] if folder is None else [Path(folder)]
+    places = [where / name for where in folders for name in names]
+    for place in places:
+        if place.exists():
+            return place
+    raise CheckpointNotFoundError(f"{places[0]}: no such file; get {remedy}")
+
+
 def hub_cache() -> Path:
     """Return where torch.hub keeps weights (TORCH_HOME moves it)."""
     return Path(torch.hub.get_dir()) / "checkpoints"

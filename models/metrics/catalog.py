@@ -268,6 +268,27 @@ METRICS: dict[str, Metric] = {
         distance="models.metrics.mmd:unbiased_mmd",
         resize="224: Pillow bicubic, floats, antialiased",
     ),
+    "musiq": Metric(
+        loader="models.metrics.musiq:load",
+        variant="koniq/pyiqa-resize",
+        against="none",
+        higher_is_better=True,
+        resize="224 and 384 by the longer side: PyTorch bicubic, not antialiased; and native",
+    ),
+    "clipiqa": Metric(
+        loader="models.metrics.clipiqa:load",
+        variant="rn50/pyiqa",
+        against="none",
+        higher_is_better=True,
+        min_side=31,
+    ),
+    "niqe": Metric(
+        loader="models.metrics.niqe:load",
+        variant="pyiqa",
+        against="none",
+        higher_is_better=False,
+        min_side=192,
+    ),
 }
 
 

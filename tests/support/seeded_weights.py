@@ -39,6 +39,31 @@ def seeded(keys: Mapping[str, Shape], seed: int) -> dict[str, Tensor]:
     return {key: _draw(key, shape, seed) for key, shape in keys.items()}
 
 
+def repeated(keys: Mapping[str, Shape], seed: int, count: int = 65537) -> dict[str, Tensor]:
+    """Draw as `seeded` does, but ``count`` values at most, which large tensors repeat: quick."""
+    normal = _tensor(np.random.default_rng(seed).standard_normal(count))
+    drawn = {}
+    for key, shape in keys.items():
+        size = math.prod(shape)
+        if size > count:
+            whole = normal.repeat(-(-size // count))[:size].view(shape)
+            drawn[key] = whole.mul_(_deviation(key, shape))
+        else:
+            drawn[key] = _draw(key, shape, seed)
+    return drawn
+
+
+def zeros(keys: Mapping[str, Shape], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return zeros of these names and shapes, which take next to no room in memory or a file."""
+    return {
+        key: torch.zeros((), dtype=dtype).expand(shape)
+        if math.prod(shape) > 1
+        # of a single value, PyTorch would keep the step of 0
+        else torch.zeros(shape, dtype=dtype)
+        for key, shape in keys.items()
+    }
+
+
 def _draw(key: str, shape: Shape, seed: int) -> Tensor:
     """Draw one tensor at the scale that its name says; the first rule that fits counts."""
     rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
