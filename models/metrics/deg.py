@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.metrics.catalog import Judge, to_pixels
+from models.metrics.fidelity import check_pair
 from models.metrics.published import PublishedFile, load_published, published_digest
 from models.ranges import uint8_to_model, uint8_to_unit
 
@@ -155,6 +156,7 @@ def load(variant: Variant, folder: str | Path | None, device: torch.device | str
     network.to(device)
 
     def compute(images: Tensor, reference: Tensor) -> Tensor:
+        check_pair(images, reference)
         # In batches of one size, so that equal pictures have equal features to the last bit.
         found = angles(network(prepare(images)), network(prepare(reference)))
         return found if variant == "authors" else found.where(found >= COPY, torch.nan)

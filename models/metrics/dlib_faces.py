@@ -19,6 +19,7 @@ from models.faces.alignment import Pixels, Points
 from models.faces.dlib_finder import DlibFinder
 from models.faces.identity import DlibIdentity, identity_dlib
 from models.metrics.catalog import Judge, to_pixels
+from models.metrics.fidelity import check_pair
 
 PICTURE = 512  # pixels of the picture in which distances are told
 Compare = Callable[[Pixels, Points, Pixels, Points], float]
@@ -67,6 +68,7 @@ def _by_pairs(finder: DlibFinder, compare: Compare) -> Callable[[Tensor, Tensor]
         return compare(image, face.landmarks, reference, other.landmarks)
 
     def compute(images: Tensor, reference: Tensor) -> Tensor:
+        check_pair(images, reference)
         pairs = zip(to_pixels(images), to_pixels(reference), strict=True)
         values = [value(*pair) for pair in pairs]
         return torch.tensor(values, dtype=torch.float64, device=images.device)

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.metrics.catalog import Judge, to_pixels
+from models.metrics.fidelity import check_pair
 from models.metrics.published import PublishedFile, load_published, published_digest
 from models.ranges import uint8_to_unit
 
@@ -251,6 +252,8 @@ def load(variant: Variant, folder: str | Path | None, device: torch.device | str
         return landmarks(maps) * (PICTURE / maps.shape[3])
 
     def compute(images: Tensor, reference: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(find(images) - find(reference), dim=2).mean(dim=1)
+        check_pair(images, reference)
+        apart: Tensor = torch.linalg.vector_norm(find(images) - find(reference), dim=2)
+        return apart.mean(dim=1)
 
     return Judge(compute, digest)
