@@ -147,6 +147,7 @@ def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
     assert not list(output.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_mid_flight_changes_nothing(
     undisturbed: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:

@@ -34,7 +34,10 @@ CASES: dict[str, Any] = {
     "as the model says": ("any", 32, {}, {}),
     "as the page says": ("any", 48, {"steps": 3, "strength": 0.5, "seed": 9, "samples": 3}, {}),
     "checked alignment": pytest.param("ffhq", 48, {}, {}, marks=pytest.mark.slow),
-    "whole": ("any", 96, {"seed": 2, "samples": 2}, {"whole": True, "faces": "all"}),
+    "whole": pytest.param(
+        *("any", 96, {"seed": 2, "samples": 2}, {"whole": True, "faces": "all"}),
+        marks=pytest.mark.slow,
+    ),
 }
 
 

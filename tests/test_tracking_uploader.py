@@ -310,6 +310,7 @@ def test_a_killed_process_loses_no_metric(store: MlflowClient, tmp_path: Path) -
     assert curve(store, stored.info.run_id) == expected
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_loses_no_metric(
     server: "Server",
     store: MlflowClient,

@@ -293,6 +293,7 @@ def there(finished: Path, s3_proxy: FaultyProxy, s3_server: S3Server) -> str:
     return "s3://tests/copied/run"
 
 
+@pytest.mark.slow
 def test_a_fork_of_a_run_in_a_bucket_is_the_fork_of_its_local_copy(
     run: Run, finished: Path, there: str, tmp_path: Path
 ) -> None:
