@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage import data
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, CheckpointNotFoundError, weights_digest
@@ -130,6 +131,24 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
     torch.save(empty, tmp_path / CHECKPOINT)
     with pytest.raises(CheckpointError, match=r"missing \(1\): Mixed_7c.branch_pool.bn.running_v"):
         load_inception(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:a Frechet distance of")
+@pytest.mark.parametrize("name", ["fid", "fid_legacy"])
+def test_distances_grow_with_the_noise(name: str, folder: Path) -> None:
+    """A set of photographs is nearest to itself, and further the more its pictures are spoilt."""
+    metric = METRICS[name].load_set(folder)
+    photograph = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None]
+    hq = torch.cat([photograph[..., n : n + 256, n : n + 256] for n in (0, 85, 170, 255)])
+    noise = torch.randn(hq.shape, generator=torch.Generator().manual_seed(0))
+    ladder = [(hq + level * noise).clamp(0, 255).byte() for level in (0, 10, 30, 90)]
+    reference = metric.features(hq)
+    distances = [metric.distance(metric.features(rung), reference) for rung in ladder]
+
+    assert distances == sorted(distances)
+    assert distances[0] == pytest.approx(0, abs=1e-6 * distances[3])
+    assert distances[3] > distances[2] > distances[1]
 
 
 @pytest.mark.parametrize("name", ["fid", "fid_legacy"])
