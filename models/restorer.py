@@ -70,6 +70,11 @@ class RestorationRule:
     which is the program's to make."""
 
 
+def steps_taken(steps: int, strength: float) -> int:
+    """Return how many of ``steps`` a flow of this strength takes: their product, rounded up."""
+    return math.ceil(steps * strength - ROUNDING)
+
+
 class Restorer:
     """The networks around the velocity, at work.
 
@@ -147,7 +152,7 @@ class Restorer:
         start = 1 - strength
         if start:
             x_t = interpolate(x_t, encoding, torch.full_like(x_t[:, 0, 0, 0], start))
-        taken = math.ceil(steps * strength - ROUNDING)
+        taken = steps_taken(steps, strength)
         x_1 = self.solve(velocity, x_t, self.condition(encoding), taken, solver, start=start)
         return self.image(x_1)
 

@@ -20,6 +20,7 @@ from datasets.unusable import UnusableImage
 from infra.config import pretty_json
 from infra.errors import UserError
 from models.faces.find import FaceFinder
+from models.restorer import steps_taken
 from pipelines.demo.app import Facts
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.job_queue import Result
@@ -28,13 +29,12 @@ from pipelines.restore.config import WholeRule
 from pipelines.restore.faces import (
     ChosenFace,
     FaceRefusal,
-    check_aligned,
     choose_faces,
     finder_if_installed,
 )
 from pipelines.restore.networks import FaceRestorer
 from pipelines.restore.outputs import png
-from pipelines.restore.pictures import Made, detail, given, made
+from pipelines.restore.pictures import Made, checked, detail, given, made
 from pipelines.restore.reasons import sentence
 from pipelines.restore.whole import made_whole
 
@@ -97,10 +97,7 @@ class Restoration:
             options.key, options.name, data, restorer.size, self._max_pixels, smallest=smallest
         )
         if restorer.bundle.alignment == "ffhq":
-            check = check_aligned(picture.pixels, self._finder)
-            picture = replace(
-                picture, face={"alignment": check.record()}, landmarks=check.landmarks
-            )
+            picture = checked(picture, self._finder)
         (face,) = restorer([picture.pixels], [picture.key])
         mean = face.posterior_mean
         done = made(picture, face, restorer)
@@ -184,7 +181,8 @@ class _Count:
 
     def __init__(self, restorer: FaceRestorer, advance: Advance) -> None:
         rule, settings = restorer.rule, restorer.settings
-        steps = ceil(settings["steps"] * rule.strength) * (2 if settings["solver"] == "heun" else 1)
+        evaluations = 2 if settings["solver"] == "heun" else 1
+        steps = steps_taken(settings["steps"], rule.strength) * evaluations
         self.faces, self._each, self._advance = 1, steps * rule.samples, advance
         self._batch, self._done = restorer.batch, 0
 

@@ -5,12 +5,10 @@ from functools import cache
 from typing import Any
 
 from datasets.decoding import Pixels
-from infra.errors import UserError
-from models.checkpoint import CheckpointError
 from models.consistency import THRESHOLD, consistency
 from models.faces.alignment import Points
 from models.faces.identity import NAME, DlibIdentity, identity_dlib
-from models.faces.weights import FacesMissingError
+from pipelines.restore.faces import if_installed
 from pipelines.restore.networks import RestoredFace
 
 
@@ -42,12 +40,7 @@ def face_network() -> DlibIdentity | None:
     Raises:
         UserError: its weights are damaged.
     """
-    try:
-        return DlibIdentity()
-    except FacesMissingError:
-        return None
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
+    return if_installed(DlibIdentity)
 
 
 def warnings(said: Mapping[str, Any], what: str) -> Iterator[str]:

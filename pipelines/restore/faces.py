@@ -4,9 +4,9 @@ Faces are numbered from 1, from left to right, as the JSON beside each output li
 corrected by hand, is a file for `--faces-json`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from models.faces.alignment import LANDMARKS, Alignment, Pixels, Points
 from models.faces.find import Box, Face, FaceFinder
 from models.faces.weights import FacesMissingError, load_dlib
 from pipelines.restore.config import WholeRule
+
+T = TypeVar("T")
 
 MOST_TURN = 20.0  # degrees
 LEAST_SCALE, MOST_SCALE = 0.6, 1.7  # the face's square, in the picture's side
@@ -134,8 +136,17 @@ def finder_if_installed() -> FaceFinder | None:
     """
     from models.faces.dlib_finder import DlibFinder
 
+    return if_installed(DlibFinder)
+
+
+def if_installed(load: Callable[[], T]) -> T | None:
+    """Load something of the extra `faces`; None without that.
+
+    Raises:
+        UserError: its weights are damaged.
+    """
     try:
-        return DlibFinder()
+        return load()
     except FacesMissingError:
         return None
     except CheckpointError as error:

@@ -6,7 +6,7 @@ either way.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -16,7 +16,9 @@ from datasets.decoding import MAX_PIXELS, Pixels, decode
 from datasets.unusable import UnusableImage
 from models import spread
 from models.faces.alignment import Points
+from models.faces.find import FaceFinder
 from pipelines.restore.belief import numbers, warnings
+from pipelines.restore.faces import check_aligned
 from pipelines.restore.networks import FaceRestorer, RestoredFace
 from pipelines.restore.outputs import png, text_of
 
@@ -89,8 +91,17 @@ def given(
         notes.append(f"{height} x {height} pixels were resized to the model's {size} x {size}")
         way = cv2.INTER_AREA if height > size else cv2.INTER_CUBIC
         pixels = cv2.resize(pixels, (size, size), interpolation=way)
-    facts = {"file": file, "bytes": len(data), "sha256": sha256(data), "size": [width, height]}
-    return Given(key, pixels, facts, notes)
+    return Given(key, pixels, facts_of(file, data, width, height), notes)
+
+
+def checked(picture: Given, finder: FaceFinder | None) -> Given:
+    """Look whether the face of a picture is aligned, and note what was seen of it.
+
+    Raises:
+        FaceRefusal: it is not aligned.
+    """
+    check = check_aligned(picture.pixels, finder)
+    return replace(picture, face={"alignment": check.record()}, landmarks=check.landmarks)
 
 
 def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
@@ -111,6 +122,11 @@ def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
             "notes": [*picture.notes, *warnings(said, "the restored face")],
         },
     )
+
+
+def facts_of(file: str, data: bytes, width: int, height: int) -> dict[str, Any]:
+    """Return what the JSON says of an input: its name, its bytes, and the size of its picture."""
+    return {"file": file, "bytes": len(data), "sha256": sha256(data), "size": [width, height]}
 
 
 def made_with(restorer: FaceRestorer) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipelines.restore.faces import ChosenFace
 from pipelines.restore.networks import FaceRestorer, RestoredFace
 from pipelines.restore.outputs import png as encoded
 from pipelines.restore.outputs import text_of
-from pipelines.restore.pictures import Made, detail, made_with, sha256
+from pipelines.restore.pictures import Made, detail, facts_of, made_with
 from pipelines.restore.reasons import sentence
 
 Restore = Callable[[Sequence[Pixels], Sequence[str]], Sequence[RestoredFace]]
@@ -95,10 +95,7 @@ def made_whole(
         pictures=pictures,
         record={
             "key": key,
-            "input": {
-                **{"file": file, "bytes": len(data), "sha256": sha256(data)},
-                "size": [photograph.width, photograph.height],
-            },
+            "input": facts_of(file, data, photograph.width, photograph.height),
             **made_with(restorer),
             "whole": asdict(rule),
             "faces": list(faces.records.values()),

@@ -35,13 +35,12 @@ from pipelines.restore.faces import (
     ChosenFace,
     FaceRefusal,
     GivenFaces,
-    check_aligned,
     choose_faces,
     finder_if_installed,
 )
 from pipelines.restore.networks import FaceRestorer, NotFinite, RestoredFace
 from pipelines.restore.outputs import write_outputs
-from pipelines.restore.pictures import Given, Made, detail, given, made
+from pipelines.restore.pictures import Given, Made, checked, detail, given, made
 from pipelines.restore.reasons import sentence
 from pipelines.restore.results import Result
 from pipelines.restore.whole import NoFaceRestored, made_whole
@@ -169,8 +168,7 @@ class RestoreImages:
             FaceRefusal: it is not.
         """
         with self.watch("check alignment"):
-            check = check_aligned(picture.pixels, self._finder())
-        return replace(picture, face={"alignment": check.record()}, landmarks=check.landmarks)
+            return checked(picture, self._finder())
 
     def _restored(self, opened: Sequence[Opened]) -> Iterator[Restored]:
         """Restore pictures in one pass of the networks.
