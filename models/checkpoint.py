@@ -88,7 +88,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are none
-            _check_records(path)
+            check_records(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise almost anything
         raise CheckpointError(
@@ -101,8 +101,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return {str(name): value for name, value in content.items()}
 
 
-def _check_records(path: Path) -> None:
-    """Compare each record of a PyTorch archive with its CRC-32, if it has one."""
+def check_records(path: Path) -> None:
+    """Compare each record of a PyTorch archive with its CRC-32, if it has one.
+
+    Raises:
+        zipfile.BadZipFile: one differs, or is marked as a folder.
+    """
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
             if record.external_attr & 0x10:  # a folder: PyTorch would read arbitrary bytes for it

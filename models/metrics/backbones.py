@@ -1,8 +1,8 @@
 """Features of networks trained on ImageNet: torchvision's weights without torchvision.
 
-VGG19 for the perceptual loss, VGG16 for LPIPS; models/lpips.py has AlexNet. A convolution of a VGG
-is named by its place: `conv3_4` is the fourth at the third resolution. What is returned is its
-output before the ReLU, as Real-ESRGAN's perceptual loss takes it.
+VGG19 for the perceptual loss, VGG16 for LPIPS and DISTS; models/metrics/lpips.py has AlexNet. A
+convolution of a VGG is named by its place: `conv3_4` is the fourth at the third resolution. What is
+returned is its output before the ReLU, as Real-ESRGAN's perceptual loss takes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -130,6 +130,25 @@ def load_features(model: Features, path: str | Path | None = None) -> Features:
 def load_vgg19(path: str | Path | None = None) -> VGG19:
     """Load VGG19, float32 on the CPU; see `load_features`."""
     return load_features(VGG19(), path)
+
+
+def find_weights(folder: str | Path | None, names: Sequence[str], remedy: str) -> Path:
+    """Find a metric's published weights; nothing is downloaded.
+
+    Args:
+        folder: where they are; by default torch.hub's cache, and pyiqa's beside it.
+        names: files that will do, the first found counts.
+        remedy: where to get the first of them, its size, and "put it there".
+
+    Raises:
+        CheckpointNotFoundError: none is there; it names the file and gives the remedy.
+    """
+    folders = [hub_cache(), hub_cache().parent / "pyiqa"] if folder is None else [Path(folder)]
+    places = [where / name for where in folders for name in names]
+    for place in places:
+        if place.exists():
+            return place
+    raise CheckpointNotFoundError(f"{places[0]}: no such file; get {remedy}")
 
 
 def hub_cache() -> Path:

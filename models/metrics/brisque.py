@@ -42,6 +42,7 @@ GREY = np.array([0.2125, 0.7154, 0.0721])  # Rec. 709 luma
 WINDOW, SIGMA = 7, 7 / 6  # section III-A
 C = 1 / 255
 ROUNDING = 1e-11  # of a local mean in [0, 1], generously; far below one grey level's effect on it
+MIN_SIDE = 16  # with fewer pixels, too few products are left to fit
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # H, V, D1, D2 neighbours, Eqs. 7 to 10
 ALPHAS = np.geomspace(0.2, 10.0, 4001)  # the published range of shapes, finer
 RATIO = gamma(2 / ALPHAS) ** 2 / (gamma(1 / ALPHAS) * gamma(3 / ALPHAS))  # increasing in alpha
@@ -148,6 +149,11 @@ def load_judge(*_: object) -> Judge:
     model = Brisque()
 
     def compute(images: torch.Tensor) -> torch.Tensor:
+        if min(images.shape[2:]) < MIN_SIDE:
+            raise ValueError(
+                f"images of {images.shape[2]} x {images.shape[3]} pixels: BRISQUE's statistics "
+                f"need sides of at least {MIN_SIDE}"
+            )
         return torch.tensor(model.score(to_pixels(images)), dtype=torch.float64)
 
     return Judge(compute, model.digest)

@@ -1,7 +1,9 @@
 """Every metric of pictures in one table: what it takes, which way is better, how it is loaded.
 
-Curation's scorers, the trainers' validation and their choice of the best checkpoint read it.
-Another metric is a module beside this one, with a function that loads it, and a line in `METRICS`.
+Curation's scorers, the trainers' validation, their choice of the best checkpoint and evaluation
+read it. Another metric is a module beside this one, with a function that loads it, and a line in
+`METRICS`. Most metrics judge pictures one by one. Others measure how far apart two whole sets are:
+they compute features of every picture, and then one distance of all of them.
 The table imports neither PyTorch nor a metric until one is loaded.
 """
 
@@ -9,13 +11,15 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
     from torch import Tensor
+
+    from models.metrics.frechet import Statistics
 
 
 class Judge(NamedTuple):
@@ -28,6 +32,18 @@ class Judge(NamedTuple):
     """Of its weights or parameters, SHA-256; empty for a formula without any."""
 
 
+class SetJudge(NamedTuple):
+    """A metric of whole sets that is ready to use."""
+
+    features: "Callable[[Tensor], Tensor]"
+    """From uint8 images [B, 3, H, W] to float32 [B, D]; no row depends on the other images."""
+    distance: "Callable[[Tensor, Tensor | Statistics], float]"
+    """From the features of one set [n, D] to those of the other [m, D], or to its `Statistics` if
+    the metric's ``takes_statistics`` says so; computed in float64."""
+    digest: str
+    """Of the network's weights, SHA-256."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
     """What is known of a metric without loading it."""
@@ -36,19 +52,40 @@ class Metric:
     """MODULE:FUNCTION, called with the variant, the folder of weights or None, and the device."""
     variant: str = ""
     """Which of several definitions or sets of weights; their values are not compared."""
-    needs_reference: bool
-    """Whether it compares an image with another."""
+    against: Literal["none", "hq", "posterior_mean"]
+    """What an image is compared with: nothing, its HQ image, or the predictor's posterior mean as
+    it was saved in 8 bits. A metric of sets compares them with a set of HQ images, in no order."""
     higher_is_better: bool
     """Its direction."""
     min_side: int = 1
     """Pixels that an image must have on each side."""
+    kind: Literal["image", "set"] = "image"
+    """Whether `load` gives its judge of single images, or `load_set` that of whole sets."""
+    features: str = ""
+    """Of a metric of sets: which features it compares. Metrics of one name share their pass."""
+    distance: str = ""
+    """Of a metric of sets: MODULE:FUNCTION, called with the features of both sets. Its ``loader``
+    loads the network that computes them, as a `Judge` whose ``compute`` returns [B, D]."""
+    takes_statistics: bool = False
+    """Of a metric of sets: whether a stored mean and covariance can take the reference's place."""
+    pooled: Literal["mean", "root_mean"] = "mean"
+    """How the values of a set's images become one: their mean, or the square root of it."""
+    resize: str = "none"
+    """How images come to the size at which they are judged; part of a result's fingerprint."""
+    implementation: str = "latent-pmrf/1"
+    """Of a result's fingerprint; another number where a change of the code changes values."""
     scale: tuple[float, float] | None = None
     """Typical lowest and highest value, for metrics that curation scores by; not bounds."""
     default_threshold: float | None = None
     """What curation keeps when the user names no threshold; None keeps everything."""
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares an image with another."""
+        return self.against != "none"
+
     def load(self, folder: str | Path | None = None, device: "torch.device | str" = "cpu") -> Judge:
-        """Load the metric.
+        """Load a metric of single images.
 
         Args:
             folder: where its weights are; None: where the metric's module looks for them.
@@ -56,42 +93,152 @@ class Metric:
 
         Raises:
             ValueError: weights are missing, damaged or of another network; the message says which
-                and where to get them. `models.checkpoint.CheckpointError` is such an error.
+                and where to get them. `models.checkpoint.CheckpointError` is such an error. Or the
+                metric is one of whole sets.
         """
-        module, _, function = self.loader.partition(":")
-        judge: Judge = getattr(importlib.import_module(module), function)(
-            self.variant, folder, device
-        )
+        self._require("image", "load_set")
+        return self._load(folder, device)
+
+    def load_set(
+        self,
+        folder: str | Path | None = None,
+        device: "torch.device | str" = "cpu",
+        shared: SetJudge | None = None,
+    ) -> SetJudge:
+        """Load a metric of whole sets.
+
+        Args:
+            folder: where the network's weights are; None: where its module looks for them.
+            device: where to compute the features.
+            shared: a loaded metric of the same ``features``, whose network serves this one too.
+
+        Raises:
+            ValueError: see `load`; or the metric is one of single images.
+        """
+        self._require("set", "load")
+        distance = _function(self.distance)
+        if shared is not None:
+            return shared._replace(distance=distance)
+        network = self._load(folder, device)
+        return SetJudge(network.compute, distance, network.digest)
+
+    def _load(self, folder: str | Path | None, device: "torch.device | str") -> Judge:
+        judge: Judge = _function(self.loader)(self.variant, folder, device)
         return judge
+
+    def _require(self, kind: str, other: str) -> None:
+        if self.kind != kind:
+            raise ValueError(f"{self.loader}: a metric of kind {self.kind!r}; load it by {other}()")
+
+
+def _function(name: str) -> Any:
+    """Import MODULE:FUNCTION."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 METRICS: dict[str, Metric] = {
     "psnr": Metric(
-        loader="models.metrics.fidelity:load_psnr", needs_reference=True, higher_is_better=True
+        loader="models.metrics.fidelity:load_psnr",
+        variant="rgb",
+        against="hq",
+        higher_is_better=True,
+    ),
+    "ssim": Metric(
+        loader="models.metrics.fidelity:load_ssim",
+        variant="rgb",
+        against="hq",
+        higher_is_better=True,
+        min_side=11,
     ),
     "ms_ssim": Metric(
         loader="models.metrics.fidelity:load_ms_ssim",
-        needs_reference=True,
+        variant="luma",
+        against="hq",
         higher_is_better=True,
         min_side=161,
     ),
     "lpips": Metric(
         loader="models.metrics.lpips:load",
         variant="alex",
-        needs_reference=True,
+        against="hq",
         higher_is_better=False,
         min_side=31,
     ),
     "lpips_vgg": Metric(
         loader="models.metrics.lpips:load",
         variant="vgg",
-        needs_reference=True,
+        against="hq",
         higher_is_better=False,
         min_side=16,
     ),
+    "dists": Metric(
+        loader="models.metrics.dists:load",
+        variant="vgg",
+        against="hq",
+        higher_is_better=False,
+    ),
+    "colour": Metric(
+        loader="models.metrics.colour:load",
+        variant="cie76-blurred",
+        against="hq",
+        higher_is_better=False,
+    ),
+    "indrmse": Metric(
+        loader="models.metrics.fidelity:load_indrmse",
+        variant="authors",
+        against="posterior_mean",
+        higher_is_better=False,
+    ),
+    "indrmse_pmrf": Metric(
+        loader="models.metrics.fidelity:load_indrmse",
+        variant="pmrf",
+        against="posterior_mean",
+        higher_is_better=False,
+        pooled="root_mean",
+    ),
+    "deg": Metric(
+        loader="models.metrics.deg:load",
+        variant="authors",
+        against="hq",
+        higher_is_better=False,
+        resize="grey, torch bicubic 128",
+    ),
+    "deg_vqfr": Metric(
+        loader="models.metrics.deg:load",
+        variant="vqfr",
+        against="hq",
+        higher_is_better=False,
+        resize="grey, cv2 bilinear 128",
+    ),
+    "lmd": Metric(
+        loader="models.metrics.lmd:load",
+        variant="authors",
+        against="hq",
+        higher_is_better=False,
+        resize="torch bicubic 256",
+    ),
+    "lmd_vqfr": Metric(
+        loader="models.metrics.lmd:load",
+        variant="vqfr",
+        against="hq",
+        higher_is_better=False,
+        resize="cv2 bilinear 256",
+    ),
+    "identity_dlib": Metric(
+        loader="models.metrics.dlib_faces:load_identity",
+        against="hq",
+        higher_is_better=False,
+        resize="the face's FFHQ square to 300",
+    ),
+    "landmarks_dlib": Metric(
+        loader="models.metrics.dlib_faces:load_landmarks",
+        against="hq",
+        higher_is_better=False,
+    ),
     "brisque": Metric(
         loader="models.metrics.brisque:load_judge",
-        needs_reference=False,
+        against="none",
         higher_is_better=False,
         min_side=16,
         # Crops of real photographs scored from -13 (crisp texture) to 116 (empty gradients). Above
@@ -102,10 +249,84 @@ METRICS: dict[str, Metric] = {
     "qalign": Metric(
         loader="models.metrics.qalign:load",
         variant="quality",
-        needs_reference=False,
+        against="none",
         higher_is_better=True,
         scale=(1.0, 5.0),
         default_threshold=3.5,  # the paper's
+    ),
+    "fid": Metric(
+        loader="models.metrics.inception:load",
+        variant="clean",
+        against="hq",
+        higher_is_better=False,
+        kind="set",
+        features="inception/clean",
+        distance="models.metrics.frechet:frechet_distance",
+        takes_statistics=True,
+        resize="299: Pillow bicubic, floats, antialiased",
+    ),
+    "fid_legacy": Metric(
+        loader="models.metrics.inception:load",
+        variant="legacy_pytorch",
+        against="hq",
+        higher_is_better=False,
+        kind="set",
+        features="inception/legacy_pytorch",
+        distance="models.metrics.frechet:frechet_distance",
+        takes_statistics=True,
+        resize="299: PyTorch bilinear, not antialiased",
+    ),
+    "fid_dinov2": Metric(
+        loader="models.metrics.dinov2:load",
+        variant="vitl14",
+        against="hq",
+        higher_is_better=False,
+        kind="set",
+        features="dinov2/vitl14",
+        distance="models.metrics.frechet:frechet_distance",
+        takes_statistics=True,
+        resize="224: Pillow bicubic, floats, antialiased",
+    ),
+    "mmd_dinov2": Metric(
+        loader="models.metrics.dinov2:load",
+        variant="biased",
+        against="hq",
+        higher_is_better=False,
+        kind="set",
+        features="dinov2/vitl14",
+        distance="models.metrics.mmd:mmd",
+        resize="224: Pillow bicubic, floats, antialiased",
+    ),
+    "mmd_dinov2_unbiased": Metric(
+        loader="models.metrics.dinov2:load",
+        variant="unbiased",
+        against="hq",
+        higher_is_better=False,
+        kind="set",
+        features="dinov2/vitl14",
+        distance="models.metrics.mmd:unbiased_mmd",
+        resize="224: Pillow bicubic, floats, antialiased",
+    ),
+    "musiq": Metric(
+        loader="models.metrics.musiq:load",
+        variant="koniq/pyiqa-resize",
+        against="none",
+        higher_is_better=True,
+        resize="224 and 384 by the longer side: PyTorch bicubic, not antialiased; and native",
+    ),
+    "clipiqa": Metric(
+        loader="models.metrics.clipiqa:load",
+        variant="rn50/pyiqa",
+        against="none",
+        higher_is_better=True,
+        min_side=31,
+    ),
+    "niqe": Metric(
+        loader="models.metrics.niqe:load",
+        variant="pyiqa",
+        against="none",
+        higher_is_better=False,
+        min_side=192,
     ),
 }
 

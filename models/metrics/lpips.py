@@ -13,9 +13,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict, weights_digest
-from models.metrics.backbones import VGG16, ImageNetFeatures, hub_cache, load_features
+from models.checkpoint import load_strict, read_state_dict, weights_digest
+from models.metrics.backbones import (
+    VGG16,
+    ImageNetFeatures,
+    find_weights,
+    hub_cache,
+    load_features,
+)
 from models.metrics.catalog import Judge
+from models.metrics.fidelity import check_pair
 from models.ranges import model_to_unit, uint8_to_model
 
 Net = Literal["alex", "vgg"]
@@ -145,6 +152,7 @@ def load(variant: Net, folder: str | Path | None, device: torch.device | str) ->
     model.to(device)
 
     def compute(images: Tensor, reference: Tensor) -> Tensor:
+        check_pair(images, reference, model.min_side, f"{type(model.trunk).__name__}'s stages need")
         distance: Tensor = model(uint8_to_model(images), uint8_to_model(reference))
         return distance
 
@@ -168,13 +176,10 @@ def load_lpips(net: Net = "alex", folder: str | Path | None = None) -> LPIPS:
     model, file = LPIPS(net), VARIANTS[net].file
     where = hub_cache() if folder is None else Path(folder)
     load_features(model.trunk, where / model.trunk.CHECKPOINT)
-    # pyiqa keeps its own beside those of torch.hub.
-    places = (where / file, where / f"{net}.pth", where.parent / "pyiqa" / file)
-    found = [path for path in places[: 2 if folder else 3] if path.exists()]
-    if not found:
-        raise CheckpointNotFoundError(
-            f"{places[0]}: no such file; get {WHERE}/{file} (7 kB) and put it there, or "
-            f"lpips/weights/v0.1/{net}.pth of the package lpips"
-        )
-    load_strict(model.weights, read_state_dict(found[0]), found[0])
+    remedy = (
+        f"{WHERE}/{file} (7 kB) and put it there, or lpips/weights/v0.1/{net}.pth of the package "
+        "lpips"
+    )
+    path = find_weights(folder, (file, f"{net}.pth"), remedy)
+    load_strict(model.weights, read_state_dict(path), path)
     return model.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ from tests.benchmarks.harness import paired, save
 MIB = 1 << 20
 
 
-def peak_memory(work: Callable[..., object], *arguments: object) -> dict[str, float]:
+def peak_memory(work: Callable[..., object], *arguments: object) -> dict[str, Any]:
     """Run ``work`` once in a fresh process and measure its resident memory, in MiB.
 
     The kernel's own high-water mark of the process (VmHWM): everything counts, the allocator's
@@ -27,20 +27,22 @@ def peak_memory(work: Callable[..., object], *arguments: object) -> dict[str, fl
 
     Args:
         work: a function of this module's top level; it builds what it needs, then returns a
-            callable, and only the memory during that call counts as the peak.
+            callable, and only the memory during that call counts as the peak. What that call
+            returns is kept beside the memory if it is a plain dict.
         arguments: what ``work`` is called with; they travel to the process by pickle.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (work, arguments))
 
 
-def _measured(work: Callable[..., Any], arguments: Sequence[object]) -> dict[str, float]:
+def _measured(work: Callable[..., Any], arguments: Sequence[object]) -> dict[str, Any]:
     call = work(*arguments)
     Path("/proc/self/clear_refs").write_text("5")  # the mark falls back to what is resident now
     before = _resident("VmRSS")
-    call()
+    found = call()
     peak = _resident("VmHWM")
-    return {"before_mib": before, "peak_mib": peak, "added_mib": round(peak - before, 1)}
+    memory = {"before_mib": before, "peak_mib": peak, "added_mib": round(peak - before, 1)}
+    return memory | (found if type(found) is dict else {})
 
 
 def _resident(field: str) -> float:

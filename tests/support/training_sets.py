@@ -21,6 +21,7 @@ from infra.config import canonical_json, to_dict
 from infra.storage import sha256, write_bytes
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.frozen import load_posterior_mean, load_vae
+from models.metrics import dists
 from models.metrics.lpips import LPIPS, VARIANTS, Net
 from models.predictor import swinir
 from models.predictor.swinir import SwinIR
@@ -147,6 +148,16 @@ def write_lpips(folder: Path, net: Net = "alex") -> Path:
     classifier = {"classifier.1.weight": torch.ones(2, 2), "classifier.1.bias": torch.ones(2)}
     torch.save({**model.trunk.state_dict(), **classifier}, folder / model.trunk.CHECKPOINT)
     torch.save(dict(model.weights.state_dict()), folder / VARIANTS[net].file)
+    return folder
+
+
+def write_dists(folder: Path) -> Path:
+    """Write DISTS's two files as they are published, with random weights; returns the folder."""
+    write_lpips(folder, "vgg")
+    generator = torch.Generator().manual_seed(1)
+    shape = (1, sum(dists.WIDTHS), 1, 1)
+    weights = {name: torch.rand(shape, generator=generator) for name in ("alpha", "beta")}
+    torch.save(weights, folder / dists.FILE)
     return folder
 
 
