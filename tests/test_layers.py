@@ -19,7 +19,10 @@ MAY_IMPORT = {
     "pipelines": {"infra", "models", "datasets"},
     "trainers": {"infra", "models", "datasets"},
 }
-COMMANDS_OVER_COMMANDS = {("pipelines.demo", "pipelines.restore")}  # a page over that command
+COMMANDS_OVER_COMMANDS = {  # they restore with that command's code
+    ("pipelines.demo", "pipelines.restore"),
+    ("pipelines.evaluate", "pipelines.restore"),
+}
 HEAVY = ("torch", "ray", "mlflow", "deepspeed", "transformers")
 
 

@@ -17,6 +17,7 @@ from infra.deploy import config as services
 from pipelines.curate import config as curate
 from pipelines.demo import config as demo
 from pipelines.encode import config as encode
+from pipelines.evaluate import config as evaluate
 from pipelines.restore import config as restore
 from pipelines.score import config as score
 from trainers.recipes import flow_config as flow
@@ -35,6 +36,7 @@ PROGRAMS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "pipelines.curate": (curate.CurateConfig, curate.PRESETS),
     "pipelines.demo": (demo.DemoConfig, demo.PRESETS),
     "pipelines.encode": (encode.EncodeConfig, encode.PRESETS),
+    "pipelines.evaluate": (evaluate.EvaluateConfig, evaluate.PRESETS),
     "pipelines.restore": (restore.RestoreConfig, restore.PRESETS),
     "pipelines.score": (score.ScoreConfig, score.PRESETS),
     "trainers.vae": (vae.VAEConfig, vae.PRESETS),

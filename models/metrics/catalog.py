@@ -74,6 +74,13 @@ class Metric:
     """How images come to the size at which they are judged; part of a result's fingerprint."""
     implementation: str = "latent-pmrf/1"
     """Of a result's fingerprint; another number where a change of the code changes values."""
+    dtype: str = "float32"
+    """In which it computes; part of a result's fingerprint."""
+    dtype_on_cuda: str = ""
+    """The same on a GPU, where it is another."""
+    identify: str = ""
+    """MODULE:FUNCTION, called as ``loader`` is, that returns the digest of the weights; for a
+    network so large that it is not loaded only to learn that."""
     scale: tuple[float, float] | None = None
     """Typical lowest and highest value, for metrics that curation scores by; not bounds."""
     default_threshold: float | None = None
@@ -83,6 +90,21 @@ class Metric:
     def needs_reference(self) -> bool:
         """Whether it compares an image with another."""
         return self.against != "none"
+
+    def dtype_on(self, device: str) -> str:
+        """Return the dtype in which it computes on a kind of device, "cpu" or "cuda"."""
+        return (self.dtype_on_cuda if device == "cuda" else "") or self.dtype
+
+    def digest(self, folder: str | Path | None = None) -> str:
+        """Return the digest of its weights, as its judge has it; empty for a formula.
+
+        Raises:
+            ValueError: as `load`.
+        """
+        if self.identify:
+            digest: str = _function(self.identify)(self.variant, folder, "cpu")
+            return digest
+        return self._load(folder, "cpu").digest
 
     def load(self, folder: str | Path | None = None, device: "torch.device | str" = "cpu") -> Judge:
         """Load a metric of single images.
@@ -116,11 +138,16 @@ class Metric:
             ValueError: see `load`; or the metric is one of single images.
         """
         self._require("set", "load")
-        distance = _function(self.distance)
+        distance = self.distance_function()
         if shared is not None:
             return shared._replace(distance=distance)
         network = self._load(folder, device)
         return SetJudge(network.compute, distance, network.digest)
+
+    def distance_function(self) -> "Callable[[Tensor, Tensor | Statistics], float]":
+        """Return what compares the features of two sets, without loading the network."""
+        function: Callable[[Tensor, Tensor | Statistics], float] = _function(self.distance)
+        return function
 
     def _load(self, folder: str | Path | None, device: "torch.device | str") -> Judge:
         judge: Judge = _function(self.loader)(self.variant, folder, device)
@@ -140,12 +167,14 @@ def _function(name: str) -> Any:
 METRICS: dict[str, Metric] = {
     "psnr": Metric(
         loader="models.metrics.fidelity:load_psnr",
+        dtype="float64",
         variant="rgb",
         against="hq",
         higher_is_better=True,
     ),
     "ssim": Metric(
         loader="models.metrics.fidelity:load_ssim",
+        dtype="float64",
         variant="rgb",
         against="hq",
         higher_is_better=True,
@@ -153,6 +182,7 @@ METRICS: dict[str, Metric] = {
     ),
     "ms_ssim": Metric(
         loader="models.metrics.fidelity:load_ms_ssim",
+        dtype="float64",
         variant="luma",
         against="hq",
         higher_is_better=True,
@@ -180,18 +210,21 @@ METRICS: dict[str, Metric] = {
     ),
     "colour": Metric(
         loader="models.metrics.colour:load",
+        dtype="float64",
         variant="cie76-blurred",
         against="hq",
         higher_is_better=False,
     ),
     "indrmse": Metric(
         loader="models.metrics.fidelity:load_indrmse",
+        dtype="float64",
         variant="authors",
         against="posterior_mean",
         higher_is_better=False,
     ),
     "indrmse_pmrf": Metric(
         loader="models.metrics.fidelity:load_indrmse",
+        dtype="float64",
         variant="pmrf",
         against="posterior_mean",
         higher_is_better=False,
@@ -238,6 +271,7 @@ METRICS: dict[str, Metric] = {
     ),
     "brisque": Metric(
         loader="models.metrics.brisque:load_judge",
+        dtype="float64",
         against="none",
         higher_is_better=False,
         min_side=16,
@@ -248,6 +282,8 @@ METRICS: dict[str, Metric] = {
     ),
     "qalign": Metric(
         loader="models.metrics.qalign:load",
+        identify="models.metrics.qalign:identify",
+        dtype_on_cuda="float16",
         variant="quality",
         against="none",
         higher_is_better=True,
@@ -323,6 +359,7 @@ METRICS: dict[str, Metric] = {
     ),
     "niqe": Metric(
         loader="models.metrics.niqe:load",
+        dtype="float64",
         variant="pyiqa",
         against="none",
         higher_is_better=False,

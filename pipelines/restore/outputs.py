@@ -19,7 +19,7 @@ from infra.config import pretty_json
 from infra.paths import AnyPath, write_bytes
 
 SOFTWARE = "latent-pmrf"
-OURS = re.compile(r"(?P<key>[^.]+)(\.sample-\d+|\.spread|\.layers/[^/]+)?\.(png|json)")
+OURS = re.compile(r"(?P<key>[^.]+)(\.sample-\d+|\.spread|\.layers/[^/]+)?\.(?P<extension>png|json)")
 """What a job names its files."""
 
 
@@ -58,3 +58,9 @@ def of_keys(names: Iterable[str], keys: Set[str]) -> list[str]:
     """Return those names of files that a job gives to the outputs of these pictures."""
     found = ((name, OURS.fullmatch(name)) for name in names)
     return [name for name, match in found if match and match["key"] in keys]
+
+
+def is_first_restoration(name: str) -> bool:
+    """Tell whether a job gives this name to a restored picture, and not to what lies beside it."""
+    match = OURS.fullmatch(name)
+    return match is None or (match[2] is None and match["extension"] == "png")

@@ -1,0 +1,1 @@
+"""`python -m pipelines.evaluate`: numbers of restored pictures that can be compared."""

@@ -1,0 +1,119 @@
+"""What `python -m pipelines.evaluate` is told; light, so that a command line is checked quickly."""
+
+from dataclasses import field, replace
+from typing import Annotated, Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
+from tyro.conf import arg
+
+from datasets.test_sets import PROTOCOLS
+from infra.cli import choices
+from infra.config import STRICT
+from models.metrics.catalog import METRICS
+from pipelines.jobs.paths import absolute, absolute_if_there
+
+STATE = ".evaluate"
+"""Folder of an output with the state of its job."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class SetsConfig:
+    """Which pictures are compared with which."""
+
+    restored: tuple[str, ...] = ()
+    """NAME=FOLDER of each method's pictures, which have the keys of the reference."""
+    reference: str = ""
+    """Folder of the HQ pictures; in a protocol without HQ, of those that a set is compared with."""
+    protocol: Annotated[str, choices(*PROTOCOLS)] = "custom"
+    """The test set: whether it has HQ pictures, and how many pictures it is known to have."""
+    distribution: str = ""
+    """What whole sets are compared with: a folder, or a file .npz of statistics; by default
+    --reference."""
+    posterior_mean: str = ""
+    """Folder of the predictor's posterior means, for indrmse."""
+    lq: str = ""
+    """Folder of the LQ pictures, which the page shows beside the others."""
+    degradations: str = ""
+    """Table (.parquet, .csv) with a row for each key and a column for each parameter of its
+    degradation, for values by severity."""
+    common: bool = False
+    """Evaluate the keys that all folders have, and say how many are left out."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(
+                f"protocol {self.protocol!r}: unknown; choose one of {', '.join(PROTOCOLS)}"
+            )
+
+    def absolute(self) -> "SetsConfig":
+        """Return the same with every path absolute."""
+        return replace(
+            self,
+            restored=tuple(map(absolute_if_there, self.restored)),
+            reference=absolute(self.reference),
+            distribution=absolute(self.distribution),
+            posterior_mean=absolute(self.posterior_mean),
+            lq=absolute(self.lq),
+            degradations=absolute(self.degradations),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class MeasureConfig:
+    """What is measured, where and how often."""
+
+    metrics: Annotated[tuple[str, ...], choices(*METRICS)] = ()
+    """By default all for which there are pictures and weights."""
+    weights: str = ""
+    """Folder of the metrics' weights; those of METRIC may lie in FOLDER/METRIC. By default the
+    caches of torch.hub and of the Hugging Face hub. Nothing is downloaded."""
+    bootstrap: PositiveInt = 1000
+    """Resamples of the images for each interval of 95 %."""
+    set_bootstrap: NonNegativeInt = 0
+    """Resamples for the intervals of distances of whole sets, each of which takes seconds."""
+    device: Literal["cuda", "cpu"] | None = None
+    """None: a GPU where the Ray cluster has one, which the first line says."""
+    batch: PositiveInt | None = None
+    """Pictures in a pass on a GPU, by default 8; on a CPU a pass is one picture."""
+    threads: PositiveInt = 1
+    """Of a worker on CPUs."""
+    gpus: PositiveInt | None = None
+    """GPUs, one worker each; by default all of the Ray cluster."""
+    workers: PositiveInt | None = None
+    """Workers on CPUs; by default as many as the Ray cluster has CPUs for."""
+    track: bool = True
+    """Record the evaluation in MLflow."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.metrics if name not in METRICS]
+        if unknown:
+            raise ValueError(f"metrics {unknown[0]!r}: unknown; choose of {', '.join(METRICS)}")
+
+    def absolute(self) -> "MeasureConfig":
+        """Return the same with every path absolute."""
+        return replace(self, weights=absolute(self.weights))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class EvaluateConfig:
+    """Which pictures to compare with which, by what, into what."""
+
+    output: Annotated[str, arg(aliases=["-o"])] = ""
+    """Folder of the tables and the page; made if it is not there."""
+    sets: SetsConfig = field(default_factory=SetsConfig)
+    """The pictures."""
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    """The metrics."""
+
+    def absolute(self) -> "EvaluateConfig":
+        """Return the same job with every path absolute, for processes that work elsewhere."""
+        return replace(
+            self,
+            output=absolute(self.output),
+            sets=self.sets.absolute(),
+            measure=self.measure.absolute(),
+        )
+
+
+PRESETS = {"default": EvaluateConfig()}

@@ -1,0 +1,222 @@
+"""From what is measured to the numbers of a summary: means, intervals, differences, distances."""
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.test_sets import count_note
+from infra import paths
+from infra.config import flat, to_dict
+from models.metrics.catalog import METRICS
+from models.metrics.frechet import Statistics, read_statistics
+from pipelines.evaluate.bootstrap import (
+    interval,
+    mean_of_defined,
+    resampled_means,
+    resampled_rows,
+)
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.pairs import keys_digest
+from pipelines.evaluate.results import Floats, Results
+from pipelines.evaluate.slices import slices
+from pipelines.evaluate.summary import (
+    Difference,
+    Fingerprint,
+    Method,
+    Summary,
+    TestSet,
+    Value,
+)
+
+
+def summarise(results: Results, config: EvaluateConfig) -> Summary:
+    """Compute all numbers of an evaluation.
+
+    Raises:
+        UsageError: a table of degradations, or a file of statistics, that cannot be used.
+    """
+    work = _Summarising(results, config)
+    measure = config.measure
+    return Summary(
+        test_set=work.test_set(),
+        methods={name: work.method(name) for name in results.pairs.methods},
+        missing=results.found.missing,
+        differences=[*work.differences()],
+        slices=[*slices(results, config.sets.degradations, measure.bootstrap)],
+        notes=[*work.notes()],
+        settings=flat(to_dict(config)),
+    )
+
+
+def pooled(name: str, means: Floats | float) -> Floats:
+    """Return the values of a metric for means over pictures."""
+    root = METRICS[name].pooled == "root_mean"
+    return np.asarray(np.sqrt(means) if root else means, dtype=np.float64)
+
+
+@dataclass
+class _Summarising:
+    results: Results
+    config: EvaluateConfig
+
+    @property
+    def n(self) -> int:
+        return len(self.results.keys)
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """Of what the metrics compare with: by `Metric.against`, and "set" for whole sets."""
+        pairs = self.results.pairs
+        found = {"none": keys_digest(pairs.keys), "hq": "", "posterior_mean": "", "set": ""}
+        for role in ("hq", "posterior_mean"):
+            if (refs := getattr(pairs, role)) is not None:
+                found[role] = self.results.pixels(refs.values())
+        if pairs.statistics:
+            with paths.fetched(paths.path_of(pairs.statistics)) as file:
+                found["set"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        elif pairs.distribution is not None and self.results.metrics("set"):
+            found["set"] = self.results.pixels(pairs.distribution.values())
+        return found
+
+    def test_set(self) -> TestSet:
+        pairs = self.results.pairs
+        pictures = [one for refs in pairs.methods.values() for one in refs.values()]
+        sizes = Counter("{} x {}".format(*one.size) for one in self.results.measured(pictures))
+        return TestSet(
+            protocol=self.config.sets.protocol,
+            n=self.n,
+            keys=self._digests["none"],
+            hq=self._digests["hq"],
+            sizes=dict(sizes),
+        )
+
+    def method(self, name: str) -> Method:
+        pairs = self.results.pairs
+        return Method(
+            folder=dict(one.split("=", 1) for one in self.config.sets.restored)[name],
+            pixels=self.results.pixels(pairs.methods[name].values()),
+            values={
+                metric: self._of_images(name, metric)
+                if METRICS[metric].kind == "image"
+                else self._of_sets(name, metric)
+                for metric in METRICS
+                if metric in self.results.found.digests
+            },
+        )
+
+    def _fingerprint(self, name: str) -> Fingerprint:
+        metric = METRICS[name]
+        against = "set" if metric.kind == "set" else metric.against
+        return Fingerprint(
+            metric=name,
+            variant=metric.variant,
+            implementation=metric.implementation,
+            weights=self.results.found.digests[name],
+            resize=metric.resize,
+            reference=self._digests[against],
+            n=self.n,
+            dtype=metric.dtype_on(self.results.device),
+            device=self.results.device,
+        )
+
+    @cached_property
+    def _columns(self) -> dict[str, dict[str, Floats]]:
+        return {method: self.results.columns(method) for method in self.results.pairs.methods}
+
+    def _of_images(self, method: str, name: str) -> Value:
+        values = self._columns[method][name]
+        undefined = int(np.isnan(values).sum())
+        if undefined == self.n:
+            return Value(
+                value=None,
+                undefined=undefined,
+                fingerprint=self._fingerprint(name),
+                note=self._why_undefined(method, name),
+            )
+        low, high = interval(pooled(name, self._resampled(values)))
+        return Value(
+            value=float(pooled(name, mean_of_defined(values))),
+            low=low,
+            high=high,
+            undefined=undefined,
+            fingerprint=self._fingerprint(name),
+        )
+
+    def _why_undefined(self, method: str, name: str) -> str:
+        least, refs = METRICS[name].min_side, self.results.pairs.methods[method]
+        side = min(min(one.size) for one in self.results.measured(refs.values()))
+        if side < least:
+            return f"needs {least} pixels on each side; the pictures have {side}"
+        return "no picture has a value"
+
+    def _resampled(self, *columns: Floats) -> Floats:
+        return resampled_means(np.stack(columns, axis=1), self.config.measure.bootstrap)
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        with paths.fetched(paths.path_of(self.results.pairs.statistics)) as file:
+            return read_statistics(file)
+
+    def _of_sets(self, method: str, name: str) -> Value:
+        pairs = self.results.pairs
+        distance = METRICS[name].distance_function()
+        mine = torch.from_numpy(self.results.features([*pairs.methods[method].values()], name))
+        other: torch.Tensor | Statistics
+        if pairs.distribution is None:
+            other = self._statistics
+        else:
+            refs = [*pairs.distribution.values()]
+            other = torch.from_numpy(self.results.features(refs, name))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            value = distance(mine, other)
+            again = resampled_rows(
+                self.n, self.config.measure.set_bootstrap, lambda rows: distance(mine[rows], other)
+            )
+        low, high = interval(again)
+        is_given = bool(len(again))
+        return Value(
+            value=value,
+            low=low if is_given else None,
+            high=high if is_given else None,
+            fingerprint=self._fingerprint(name),
+            note=str(said[0].message) if said else "",
+        )
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield the difference of every two methods in every metric of single pictures."""
+        for name in self.results.metrics("image"):
+            for first, second in combinations(self.results.pairs.methods, 2):
+                mine, other = self._columns[first][name], self._columns[second][name]
+                both = ~(np.isnan(mine) | np.isnan(other))
+                if not both.any():
+                    continue
+                mine, other = np.where(both, mine, np.nan), np.where(both, other, np.nan)
+                again = pooled(name, self._resampled(mine, other))
+                low, high = interval(again[:, 0] - again[:, 1])
+                value = pooled(name, mean_of_defined(mine)) - pooled(name, mean_of_defined(other))
+                yield Difference(
+                    metric=name,
+                    first=first,
+                    second=second,
+                    value=float(value),
+                    low=low,
+                    high=high,
+                    n=int(both.sum()),
+                )
+
+    def notes(self) -> Iterator[str]:
+        sets, pairs = self.config.sets, self.results.pairs
+        if said := count_note(sets.protocol, self.n):
+            yield said
+        if pairs.left_out:
+            yield f"--common: {pairs.left_out:,} keys that not all folders have are left out"
+        yield from self.results.notes()

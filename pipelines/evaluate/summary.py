@@ -1,0 +1,182 @@
+"""The numbers of an evaluation, each with all that it depends on: OUT/summary.json.
+
+Two values are compared only if their fingerprints are equal. Elsewhere the same pictures have
+scored an FID of 49.81 or 22.24, by which pictures they were compared with.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from infra.config import from_dict, pretty_json
+from infra.errors import UsageError
+from infra.paths import AnyPath, read_if_there
+
+SUMMARY, VALUES, PAGE = "summary.json", "values.parquet", "report.html"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fingerprint:
+    """Everything that two values must share to be comparable."""
+
+    metric: str
+    variant: str
+    implementation: str
+    weights: str
+    """SHA-256 of the metric's weights; empty for a formula."""
+    resize: str
+    reference: str
+    """SHA-256 of what the pictures are compared with, by their levels; of their keys for a metric
+    that looks at nothing else."""
+    n: int
+    """Pictures of the test set."""
+    dtype: str
+    device: str
+
+
+def differing(one: Fingerprint, other: Fingerprint) -> list[str]:
+    """Name what differs between two fingerprints, with both values."""
+    return [
+        f"{part.name} {_short(getattr(one, part.name))} and {_short(getattr(other, part.name))}"
+        for part in fields(Fingerprint)
+        if getattr(one, part.name) != getattr(other, part.name)
+    ]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text or "none"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Value:
+    """A metric of a method."""
+
+    value: float | None
+    """None where no picture has one."""
+    low: float | None = None
+    """Of the interval of 95 %; None without one."""
+    high: float | None = None
+    undefined: int = 0
+    """Pictures without a value, which the mean leaves out."""
+    fingerprint: Fingerprint
+    note: str = ""
+    """What a user should know of it, in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """A method's numbers."""
+
+    folder: str
+    pixels: str
+    """SHA-256 of its pictures' keys and levels."""
+    values: Mapping[str, Value]
+    """By metric."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """How much two methods differ on the same pictures: the first minus the second."""
+
+    metric: str
+    first: str
+    second: str
+    value: float
+    low: float
+    high: float
+    n: int
+    """Pictures on which both are defined."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Tell whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """A metric of a method on the pictures whose degradation lies in a range."""
+
+    method: str
+    metric: str
+    by: str
+    """Parameter of the degradation."""
+    at_least: float
+    at_most: float
+    """The range's ends, as the least and the largest value in it."""
+    n: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TestSet:
+    """Which pictures: by digest and number, whatever they are called."""
+
+    protocol: str
+    n: int
+    keys: str
+    """SHA-256 of the keys."""
+    hq: str
+    """SHA-256 of the HQ pictures' keys and levels; empty without HQ."""
+    sizes: Mapping[str, int]
+    """Restored pictures by their size, such as "512 x 512"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """All numbers of an evaluation."""
+
+    version: int = VERSION
+    test_set: TestSet
+    methods: Mapping[str, Method]
+    missing: Mapping[str, str]
+    """Metrics that could not be computed, and why."""
+    differences: Sequence[Difference] = ()
+    slices: Sequence[Slice] = ()
+    notes: Sequence[str] = ()
+    """What a user should know, in sentences."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration, flat."""
+
+    def metrics(self) -> list[str]:
+        """Return the metrics that any method has, in the order of the catalogue."""
+        return list(dict.fromkeys(name for one in self.methods.values() for name in one.values))
+
+
+def encoded(summary: Summary) -> bytes:
+    """Return a summary as JSON."""
+    return pretty_json(asdict(summary))
+
+
+def read_summary(folder: AnyPath) -> Summary:
+    """Read the summary of an evaluation.
+
+    Raises:
+        UsageError: there is none, or it is of another version.
+    """
+    data = read_if_there(folder / SUMMARY)
+    if data is None:
+        raise UsageError(
+            f"{folder}: no {SUMMARY} in it; give the --output of a finished "
+            "`python -m pipelines.evaluate`"
+        )
+    found = json.loads(data)
+    if found.get("version") != VERSION:
+        raise UsageError(
+            f"{folder / SUMMARY}: version {found.get('version')}, expected {VERSION}; evaluate "
+            "again into the same folder, which measures nothing anew"
+        )
+    return from_dict(Summary, found)
+
+
+def clear(differences: Iterable[Difference], metric: str, one: str, other: str) -> bool | None:
+    """Tell whether two methods clearly differ in a metric; None where that is not known."""
+    for difference in differences:
+        if difference.metric == metric and {difference.first, difference.second} == {one, other}:
+            return difference.is_clear
+    return None
