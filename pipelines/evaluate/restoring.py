@@ -90,10 +90,10 @@ def restored_and_evaluated(
     """
     config = config.absolute()
     rule = replace(config.rule, model=resolved(config.rule.model))  # once, of a run that goes on
-    bundle = open_model(rule)
-    check_method(rule, bundle)
-    made, size = methods(bundle.config, rule), bundle.config.size
-    del bundle  # its networks are in memory where the workers are
+    bundle = open_model(rule).config
+    made = methods(bundle, rule)
+    for method in made.values():
+        check_method(method.rule, bundle)
     output = SetFolder(path_of(config.output), STATE, "an evaluation")
     folders = {name: output.path / RESTORED / name for name in made}
     own = tuple(f"{name}={folder}" for name, folder in folders.items())
@@ -101,10 +101,11 @@ def restored_and_evaluated(
     with started(engine, config.measure.workers) as running:
         with output.held():
             has_hq = PROTOCOLS[config.sets.protocol].has_hq
-            sets = prepared(config.given, config.sets, has_hq, size, output, running)
+            sets = prepared(config.given, config.sets, has_hq, bundle.size, output, running)
             for name, method in made.items():
                 pictures = sets.reference if method.of_hq else sets.lq
-                restore(pictures, folders[name], method.rule, config, running)
+                job = restoring(pictures, folders[name], method.rule, config)
+                finish(Restoration(job, bundle), config.sets.common, running)
         mean = folders.get(POSTERIOR_MEAN, "")
         sets = replace(
             sets,
@@ -114,24 +115,19 @@ def restored_and_evaluated(
         return Evaluation(replace(config, sets=sets), saved).run(running)
 
 
-def restore(
-    pictures: str, folder: AnyPath, rule: ModelRule, config: EvaluateConfig, engine: Engine
-) -> None:
-    """Restore what is not restored yet.
+def restoring(
+    pictures: str, folder: AnyPath, rule: ModelRule, config: EvaluateConfig
+) -> RestoreConfig:
+    """Return the job that restores the pictures of a method.
 
     Args:
         pictures: folder or archive.
         folder: of the restored pictures.
         rule: how.
         config: on what, and whether pictures of another configuration are replaced.
-        engine: what restores.
-
-    Raises:
-        UsageError: the folder has pictures of another configuration.
-        UserError: some cannot be restored, and all are needed.
     """
     measure = config.measure
-    job = RestoreConfig(
+    return RestoreConfig(
         input=(pictures,),
         output=str(folder),
         rule=RestoreRule(
@@ -141,15 +137,24 @@ def restore(
         workers=measure.workers,
         overwrite=config.given.overwrite,
     )
+
+
+def finish(job: Restoration, may_lack: bool, engine: Engine) -> None:
+    """Restore what is not restored yet.
+
+    Raises:
+        UsageError: the folder has pictures of another configuration.
+        UserError: some cannot be restored, and none may lack.
+    """
     try:
-        Restoration(job).run(engine)
+        job.run(engine)
     except BudgetExceeded as error:
-        if not config.sets.common:
+        if not may_lack:
             raise UserError(
-                f"{folder}: {error}. Numbers of the others would be those of another test set: "
+                f"{job.folder}: {error}. Numbers of the others would be those of another test set: "
                 "mend them and run the same command again, or give --common to evaluate the others"
             ) from error
-        sys.stderr.write(f"{folder}: {error}; --common evaluates the others\n")
+        sys.stderr.write(f"{job.folder}: {error}; --common evaluates the others\n")
 
 
 def check(config: EvaluateConfig) -> None:

@@ -84,7 +84,7 @@ class FaceRestorer:
                 f"{bundle.config.digest[:12]}, the job began with {expected[:12]}; bring that back "
                 "and run the same command again, or restore anew with --overwrite"
             )
-        check_method(rule, bundle)
+        check_method(rule, bundle.config)
         self.rule, self.bundle, self.size = rule, bundle.config, bundle.config.size
         self.device = torch.device(rule.device or "cpu")
         self.batch = rule.batch or BATCH_ON_GPU if self.device.type == "cuda" else 1
@@ -177,7 +177,7 @@ def open_model(rule: ModelRule) -> Bundle:
     return open_bundle(rule.model)
 
 
-def check_method(rule: ModelRule, bundle: Bundle) -> None:
+def check_method(rule: ModelRule, config: BundleConfig) -> None:
     """Refuse a method that the bundle has not.
 
     Raises:
@@ -185,9 +185,9 @@ def check_method(rule: ModelRule, bundle: Bundle) -> None:
     """
     if rule.method == "spandrel":
         return
-    has: list[str] = [bundle.config.method]
-    has += ["posterior-mean"] if bundle.restorer.predictor is not None else []
-    has += ["vae-reconstruction"] if bundle.restorer.vae is not None else []
+    has: list[str] = [config.method]
+    has += ["posterior-mean"] if "predictor" in config.parts else []
+    has += ["vae-reconstruction"] if "vae" in config.parts else []
     if rule.method is not None and rule.method not in has:
         raise UsageError(
             f"--method {rule.method}: --model {rule.model} has {', '.join(has)}; choose one of "
