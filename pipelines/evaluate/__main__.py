@@ -1,6 +1,7 @@
 """Evaluate restored pictures: `python -m pipelines.evaluate`.
 
     python -m pipelines.evaluate -o eval/ --restored ours=restored/ gfpgan=gfpgan/ --reference hq/
+    python -m pipelines.evaluate -o eval/ --model bundle/ -i lq/ --reference hq/  # restored here
     python -m pipelines.evaluate ... --protocol lfw --distribution ffhq.npz    # no HQ pictures
     python -m pipelines.evaluate ... --metrics psnr lpips fid                  # these alone
 
@@ -32,6 +33,12 @@ def main(arguments: Sequence[str]) -> int:
         code: int = module.main(list(arguments[1:]))
         return code
     config = cli.parse(EvaluateConfig, PRESETS, arguments, "pipelines.evaluate", __doc__ or "")
+    if config.rule.model or config.given.input:
+        from pipelines.evaluate import restoring
+
+        restoring.check(config)
+        restoring.run(config)
+        return 0
     from pipelines.evaluate.job import Evaluation, check
 
     check(config)
