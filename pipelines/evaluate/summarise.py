@@ -24,6 +24,7 @@ from pipelines.evaluate.bootstrap import (
     resampled_rows,
 )
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.differences import paired, pooled
 from pipelines.evaluate.pairs import keys_digest
 from pipelines.evaluate.results import Floats, Results
 from pipelines.evaluate.slices import slices
@@ -54,12 +55,6 @@ def summarise(results: Results, config: EvaluateConfig) -> Summary:
         notes=[*work.notes()],
         settings=flat(to_dict(config)),
     )
-
-
-def pooled(name: str, means: Floats | float) -> Floats:
-    """Return the values of a metric for means over pictures."""
-    root = METRICS[name].pooled == "root_mean"
-    return np.asarray(np.sqrt(means) if root else means, dtype=np.float64)
 
 
 @dataclass
@@ -193,25 +188,13 @@ class _Summarising:
 
     def differences(self) -> Iterator[Difference]:
         """Yield the difference of every two methods in every metric of single pictures."""
+        resamples = self.config.measure.bootstrap
         for name in self.results.metrics("image"):
             for first, second in combinations(self.results.pairs.methods, 2):
-                mine, other = self._columns[first][name], self._columns[second][name]
-                both = ~(np.isnan(mine) | np.isnan(other))
-                if not both.any():
-                    continue
-                mine, other = np.where(both, mine, np.nan), np.where(both, other, np.nan)
-                again = pooled(name, self._resampled(mine, other))
-                low, high = interval(again[:, 0] - again[:, 1])
-                value = pooled(name, mean_of_defined(mine)) - pooled(name, mean_of_defined(other))
-                yield Difference(
-                    metric=name,
-                    first=first,
-                    second=second,
-                    value=float(value),
-                    low=low,
-                    high=high,
-                    n=int(both.sum()),
-                )
+                columns = (self._columns[first][name], self._columns[second][name])
+                found = paired(name, (first, second), columns, resamples)
+                if found is not None:
+                    yield found
 
     def notes(self) -> Iterator[str]:
         sets, pairs = self.config.sets, self.results.pairs
