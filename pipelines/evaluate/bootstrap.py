@@ -5,7 +5,8 @@ with replacement and equal for all methods, vary as means of other draws would. 
 resample holds is a function of (seed, n), so that a value's interval is the same in every run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -32,18 +33,35 @@ def resampled_means(columns: Floats, resamples: int, seed: int = 0) -> Floats:
     Returns:
         [resamples, c]; NaN where a resample has no defined value of a column.
     """
-    count = len(columns)
-    rng = np.random.default_rng([seed, count])
     defined = ~np.isnan(columns)
     values, counted = np.where(defined, columns, 0.0), defined.astype(np.float64)
     means = np.full((resamples, columns.shape[1]), np.nan)
-    size = max(1, BLOCK // max(1, count))
+    first = 0
+    for weights in _weights(seed, len(columns), resamples):
+        block = slice(first, first := first + len(weights))
+        totals = weights @ counted
+        np.divide(weights @ values, totals, out=means[block], where=totals > 0)
+    return means
+
+
+def _weights(seed: int, count: int, resamples: int) -> Iterable[Floats]:
+    """Return how often each row is in each resample [block, count], block by block."""
+    if count * resamples <= BLOCK:
+        return _kept_weights(seed, count, resamples)
+    return _drawn_weights(seed, count, resamples)
+
+
+def _drawn_weights(seed: int, count: int, resamples: int) -> Iterator[Floats]:
+    rng, size = np.random.default_rng([seed, count]), max(1, BLOCK // max(1, count))
     for first in range(0, resamples, size):
         block = min(size, resamples - first)
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=block).astype(np.float64)
-        totals = weights @ counted
-        np.divide(weights @ values, totals, out=means[first : first + block], where=totals > 0)
-    return means
+        yield rng.multinomial(count, np.full(count, 1 / count), size=block).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _kept_weights(seed: int, count: int, resamples: int) -> tuple[Floats, ...]:
+    """Draw them once for all metrics and pairs of methods: drawing takes longer than using."""
+    return tuple(_drawn_weights(seed, count, resamples))
 
 
 def interval(resampled: Floats) -> tuple[float, float]:
@@ -61,7 +79,7 @@ def resampled_rows(
     """Compute a statistic of whole sets on resampled rows.
 
     A Frechet distance of a resample is larger than that of the set, for it has fewer different
-    images. So this interval says how much values vary, and is moved by its mean's excess.
+    images. So the values say how much a distance varies, and `centred` moves them to where it is.
 
     Args:
         count: rows of the set.
@@ -71,3 +89,9 @@ def resampled_rows(
     """
     rng = np.random.default_rng([seed, count])
     return np.array([statistic(rng.integers(0, count, count)) for _ in range(resamples)])
+
+
+def centred(resampled: Floats, value: float) -> Floats:
+    """Move resampled values so that their mean is the value of the set itself."""
+    excess = float(resampled.mean()) - value
+    return resampled - excess

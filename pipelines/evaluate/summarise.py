@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
 from models.metrics.frechet import Statistics, read_statistics
 from pipelines.evaluate.bootstrap import (
+    centred,
     interval,
     mean_of_defined,
     resampled_means,
     resampled_rows,
 )
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.differences import paired, pooled
+from pipelines.evaluate.differences import paired, paired_sets, pooled
 from pipelines.evaluate.pairs import keys_digest
 from pipelines.evaluate.results import Floats, Results
 from pipelines.evaluate.slices import slices
@@ -55,6 +56,16 @@ def summarise(results: Results, config: EvaluateConfig) -> Summary:
         notes=[*work.notes()],
         settings=flat(to_dict(config)),
     )
+
+
+class _Distance(NamedTuple):
+    """How far a method's pictures are from the reference, as sets."""
+
+    value: float | None
+    """None where there is none."""
+    resampled: Floats
+    """Of resamples of its pictures; none without --set-bootstrap."""
+    note: str
 
 
 @dataclass
@@ -161,6 +172,28 @@ class _Summarising:
             return read_statistics(file)
 
     def _of_sets(self, method: str, name: str) -> Value:
+        found = self._distances[name][method]
+        if found.value is None:
+            return Value(value=None, fingerprint=self._fingerprint(name), note=found.note)
+        is_given = bool(len(found.resampled))
+        low, high = interval(centred(found.resampled, found.value)) if is_given else (None, None)
+        return Value(
+            value=found.value,
+            low=low,
+            high=high,
+            fingerprint=self._fingerprint(name),
+            note=found.note,
+        )
+
+    @cached_property
+    def _distances(self) -> dict[str, dict[str, _Distance]]:
+        """By metric of whole sets and method."""
+        return {
+            name: {method: self._distance(method, name) for method in self.results.pairs.methods}
+            for name in self.results.metrics("set")
+        }
+
+    def _distance(self, method: str, name: str) -> _Distance:
         pairs = self.results.pairs
         distance = METRICS[name].distance_function()
         mine = torch.from_numpy(self.results.features([*pairs.methods[method].values()], name))
@@ -172,29 +205,28 @@ class _Summarising:
             other = torch.from_numpy(self.results.features(refs, name))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            value = distance(mine, other)
+            try:
+                value = distance(mine, other)
+            except ValueError as error:  # one picture, or statistics of another network
+                return _Distance(None, np.empty(0), str(error))
             again = resampled_rows(
                 self.n, self.config.measure.set_bootstrap, lambda rows: distance(mine[rows], other)
             )
-        low, high = interval(again)
-        is_given = bool(len(again))
-        return Value(
-            value=value,
-            low=low if is_given else None,
-            high=high if is_given else None,
-            fingerprint=self._fingerprint(name),
-            note=str(said[0].message) if said else "",
-        )
+        return _Distance(value, again, str(said[0].message) if said else "")
 
     def differences(self) -> Iterator[Difference]:
-        """Yield the difference of every two methods in every metric of single pictures."""
-        resamples = self.config.measure.bootstrap
+        """Yield the difference of every two methods in every metric that has an interval."""
         for name in self.results.metrics("image"):
-            for first, second in combinations(self.results.pairs.methods, 2):
-                columns = (self._columns[first][name], self._columns[second][name])
-                found = paired(name, (first, second), columns, resamples)
-                if found is not None:
-                    yield found
+            columns = {method: found[name] for method, found in self._columns.items()}
+            yield from paired(name, columns, self.config.measure.bootstrap)
+        if self.config.measure.set_bootstrap:
+            for name, found in self._distances.items():
+                known = {
+                    method: (one.value, one.resampled)
+                    for method, one in found.items()
+                    if one.value is not None
+                }
+                yield from paired_sets(name, known, self.n)
 
     def notes(self) -> Iterator[str]:
         sets, pairs = self.config.sets, self.results.pairs

@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from models.metrics.catalog import METRICS
-
 
 class Column(NamedTuple):
     """How a metric is shown."""
@@ -48,23 +46,20 @@ COLUMNS = {
     "indrmse": Column(PROXY, "IndRMSE", 4),
     "indrmse_pmrf": Column(PROXY, "IndRMSE PMRF", 2),
 }
-
-
-def column(name: str) -> Column:
-    """Return how a metric is shown; one that stands in no paper's table comes last, by its name."""
-    return COLUMNS.get(name, Column("Others", name, 4))
+"""Every metric of the catalogue."""
 
 
 def ordered(names: set[str]) -> list[str]:
     """Put metrics into the order of the paper's table."""
-    return [name for name in dict.fromkeys([*COLUMNS, *METRICS]) if name in names]
+    return [name for name in COLUMNS if name in names]
 
 
 def labels(names: list[str]) -> str:
     """List metrics as the table names them."""
-    return ", ".join(column(name).label for name in names)
+    return ", ".join(COLUMNS[name].label for name in names)
 
 
 def shown(name: str, value: float) -> str:
     """Write a value with its metric's decimals; what rounds to 0 has no sign."""
-    return f"{round(value, column(name).decimals) + 0.0:.{column(name).decimals}f}"
+    decimals = COLUMNS[name].decimals
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"

@@ -108,14 +108,13 @@ class _Ranking:
                 if known.metric == self.metric and {known.first, known.second} == both:
                     return known
         here, there = one.place(self.metric), other.place(self.metric)
-        if METRICS[self.metric].kind == "set" or here is None or there is None:
+        if here is there or here is None or there is None or METRICS[self.metric].kind == "set":
             return None
-        columns = (
-            here.column(one.method, self.metric),
-            there.column(other.method, self.metric),
-        )
-        resamples = max(here.resamples, there.resamples)
-        return paired(self.metric, (one.method, other.method), columns, resamples)
+        columns = {
+            one.method: here.column(one.method, self.metric),
+            other.method: there.column(other.method, self.metric),
+        }
+        return next(paired(self.metric, columns, max(here.resamples, there.resamples)), None)
 
 
 def _of_the_set(places: Sequence[Evaluated]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from models.metrics.catalog import METRICS
 from pipelines.evaluate.summary import Fingerprint
-from pipelines.evaluate.table.columns import column, shown
+from pipelines.evaluate.table.columns import COLUMNS, shown
 from pipelines.evaluate.table.config import Format
 from pipelines.evaluate.table.evaluations import Row
 from pipelines.evaluate.table.exhibit import Exhibit
@@ -46,7 +46,7 @@ FIELDS = (
 
 def markdown(table: Exhibit) -> str:
     """Write a table of GitHub's markdown, and its notes as a list."""
-    header = ["Method", *(f"{column(name).label} {_arrow(name)}" for name in table.metrics)]
+    header = ["Method", *(f"{COLUMNS[name].label} {_arrow(name)}" for name in table.metrics)]
     lines = [header, ["---", *("---:" for _ in table.metrics)]]
     lines += [[_markdown(row.method), *_cells(table, row, IN_MARKDOWN)] for row in table.rows]
     rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -57,11 +57,11 @@ def latex(table: Exhibit) -> str:
     """Write a floating table of LaTeX, which needs the package booktabs, and its notes below."""
     groups = [
         (_latex(group), len([*names]))
-        for group, names in groupby(table.metrics, key=lambda name: column(name).group)
+        for group, names in groupby(table.metrics, key=lambda name: COLUMNS[name].group)
     ]
     over = " & ".join(rf"\multicolumn{{{count}}}{{c}}{{{group}}}" for group, count in groups)
     arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
-    names = [f"{_latex(column(name).label)}{arrows[_arrow(name)]}" for name in table.metrics]
+    names = [f"{_latex(COLUMNS[name].label)}{arrows[_arrow(name)]}" for name in table.metrics]
     rows = [[_latex(row.method), *_cells(table, row, IN_LATEX)] for row in table.rows]
     lines = [
         "% needs \\usepackage{booktabs}, and text in UTF-8",
