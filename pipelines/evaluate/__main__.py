@@ -4,6 +4,7 @@
     python -m pipelines.evaluate -o eval/ --model bundle/ -i lq/ --reference hq/  # restored here
     python -m pipelines.evaluate ... --protocol lfw --distribution ffhq.npz    # no HQ pictures
     python -m pipelines.evaluate ... --metrics psnr lpips fid                  # these alone
+    python -m pipelines.evaluate table eval/ others/ -o table4.tex             # as in a paper
 
 A folder of pictures for each method, paired by their names. report.html shows the numbers with
 their intervals and the worst pictures; summary.json has them with all that they depend on. To go
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from infra import cli
 from pipelines.evaluate.config import PRESETS, EvaluateConfig
 
-SUBCOMMANDS: dict[str, str] = {}
+SUBCOMMANDS = {"table": "pipelines.evaluate.table.command"}
 """Module of each, whose ``main`` takes the arguments behind its name and returns the exit code."""
 
 
