@@ -5,6 +5,7 @@
     python -m pipelines.evaluate ... --protocol lfw --distribution ffhq.npz    # no HQ pictures
     python -m pipelines.evaluate ... --metrics psnr lpips fid                  # these alone
     python -m pipelines.evaluate table eval/ others/ -o table4.tex             # as in a paper
+    python -m pipelines.evaluate convergence RUN RUN -o convergence/           # training runs
 
 A folder of pictures for each method, paired by their names. report.html shows the numbers with
 their intervals and the worst pictures; summary.json has them with all that they depend on. To go
@@ -17,7 +18,9 @@ from collections.abc import Sequence
 from infra import cli
 from pipelines.evaluate.config import PRESETS, EvaluateConfig
 
-SUBCOMMANDS = {"table": "pipelines.evaluate.table.command"}
+SUBCOMMANDS = {
+    name: f"pipelines.evaluate.{name}.command" for name in ("convergence", "sweep", "table", "vae")
+}
 """Module of each, whose ``main`` takes the arguments behind its name and returns the exit code."""
 
 
