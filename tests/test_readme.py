@@ -18,6 +18,7 @@ from pipelines.curate import config as curate
 from pipelines.demo import config as demo
 from pipelines.encode import config as encode
 from pipelines.evaluate import config as evaluate
+from pipelines.evaluate.vae import config as vaes
 from pipelines.restore import config as restore
 from pipelines.score import config as score
 from trainers.recipes import flow_config as flow
@@ -49,12 +50,14 @@ OF_SUBCOMMANDS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
     (curate.VerifyConfig, {"none": curate.VerifyConfig()}),
     (encode.VerifyConfig, {"none": encode.VerifyConfig()}),
     (restore.ExportConfig, {"none": restore.ExportConfig()}),
+    (vaes.VAEsConfig, vaes.PRESETS),
 )
 SUBCOMMANDS: dict[tuple[str, str], tuple[int, tuple[Any, Mapping[str, Any]] | None]] = {
     ("pipelines.curate", "verify"): (1, OF_SUBCOMMANDS[0]),
     ("pipelines.curate", "export-scores"): (2, None),
     ("pipelines.encode", "verify"): (1, OF_SUBCOMMANDS[1]),
     ("pipelines.restore", "export"): (2, OF_SUBCOMMANDS[2]),
+    ("pipelines.evaluate", "vae"): (0, OF_SUBCOMMANDS[3]),
 }
 """How many paths a subcommand takes, and what reads the options that follow, if any may follow."""
 OTHERS = (

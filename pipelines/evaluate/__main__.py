@@ -3,6 +3,7 @@
     python -m pipelines.evaluate -o eval/ --restored ours=restored/ gfpgan=gfpgan/ --reference hq/
     python -m pipelines.evaluate ... --protocol lfw --distribution ffhq.npz    # no HQ pictures
     python -m pipelines.evaluate ... --metrics psnr lpips fid                  # these alone
+    python -m pipelines.evaluate vae ours=runs/vae --input hq/ -o vaes/        # autoencoders
 
 A folder of pictures for each method, paired by their names. report.html shows the numbers with
 their intervals and the worst pictures; summary.json has them with all that they depend on. To go
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from infra import cli
 from pipelines.evaluate.config import PRESETS, EvaluateConfig
 
-SUBCOMMANDS: dict[str, str] = {}
+SUBCOMMANDS: dict[str, str] = {"vae": "pipelines.evaluate.vae.command"}
 """Module of each, whose ``main`` takes the arguments behind its name and returns the exit code."""
 
 
