@@ -6,6 +6,7 @@
     python -m pipelines.evaluate ... --metrics psnr lpips fid                  # these alone
     python -m pipelines.evaluate table eval/ others/ -o table4.tex             # as in a paper
     python -m pipelines.evaluate convergence RUN RUN -o convergence/           # training runs
+    python -m pipelines.evaluate vae ours=runs/vae --input hq/ -o vaes/        # autoencoders
 
 A folder of pictures for each method, paired by their names. report.html shows the numbers with
 their intervals and the worst pictures; summary.json has them with all that they depend on. To go

@@ -22,7 +22,7 @@ from infra.config import digest, from_dict, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
 from models.metrics.catalog import METRICS
 from pipelines.evaluate import report
-from pipelines.evaluate.config import STATE, EvaluateConfig
+from pipelines.evaluate.config import STATE, EvaluateConfig, MeasureConfig
 from pipelines.evaluate.judges import Found, features_identity, identity, look
 from pipelines.evaluate.measured import Measured, MeasuredFile, value_name
 from pipelines.evaluate.pairs import METHOD, Pairs, find_pairs, mark
@@ -95,7 +95,7 @@ class Evaluation:
             UserError: pictures that cannot be measured.
         """
         with started(engine, self.config.measure.workers) as running:
-            device, resources = self.placed(running)
+            device, resources = placed(self.config.measure, running, "metrics")
             groups = [*wanted_groups(pairs, found, known.by_mark, device)]
             failures = self._measure(groups, found, known, running, device, resources)
         if failures:
@@ -140,20 +140,6 @@ class Evaluation:
             failures += [from_dict(Failure, row) for row in done["failures"]]
         return failures
 
-    def placed(self, engine: Engine) -> tuple[str, Resources]:
-        """Say on what is computed; an open device is a GPU where there is one.
-
-        Raises:
-            UsageError: there are not as many GPUs as are wanted.
-        """
-        measure = self.config.measure
-        device = measure.device or ("cuda" if engine.gpus() else "cpu")
-        sys.stdout.write(f"metrics on {'GPUs' if device == 'cuda' else 'CPUs'}\n")
-        if device == "cpu":
-            return device, Resources(cpus=measure.threads)
-        otherwise = "give --device cpu to measure on CPUs"
-        return device, a_gpu_each(engine, measure.gpus, "--device cuda", otherwise)
-
     def _write(self, results: Results, summary: Summary) -> None:
         paths.write_bytes(self.folder / VALUES, results.parquet())
         page = report.build(results, summary)
@@ -162,6 +148,25 @@ class Evaluation:
         sys.stdout.write(report.as_text(summary, self.folder))
         if self.config.measure.track:
             sys.stdout.write(record(self.folder, self.state, summary))
+
+
+def placed(measure: MeasureConfig, engine: Engine, what: str) -> tuple[str, Resources]:
+    """Say on what is computed; an open device is a GPU where there is one.
+
+    Args:
+        measure: which device, and how much of it.
+        engine: where is computed.
+        what: for the line that says it.
+
+    Raises:
+        UsageError: there are not as many GPUs as are wanted.
+    """
+    device = measure.device or ("cuda" if engine.gpus() else "cpu")
+    sys.stdout.write(f"{what} on {'GPUs' if device == 'cuda' else 'CPUs'}\n")
+    if device == "cpu":
+        return device, Resources(cpus=measure.threads)
+    otherwise = "give --device cpu to compute on CPUs"
+    return device, a_gpu_each(engine, measure.gpus, "--device cuda", otherwise)
 
 
 def wanted_groups(
