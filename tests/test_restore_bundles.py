@@ -15,9 +15,9 @@ from datasets.decoding import MAX_PIXELS, decode, encode_png
 from datasets.degradation.parameters import DegradationConfig
 from datasets.reading.latents import LatentPairs
 from infra import paths
+from infra.config import from_dict
 from infra.errors import UsageError, UserError
 from infra.folders.opening import open_folder
-from infra.config import from_dict
 from infra.paths import path_of
 from models.bundle import load_bundle
 from models.bundle_facts import BUNDLE
