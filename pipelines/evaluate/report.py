@@ -1,6 +1,6 @@
 """The page of an evaluation, and its lines on the terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from infra.paths import AnyPath
@@ -9,15 +9,16 @@ from pipelines.evaluate import worst
 from pipelines.evaluate.differences import leads
 from pipelines.evaluate.ranking import Mark, marks, ranked
 from pipelines.evaluate.results import Results
-from pipelines.evaluate.summary import PAGE, Slice, Summary, Value, short
-from pipelines.evaluate.writing import by_reason, decimals, interval, named, number
+from pipelines.evaluate.summary import FEWEST, PAGE, Slice, Summary, Value, short
+from pipelines.evaluate.writing import by_reason, decimals, interval, named, number, written
 from pipelines.jobs import page, plots
 
 PLOT = 300, 210  # CSS pixels of a plot of values by severity
 MARKED = (
     "Bold: the best, where the interval of its difference from every other method leaves out 0. "
     "Underlined: the second, where that holds for all but the best. Intervals are of 95 %, by the "
-    "bootstrap over pictures; differences are those on the same pictures."
+    "bootstrap over pictures; differences are those on the same pictures, of which there must be "
+    f"{FEWEST} at least."
 )
 UNMARKED = (
     "no method is marked as the best, because a distance of whole sets has no interval without "
@@ -41,16 +42,10 @@ def as_text(summary: Summary, folder: AnyPath) -> str:
     return "\n".join(lines) + f"\n{folder / PAGE}\n"
 
 
-def _texts(summary: Summary, name: str, found: dict[str, Mark]) -> Iterator[str]:
-    places = _decimals(summary, name)
-    for method, one in summary.methods.items():
-        value = one.values.get(name)
-        if value is None or value.value is None:
-            yield "-"
-            continue
-        star = "*" if found.get(method) == "best" else ""
-        ends = interval(value.low, value.high, places)
-        yield f"{number(value.value, places)}{star} {ends}".rstrip()
+def _texts(summary: Summary, name: str, found: Mapping[str, Mark]) -> list[str]:
+    texts = written([one.values.get(name) for one in summary.methods.values()])
+    stars = [" *" if found.get(method) == "best" else "" for method in summary.methods]
+    return [f"{text}{star}" for text, star in zip(texts, stars, strict=True)]
 
 
 def best_and_second(summary: Summary, name: str) -> dict[str, Mark]:

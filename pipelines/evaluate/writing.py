@@ -1,9 +1,10 @@
 """How the values of an evaluation are written, on the terminal and on the page."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from models.metrics.catalog import METRICS
+from pipelines.evaluate.summary import Value
 
 DIGITS = 4  # of the largest value of a row
 MOST_DECIMALS = 6
@@ -32,6 +33,17 @@ def interval(low: float | None, high: float | None, places: int) -> str:
     if low is None or high is None:
         return ""
     return f"[{number(low, places)}, {number(high, places)}]"
+
+
+def written(values: Sequence[Value | None]) -> list[str]:
+    """Write values of one metric with equally many decimals, each with its interval; - for none."""
+    places = decimals(one.value for one in values if one is not None)
+    return [
+        f"{number(one.value, places)} {interval(one.low, one.high, places)}".rstrip()
+        if one is not None and one.value is not None
+        else "-"
+        for one in values
+    ]
 
 
 def by_reason(missing: Mapping[str, str]) -> dict[str, list[str]]:
