@@ -49,12 +49,14 @@ OF_SUBCOMMANDS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
     (curate.VerifyConfig, {"none": curate.VerifyConfig()}),
     (encode.VerifyConfig, {"none": encode.VerifyConfig()}),
     (restore.ExportConfig, {"none": restore.ExportConfig()}),
+    (evaluate.SweepConfig, evaluate.SWEEP_PRESETS),
 )
 SUBCOMMANDS: dict[tuple[str, str], tuple[int, tuple[Any, Mapping[str, Any]] | None]] = {
     ("pipelines.curate", "verify"): (1, OF_SUBCOMMANDS[0]),
     ("pipelines.curate", "export-scores"): (2, None),
     ("pipelines.encode", "verify"): (1, OF_SUBCOMMANDS[1]),
     ("pipelines.restore", "export"): (2, OF_SUBCOMMANDS[2]),
+    ("pipelines.evaluate", "sweep"): (0, OF_SUBCOMMANDS[3]),
 }
 """How many paths a subcommand takes, and what reads the options that follow, if any may follow."""
 OTHERS = (

@@ -2,6 +2,7 @@
 
     python -m pipelines.evaluate -o eval/ --restored ours=restored/ gfpgan=gfpgan/ --reference hq/
     python -m pipelines.evaluate -o eval/ --model bundle/ -i lq/ --reference hq/  # restored here
+    python -m pipelines.evaluate sweep -o sweep/ --model bundle/ -i lq/ --reference hq/  # Figure 8
     python -m pipelines.evaluate ... --protocol lfw --distribution ffhq.npz    # no HQ pictures
     python -m pipelines.evaluate ... --metrics psnr lpips fid                  # these alone
 
@@ -16,7 +17,9 @@ from collections.abc import Sequence
 from infra import cli
 from pipelines.evaluate.config import PRESETS, EvaluateConfig
 
-SUBCOMMANDS: dict[str, str] = {}
+SUBCOMMANDS = {
+    "sweep": "pipelines.evaluate.sweep",
+}
 """Module of each, whose ``main`` takes the arguments behind its name and returns the exit code."""
 
 
