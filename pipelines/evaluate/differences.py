@@ -8,9 +8,9 @@ import numpy as np
 from models.metrics.catalog import METRICS
 from pipelines.evaluate.bootstrap import (
     Floats,
-    centred,
     interval,
     mean_of_defined,
+    recentred,
     resampled_means,
 )
 from pipelines.evaluate.summary import Difference
@@ -88,7 +88,7 @@ def paired_sets(
     """
     for first, second in combinations(distances, 2):
         (mine, again), (other, again_other) = distances[first], distances[second]
-        low, high = interval(centred(again - again_other, mine - other))
+        low, high = interval(recentred(again - again_other, mine - other))
         yield Difference(
             metric=metric,
             first=first,

@@ -1,13 +1,14 @@
 """From what is measured to the numbers of a summary: means, intervals, differences, distances."""
 
 import hashlib
+import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +19,15 @@ from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
 from models.metrics.frechet import Statistics, read_statistics
 from pipelines.evaluate.bootstrap import (
-    centred,
     interval,
     mean_of_defined,
+    recentred,
     resampled_means,
     resampled_rows,
 )
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.differences import paired, paired_sets, pooled
-from pipelines.evaluate.pairs import keys_digest
+from pipelines.evaluate.pairs import keys_digest, named_folders
 from pipelines.evaluate.results import Floats, Results
 from pipelines.evaluate.slices import slices
 from pipelines.evaluate.summary import (
@@ -37,6 +38,9 @@ from pipelines.evaluate.summary import (
     TestSet,
     Value,
 )
+from pipelines.restore.config import STATE as MADE_BY_RESTORE
+
+IDENTITY = "identity.json"  # of a job of `pipelines.restore`: what its pictures depend on
 
 
 def summarise(results: Results, config: EvaluateConfig) -> Summary:
@@ -54,8 +58,25 @@ def summarise(results: Results, config: EvaluateConfig) -> Summary:
         differences=[*work.differences()],
         slices=[*slices(results, config.sets.degradations, measure.bootstrap)],
         notes=[*work.notes()],
-        settings=flat(to_dict(config)),
+        settings={**flat(to_dict(config)), **how_restored(config.sets.restored)},
     )
+
+
+def how_restored(restored: Sequence[str]) -> dict[str, Any]:
+    """Return what pictures depend on, of the folders that `pipelines.restore` has made.
+
+    Args:
+        restored: NAME=FOLDER of each method.
+
+    Returns:
+        Each setting as ``restored.NAME.SETTING``; ``model`` is the digest of the bundle.
+    """
+    found: dict[str, Any] = {}
+    for name, where in named_folders(restored).items():
+        state = paths.path_of(where) / MADE_BY_RESTORE
+        if state.is_dir() and (text := paths.read_if_there(state / IDENTITY)) is not None:
+            found |= flat(json.loads(text), f"restored.{name}.")
+    return found
 
 
 class _Distance(NamedTuple):
@@ -176,7 +197,7 @@ class _Summarising:
         if found.value is None:
             return Value(value=None, fingerprint=self._fingerprint(name), note=found.note)
         is_given = bool(len(found.resampled))
-        low, high = interval(centred(found.resampled, found.value)) if is_given else (None, None)
+        low, high = interval(recentred(found.resampled, found.value)) if is_given else (None, None)
         return Value(
             value=found.value,
             low=low,
