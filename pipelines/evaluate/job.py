@@ -183,9 +183,9 @@ def wanted_groups(
     """
     identities = {name: identity(name, weights, device) for name, weights in found.digests.items()}
     singles = [name for name in found.digests if METRICS[name].kind == "image"]
-    networks = {  # one metric of each network stands for all
+    networks = {  # one metric of each network stands for all: the first, whose weights were found
         features_identity(name, found.digests[name], device): name
-        for name in found.digests
+        for name in reversed([*found.digests])
         if METRICS[name].kind == "set"
     }
 

@@ -1,6 +1,6 @@
 """The metrics of an evaluation: which can be had, of which weights, and loaded ones in a worker."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,6 +17,8 @@ from pipelines.evaluate.pairs import Pairs
 
 MISSING = (CheckpointNotFoundError, FacesMissingError)
 """What a metric raises whose weights the user has to get."""
+OF_STATISTICS = "fid"
+"""Metric of the published files of statistics, which do not say themselves what they are of."""
 Device = Literal["cuda", "cpu"]
 Loaded = TypeVar("Loaded", Judge, SetJudge)
 
@@ -31,7 +33,7 @@ class Found:
     """Why each of the others cannot be had, and what to do."""
 
 
-def look(asked: Iterable[str], weights: str, pairs: Pairs) -> Found:
+def look(asked: Sequence[str], weights: str, pairs: Pairs) -> Found:
     """Find out which metrics can be had: there are pictures and weights for them.
 
     Each network is loaded once to learn the digest of its weights, one after the other.
@@ -49,7 +51,7 @@ def look(asked: Iterable[str], weights: str, pairs: Pairs) -> Found:
     shared: dict[str, str] = {}  # one network serves several metrics of sets
     for name in asked or METRICS:
         metric = METRICS[name]
-        if lacks := lacking(name, pairs):
+        if lacks := lacking(name, pairs) or ("" if asked else unsaid(name, pairs)):
             missing[name] = lacks
             continue
         try:
@@ -76,6 +78,16 @@ def lacking(name: str, pairs: Pairs) -> str:
     if metric.against == "posterior_mean" and pairs.posterior_mean is None:
         return "it compares with the predictor's output; give --posterior-mean FOLDER"
     return ""
+
+
+def unsaid(name: str, pairs: Pairs) -> str:
+    """Say why a metric is not computed against a file of statistics unless its user names it."""
+    if METRICS[name].kind != "set" or not pairs.statistics or name == OF_STATISTICS:
+        return ""
+    return (
+        "a file of statistics does not say which network and resize it is of, and the published "
+        f"ones are of {OF_STATISTICS}; name this metric in --metrics if yours is of it"
+    )
 
 
 def folder_of(name: str, weights: str) -> Path | None:

@@ -17,7 +17,7 @@ from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import Statistics, read_statistics
+from models.metrics.frechet import ENOUGH, Statistics, read_statistics
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
@@ -187,11 +187,6 @@ class _Summarising:
     def _resampled(self, *columns: Floats) -> Floats:
         return resampled_means(np.stack(columns, axis=1), self.config.measure.bootstrap)
 
-    @cached_property
-    def _statistics(self) -> Statistics:
-        with paths.fetched(paths.path_of(self.results.pairs.statistics)) as file:
-            return read_statistics(file)
-
     def _of_sets(self, method: str, name: str) -> Value:
         found = self._distances[name][method]
         if found.value is None:
@@ -209,29 +204,39 @@ class _Summarising:
     @cached_property
     def _distances(self) -> dict[str, dict[str, _Distance]]:
         """By metric of whole sets and method."""
-        return {
-            name: {method: self._distance(method, name) for method in self.results.pairs.methods}
-            for name in self.results.metrics("set")
-        }
+        methods = self.results.pairs.methods
+        found = {}
+        for name in self.results.metrics("set"):
+            reference = self._reference(name)
+            found[name] = {method: self._distance(method, name, reference) for method in methods}
+        return found
 
-    def _distance(self, method: str, name: str) -> _Distance:
+    def _reference(self, name: str) -> torch.Tensor | Statistics:
+        """Return what the sets of all methods are compared with, once for all of them."""
         pairs = self.results.pairs
-        distance = METRICS[name].distance_function()
-        mine = torch.from_numpy(self.results.features([*pairs.methods[method].values()], name))
-        other: torch.Tensor | Statistics
         if pairs.distribution is None:
-            other = self._statistics
-        else:
-            refs = [*pairs.distribution.values()]
-            other = torch.from_numpy(self.results.features(refs, name))
+            with paths.fetched(paths.path_of(pairs.statistics)) as file:
+                return read_statistics(file)
+        refs = [*pairs.distribution.values()]
+        features = torch.from_numpy(self.results.features(refs, name))
+        if METRICS[name].takes_statistics and len(features) >= ENOUGH:
+            return Statistics.of(features)
+        return features  # of few, the distance itself says that they are too few
+
+    def _distance(self, method: str, name: str, reference: torch.Tensor | Statistics) -> _Distance:
+        distance = METRICS[name].distance_function()
+        refs = [*self.results.pairs.methods[method].values()]
+        mine = torch.from_numpy(self.results.features(refs, name))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
-                value = distance(mine, other)
+                value = distance(mine, reference)
             except ValueError as error:  # one picture, or statistics of another network
                 return _Distance(None, np.empty(0), str(error))
             again = resampled_rows(
-                self.n, self.config.measure.set_bootstrap, lambda rows: distance(mine[rows], other)
+                self.n,
+                self.config.measure.set_bootstrap,
+                lambda rows: distance(mine[rows], reference),
             )
         return _Distance(value, again, str(said[0].message) if said else "")
 
