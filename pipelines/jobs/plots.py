@@ -117,7 +117,13 @@ class Scale:
 
 
 def plot(
-    series: Sequence[Series], x: Axis, y: Axis, *, width: int = WIDTH, height: int = HEIGHT
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    *,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    has_legend: bool = True,
 ) -> str:
     """Draw points and lines, with a legend above them where there are several series.
 
@@ -127,6 +133,7 @@ def plot(
         y: the axis from below upwards.
         width: of the drawing, in CSS pixels.
         height: of the drawing.
+        has_legend: whether it has one; False where :func:`legend` stands once for several plots.
 
     Returns:
         HTML; "" where there is no point.
@@ -149,7 +156,8 @@ def plot(
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'style="min-width:{min(width, 480)}px" aria-label="{escape(said)}">{"".join(lines)}</svg>'
     )
-    return f'{_legend(series)}<div style="overflow-x:auto">{drawing}</div>'
+    named = legend([one.name for one in series]) if has_legend else ""
+    return f'{named}<div style="overflow-x:auto">{drawing}</div>'
 
 
 def _axes(across: Scale, up: Scale, width: int, height: int) -> Iterator[str]:
@@ -195,14 +203,14 @@ def _style(number: int) -> tuple[str, str]:
     return COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)]
 
 
-def _legend(series: Sequence[Series]) -> str:
-    if len(series) < 2:
+def legend(names: Sequence[str]) -> str:
+    """Name the series of plots in their order, each beside its points; "" for a single one."""
+    if len(names) < 2:
         return ""
-    styles = [_style(number) for number in range(len(series))]
     items = "".join(
         '<span><svg viewBox="-6 -6 12 12" width="12" height="12" style="display:inline-block" '
-        f'aria-hidden="true"><path d="{shape}" fill="{colour}"/></svg> {escape(one.name)}</span>'
-        for one, (colour, shape) in zip(series, styles, strict=True)
+        f'aria-hidden="true"><path d="{shape}" fill="{colour}"/></svg> {escape(name)}</span>'
+        for name, (colour, shape) in zip(names, map(_style, range(len(names))), strict=True)
     )
     return f'<p class="note">{items}</p>'
 

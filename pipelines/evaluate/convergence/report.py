@@ -20,7 +20,8 @@ from pipelines.evaluate.convergence.curves import (
     flops_of_steps,
     unknown_costs,
 )
-from pipelines.evaluate.convergence.outcome import BATCH, Compared, Group, Member, Outcome
+from pipelines.evaluate.convergence.notes import BATCH, differing, machine, notes
+from pipelines.evaluate.convergence.outcome import Compared, Group, Member, Outcome
 from pipelines.evaluate.convergence.speedup import RESAMPLES, SEEDS, SpeedUp
 from pipelines.jobs import page
 from pipelines.jobs.plots import Axis, Series, plot
@@ -29,6 +30,7 @@ PAGE, EVERYTHING, TABLE = "convergence.html", "convergence.json", "curves.csv"
 VERSION = 1
 DRAWN = ("steps", "flops", "hours")
 EVERY = 4  # of so many levels, one is drawn
+SIDE, HEIGHT = 470, 330  # of a drawing, in CSS pixels
 
 
 def write(outcome: Outcome, folder: AnyPath) -> str:
@@ -42,7 +44,7 @@ def write(outcome: Outcome, folder: AnyPath) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    said = [*_without(outcome), *outcome.notes, str(folder / PAGE)]
+    said = [*_without(outcome), *notes(outcome), str(folder / PAGE)]
     return "\n".join([*(lines if len(rows) > 1 else ()), *said]) + "\n"
 
 
@@ -74,7 +76,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "baseline": outcome.baseline.name,
         "metrics": list(outcome.metrics),
         "costs": COSTS,
-        "notes": list(outcome.notes),
+        "notes": notes(outcome),
         "speedups": [
             {
                 "metric": one.metric,
@@ -92,7 +94,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             for group in outcome.groups
             for member in group.members
         ],
-        "differing_settings": outcome.differing(),
+        "differing_settings": differing(outcome.records),
     }
 
 
@@ -144,18 +146,19 @@ def _speedups(outcome: Outcome) -> str:
         "is interpolated in the logarithm of the cost; nothing is extrapolated. The level is the "
         "best that all runs of both groups reach."
     ) + page.note(
-        "Lowest to highest: every crossing anywhere between the two validations around it, and of "
-        f"each group any seed. Over seeds: an interval of 95 % of {RESAMPLES:,} resamples, from "
-        f"{SEEDS} seeds a group on. A run records the mean over its images only, so that neither "
-        "holds what another choice of images would change."
+        "Range: from the lowest to the highest ratio that is possible with every crossing anywhere "
+        "between the two validations around it, and of each group any seed. Over seeds: the "
+        f"interval of 95 % of {RESAMPLES:,} resamples, from {SEEDS} seeds a group on. A run "
+        "records the mean over its images only, so that neither holds what another choice of "
+        "images would change."
     )
-    notes = "".join(map(page.note, [*_without(outcome), *outcome.notes]))
-    return (page.table(_headings(outcome), rows) + explained if rows else "") + notes
+    remarks = "".join(map(page.note, [*_without(outcome), *notes(outcome)]))
+    return (page.table(_headings(outcome), rows) + explained if rows else "") + remarks
 
 
 def _headings(outcome: Outcome) -> list[str]:
     first = f"{outcome.baseline.name} spent"
-    return ["metric", "level", "cost", first, "group", "spent", "speed-up", "range", "over seeds"]
+    return ["level", "cost", first, "group", "spent", "speed-up", "range", "over seeds"]
 
 
 def _headlines(outcome: Outcome) -> Iterator[list[str]]:
@@ -165,17 +168,15 @@ def _headlines(outcome: Outcome) -> Iterator[list[str]]:
         if found is None:
             continue
         spent = [_spent(value, one.cost) for value in (found.baseline, found.other)]
-        sampled = "-" if found.sampled is None else _range(*found.sampled)
         yield [
-            f"{one.metric} {_arrow(one.metric)}",
-            f"{found.level:.4g}",
+            f"{one.metric} {_arrow(one.metric)} {found.level:.4g}",
             COSTS[one.cost],
             spent[0],
             one.group,
             spent[1],
             f"{found.ratio:.3g}",
             _range(found.low, found.high),
-            sampled,
+            "-" if found.sampled is None else _range(*found.sampled),
         ]
 
 
@@ -194,11 +195,13 @@ def _without(outcome: Outcome) -> Iterator[str]:
 
 
 def _range(low: float, high: float) -> str:
-    return f"{low:.3g} to {high:.3g}"
+    return f"{low:.3g}\N{EN DASH}{high:.3g}"
 
 
 def _spent(value: float, cost: str) -> str:
-    return f"{value:,.0f}" if cost == "steps" else f"{value:.4g}"
+    if cost == "steps":
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if cost == "hours" else _scientific(value)
 
 
 def _arrow(metric: str) -> str:
@@ -206,31 +209,35 @@ def _arrow(metric: str) -> str:
 
 
 def _drawings(outcome: Outcome) -> Iterator[tuple[str, str]]:
-    """Yield the sections of each metric: its curves, and the speed-up against the level."""
-    for metric in outcome.metrics:
-        y = Axis(label=f"{metric} {_arrow(metric)}")
-        drawn = [
-            plot(
-                [_series(group, metric, cost) for group in outcome.groups],
-                Axis(label=COSTS[cost], is_log=True),
-                y,
-            )
-            for cost in DRAWN
-        ]
-        several = any(len(group.members) > 1 for group in outcome.groups)
-        remark = page.note(
-            "Of several seeds: their mean, at the steps that all of them validated, and bars from "
-            "the lowest to the highest."
+    """Yield a section for each metric: its curves, and the speed-up against the level."""
+    remark = "Step 0 has no place on a logarithmic axis."
+    if any(len(group.members) > 1 for group in outcome.groups):
+        remark += (
+            " Of several seeds a curve is the mean, at the steps that all of them validated, with "
+            "bars from the lowest to the highest."
         )
-        yield f"{metric} {_arrow(metric)}", "".join(drawn) + (remark if several else "")
-        for group in outcome.groups[1:]:
-            found = [
-                one for one in outcome.compared if (one.metric, one.group) == (metric, group.name)
-            ]
-            series = [_against_level(one) for one in found if one.found.speedups]
-            x, ratio = Axis(label=f"level of {metric}"), Axis(label="speed-up", is_log=True)
-            title = f"{metric}: speed-up of {group.name} over {outcome.baseline.name} by level"
-            yield title, plot(series, x, ratio)
+    for metric in outcome.metrics:
+        drawn = [_curves(outcome, metric, cost) for cost in DRAWN]
+        drawn += [_by_level(outcome, metric, group.name) for group in outcome.groups[1:]]
+        cells = "".join(f'<div style="width:{SIDE}px">{one}</div>' for one in drawn if one)
+        grid = f'<div style="display:flex;flex-wrap:wrap;gap:0 20px">{cells}</div>'
+        yield f"{metric} {_arrow(metric)}", grid + page.note(remark)
+
+
+def _curves(outcome: Outcome, metric: str, cost: str) -> str:
+    """Draw a metric against a cost, a line for each group."""
+    series = [_series(group, metric, cost) for group in outcome.groups]
+    y = Axis(label=f"{metric} {_arrow(metric)}")
+    return plot(series, Axis(label=COSTS[cost], is_log=True), y, width=SIDE, height=HEIGHT)
+
+
+def _by_level(outcome: Outcome, metric: str, group: str) -> str:
+    """Draw the speed-up of a group against the level of a metric, a line for each cost."""
+    found = [one for one in outcome.compared if (one.metric, one.group) == (metric, group)]
+    series = [_against_level(one) for one in found if one.found.speedups]
+    x = Axis(label=f"level of {metric} {_arrow(metric)}")
+    y = Axis(label=f"speed-up of {group} over {outcome.baseline.name}", is_log=True)
+    return plot(series, x, y, width=SIDE, height=HEIGHT)
 
 
 def _series(group: Group, metric: str, cost: str) -> Series:
@@ -263,7 +270,7 @@ def _against_level(one: Compared) -> Series:
 
 
 def _runs(outcome: Outcome) -> str:
-    header = ["group", "run", "last step", "batch", "FLOPs a step", "encoding", "hours", "host"]
+    header = ["group", "run", "last step", "batch", "FLOPs a step", "encoding", "hours", "machine"]
     return page.table(
         header,
         [
@@ -286,16 +293,17 @@ def _row(group: str, member: Member, metrics: Sequence[str]) -> list[str]:
         _scientific(_flops_of_a_step(member)),
         "none" if encoding == 0 else _scientific(encoding),
         f"{hours:.3g}" if math.isfinite(hours) else "-",
-        record.tags.get("host", "-"),
+        machine(record),
     ]
 
 
 def _scientific(value: float | None) -> str:
-    return "not recorded" if value is None else f"{value:.4g}"
+    """Write a count of operations, such as 1.2e19."""
+    return "not recorded" if value is None else f"{value:.3g}".replace("e+", "e")
 
 
 def _settings(outcome: Outcome) -> str:
-    rows = [[name, *values] for name, values in outcome.differing().items()]
+    rows = [[name, *values] for name, values in differing(outcome.records).items()]
     return page.table(["setting", *(one.source for one in outcome.records)], rows) if rows else ""
 
 
