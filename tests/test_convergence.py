@@ -196,6 +196,28 @@ def test_runs_that_never_meet_have_a_reason_and_no_number() -> None:
     assert "0.5" in found.why_none
 
 
+@pytest.mark.parametrize("is_lowest", [True, False])
+def test_a_run_that_began_better_than_the_other_ended_has_a_bound(is_lowest: bool) -> None:
+    """It had spent 100 steps at most, and the other would have to spend more than its 900."""
+    steps = range(EVERY, 1000, EVERY)
+    slow, fast = curve_of(lambda _: 0.5, steps), curve_of(falling(4), steps)
+    bound = compared(*((slow, fast) if is_lowest else (fast, slow))).bound
+
+    assert bound is not None
+    assert bound.level == falling(4)(EVERY)
+    assert bound.is_lowest == is_lowest
+    assert bound.ratio == (9 if is_lowest else 1 / 9)
+
+
+def test_runs_that_cross_have_neither_a_number_nor_a_bound() -> None:
+    """One seed that began worse than the others ended leaves nothing to say of its group."""
+    steps = range(EVERY, 1000, EVERY)
+    slow, fast, failed = (curve_of(lambda _, v=v: v, steps) for v in (0.5, 0.4, 0.6))  # type: ignore[misc]
+    found = compare([slow], [fast, failed], "steps", higher_is_better=False)
+
+    assert (found.headline, found.bound) == (None, None)
+
+
 def test_seeds_widen_the_range_and_are_resampled() -> None:
     """The range holds that of any pair of seeds; three seeds a group are resampled too."""
     steps = range(EVERY, 3000, EVERY)

@@ -9,6 +9,11 @@ from pipelines.evaluate.convergence.records import RunRecord
 
 BATCH = "engine.global_batch_size"
 SEED = "loop.seed"
+NO_SETTINGS = (
+    "loop.",
+    "validation.",
+    "encoding_flops",
+)  # begin what is shown elsewhere, or nowhere
 OF_THE_LOOP = (SEED, "loop.max_steps")  # what else the loop is told changes no curve
 MACHINE = ("ranks", "device", "host")  # tags
 NOT_RECORDED = "not recorded"
@@ -33,7 +38,7 @@ def differing(records: Sequence[RunRecord]) -> dict[str, list[str]]:
     values = {
         name: [one.params.get(name, NOT_RECORDED) for one in records]
         for name in names
-        if name in OF_THE_LOOP or not name.startswith(("loop.", "validation."))
+        if name in OF_THE_LOOP or not name.startswith(NO_SETTINGS)
     }
     return {name: some for name, some in values.items() if len(set(some)) > 1}
 

@@ -20,9 +20,9 @@ from pipelines.evaluate.convergence.curves import (
     flops_of_steps,
     unknown_costs,
 )
-from pipelines.evaluate.convergence.notes import BATCH, differing, machine, notes
+from pipelines.evaluate.convergence.notes import BATCH, NOT_RECORDED, differing, machine, notes
 from pipelines.evaluate.convergence.outcome import Compared, Group, Member, Outcome
-from pipelines.evaluate.convergence.speedup import RESAMPLES, SEEDS, SpeedUp
+from pipelines.evaluate.convergence.speedup import RESAMPLES, SEEDS, Bound, SpeedUp
 from pipelines.jobs import page
 from pipelines.jobs.plots import Axis, Series, plot
 
@@ -85,6 +85,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "cost": one.cost,
                 "headline": None if one.found.headline is None else asdict(one.found.headline),
                 "why_none": one.found.why_none,
+                "bound": None if one.found.bound is None else asdict(one.found.bound),
                 "levels": [asdict(speedup) for speedup in one.found.speedups],
             }
             for one in outcome.compared
@@ -144,7 +145,7 @@ def _speedups(outcome: Outcome) -> str:
         "Speed-up: what the first group had spent when its best value so far came to the level, "
         "over what the other had; below 1 the other is slower. Between two validations the value "
         "is interpolated in the logarithm of the cost; nothing is extrapolated. The level is the "
-        "best that all runs of both groups reach."
+        "best that all runs of both groups reach, or without one the first of the better group."
     ) + page.note(
         "Range: from the lowest to the highest ratio that is possible with every crossing anywhere "
         "between the two validations around it, and of each group any seed. Over seeds: the "
@@ -152,7 +153,13 @@ def _speedups(outcome: Outcome) -> str:
         "records the mean over its images only, so that neither holds what another choice of "
         "images would change."
     )
-    remarks = "".join(map(page.note, [*_without(outcome), *notes(outcome)]))
+    several = [group.name for group in outcome.groups if len(group.members) > 1]
+    drawn = [
+        f"The curve of {name} is the mean of its seeds, at the steps that all of them validated, "
+        "with bars from the lowest to the highest."
+        for name in several
+    ]
+    remarks = "".join(map(page.note, [*drawn, *_without(outcome), *notes(outcome)]))
     return (page.table(_headings(outcome), rows) + explained if rows else "") + remarks
 
 
@@ -162,22 +169,21 @@ def _headings(outcome: Outcome) -> list[str]:
 
 
 def _headlines(outcome: Outcome) -> Iterator[list[str]]:
-    """Yield a row for each metric, group and cost that has a speed-up: that at the best level."""
+    """Yield a row for each metric, group and cost: the speed-up at the best level, or its bound."""
     for one in outcome.compared:
-        found = one.found.headline
+        found = one.found.headline or one.found.bound
         if found is None:
             continue
         spent = [_spent(value, one.cost) for value in (found.baseline, found.other)]
-        yield [
-            f"{one.metric} {_arrow(one.metric)} {found.level:.4g}",
-            COSTS[one.cost],
-            spent[0],
-            one.group,
-            spent[1],
-            f"{found.ratio:.3g}",
-            _range(found.low, found.high),
-            "-" if found.sampled is None else _range(*found.sampled),
-        ]
+        if isinstance(found, Bound):
+            marks = (">", "\N{LESS-THAN OR EQUAL TO}")[:: 1 if found.is_lowest else -1]
+            spent = [f"{mark} {text}" for mark, text in zip(marks, spent, strict=True)]
+            told = [f"{'>' if found.is_lowest else '<'} {found.ratio:.3g}", "-", "-"]
+        else:
+            sampled = "-" if found.sampled is None else _range(*found.sampled)
+            told = [f"{found.ratio:.3g}", _range(found.low, found.high), sampled]
+        level = f"{one.metric} {_arrow(one.metric)} {found.level:.4g}"
+        yield [level, COSTS[one.cost], spent[0], one.group, spent[1], *told]
 
 
 def _without(outcome: Outcome) -> Iterator[str]:
@@ -189,7 +195,7 @@ def _without(outcome: Outcome) -> Iterator[str]:
             reasons.setdefault(key, []).append(COSTS[one.cost])
     for (metric, group, why), costs in reasons.items():
         yield (
-            f"There is no speed-up of {group} over {outcome.baseline.name} by {metric} in "
+            f"The speed-up of {group} over {outcome.baseline.name} by {metric} is not known in "
             f"{', '.join(costs)}: {why}."
         )
 
@@ -210,18 +216,12 @@ def _arrow(metric: str) -> str:
 
 def _drawings(outcome: Outcome) -> Iterator[tuple[str, str]]:
     """Yield a section for each metric: its curves, and the speed-up against the level."""
-    remark = "Step 0 has no place on a logarithmic axis."
-    if any(len(group.members) > 1 for group in outcome.groups):
-        remark += (
-            " Of several seeds a curve is the mean, at the steps that all of them validated, with "
-            "bars from the lowest to the highest."
-        )
     for metric in outcome.metrics:
         drawn = [_curves(outcome, metric, cost) for cost in DRAWN]
         drawn += [_by_level(outcome, metric, group.name) for group in outcome.groups[1:]]
         cells = "".join(f'<div style="width:{SIDE}px">{one}</div>' for one in drawn if one)
         grid = f'<div style="display:flex;flex-wrap:wrap;gap:0 20px">{cells}</div>'
-        yield f"{metric} {_arrow(metric)}", grid + page.note(remark)
+        yield f"{metric} {_arrow(metric)}", grid
 
 
 def _curves(outcome: Outcome, metric: str, cost: str) -> str:
@@ -299,12 +299,21 @@ def _row(group: str, member: Member, metrics: Sequence[str]) -> list[str]:
 
 def _scientific(value: float | None) -> str:
     """Write a count of operations, such as 1.2e19."""
-    return "not recorded" if value is None else f"{value:.3g}".replace("e+", "e")
+    return NOT_RECORDED if value is None else f"{value:.3g}".replace("e+", "e")
 
 
 def _settings(outcome: Outcome) -> str:
-    rows = [[name, *values] for name, values in differing(outcome.records).items()]
-    return page.table(["setting", *(one.source for one in outcome.records)], rows) if rows else ""
+    """Show the settings in which runs differ, a column for each group."""
+    rows = [
+        [name, *(_setting(group, name) for group in outcome.groups)]
+        for name in differing(outcome.records)
+    ]
+    return page.table(["setting", *(group.name for group in outcome.groups)], rows) if rows else ""
+
+
+def _setting(group: Group, name: str) -> str:
+    """Return the values that a group's runs have of a setting, each once."""
+    return ", ".join(dict.fromkeys(one.params.get(name, NOT_RECORDED) for one in group.records))
 
 
 def _validated(outcome: Outcome) -> str:
