@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from infra.errors import BudgetExceeded, UsageError, UserError
+from infra.paths import path_of
 from models.flops import counted
 from models.frozen import Identity, load_autoencoder, load_vae
 from models.ranges import uint8_to_model
@@ -29,6 +30,8 @@ from tests.conftest import picture
 from tests.support import vae_jobs
 from tests.support.curation_jobs import InProcess
 from tests.support.encoding_jobs import Stopping
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.in_a_bucket import uploaded
 from tests.support.published_sets import write_images
 from tests.support.restore_jobs import made, restore
 from tests.support.tiny_bundle import public_vae, write_faces, write_tiny_bundle
@@ -140,6 +143,26 @@ def test_a_killed_job_is_finished_by_the_same_command(world: Path, tmp_path: Pat
     reconstruct(world / "hq", tmp_path / "out", both(world))
 
     assert comparable(tmp_path / "out") == expected
+
+
+def test_everything_may_lie_in_a_bucket(
+    world: Path, tmp_path: Path, s3_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures, autoencoder and output: killed, it is finished there, and no picture is another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hq = uploaded(world / "hq", "s3://tests/vaes/hq")
+    run = uploaded(world / "run", "s3://tests/vaes/run")
+    output = path_of("s3://tests/vaes/out")
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(hq, output, {"ours": run}, Stopping(1), first=2)
+    reconstruct(hq, output, {"ours": run}, first=2)
+
+    expected = made(world / "whole" / "reconstructed" / "ours")
+    for key in ("face-0.png", "face-1.png"):
+        assert (output / "reconstructed/ours" / key).read_bytes() == expected[key]
+    psnr = json.loads((output / "vae.json").read_bytes())["vaes"]["ours"]["values"]["psnr"]
+    assert psnr["fingerprint"]["n"] == 2
+    assert (output / "vae.html").is_file()
 
 
 def comparable(output: Path) -> dict[str, bytes]:
