@@ -14,6 +14,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from datasets.test_sets import PROTOCOLS
 from infra import paths
@@ -42,10 +43,12 @@ class Evaluation:
 
     Args:
         config: the configuration.
+        saved: what is saved for --config; by default the configuration.
     """
 
-    def __init__(self, config: EvaluateConfig) -> None:
+    def __init__(self, config: EvaluateConfig, saved: Any = None) -> None:
         self.config = config = config.absolute()
+        self.saved = (saved or config).absolute()
         self.set = SetFolder(paths.path_of(config.output), STATE, "an evaluation")
         self.folder, self.state = self.set.path, self.set.state
 
@@ -69,7 +72,7 @@ class Evaluation:
             pairs = find_pairs(self.config.sets, kept, self.has_hq)
             found = look(self.config.measure.metrics, self.config.measure.weights, pairs)
             say_missing(found.missing)
-            paths.write_bytes(self.state / "config.json", pretty_json(to_dict(self.config)))
+            paths.write_bytes(self.state / "config.json", pretty_json(to_dict(self.saved)))
             with MeasuredFile(self.state / "measured.jsonl") as known:
                 results = self._work(pairs, found, known, engine)
             summary = summarise(results, self.config)
