@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import Statistics, read_statistics
+from models.metrics.frechet import read_statistics
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
@@ -35,6 +36,9 @@ from pipelines.evaluate.summary import (
     TestSet,
     Value,
 )
+
+if TYPE_CHECKING:
+    from models.metrics.catalog import Compared
 
 
 def summarise(results: Results, config: EvaluateConfig) -> Summary:
@@ -161,22 +165,29 @@ class _Summarising:
         return resampled_means(np.stack(columns, axis=1), self.config.measure.bootstrap)
 
     @cached_property
-    def _statistics(self) -> Statistics:
-        with paths.fetched(paths.path_of(self.results.pairs.statistics)) as file:
-            return read_statistics(file)
+    def _compared(self) -> dict[tuple[str, str], "Compared"]:
+        """Keep what sets are compared with: by features, and what is made of them."""
+        return {}
+
+    def _reference(self, name: str) -> "Compared":
+        metric, pairs = METRICS[name], self.results.pairs
+        what = (metric.features, metric.prepare)
+        if what not in self._compared:
+            if pairs.distribution is None:
+                with paths.fetched(paths.path_of(pairs.statistics)) as file:
+                    self._compared[what] = read_statistics(file)
+            else:
+                features = self.results.features([*pairs.distribution.values()], name)
+                self._compared[what] = metric.prepared(torch.from_numpy(features))
+        return self._compared[what]
 
     def _of_sets(self, method: str, name: str) -> Value:
         pairs = self.results.pairs
         distance = METRICS[name].distance_function()
         mine = torch.from_numpy(self.results.features([*pairs.methods[method].values()], name))
-        other: torch.Tensor | Statistics
-        if pairs.distribution is None:
-            other = self._statistics
-        else:
-            refs = [*pairs.distribution.values()]
-            other = torch.from_numpy(self.results.features(refs, name))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
+            other = self._reference(name)
             value = distance(mine, other)
             again = resampled_rows(
                 self.n, self.config.measure.set_bootstrap, lambda rows: distance(mine[rows], other)
