@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import ENOUGH, Statistics, read_statistics
+from models.metrics.frechet import ENOUGH, read_statistics
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
@@ -41,6 +41,9 @@ from pipelines.evaluate.summary import (
 from pipelines.restore.config import STATE as MADE_BY_RESTORE
 
 IDENTITY = "identity.json"  # of a job of `pipelines.restore`: what its pictures depend on
+
+if TYPE_CHECKING:
+    from models.metrics.catalog import Compared
 
 
 def summarise(results: Results, config: EvaluateConfig) -> Summary:
@@ -211,19 +214,30 @@ class _Summarising:
             found[name] = {method: self._distance(method, name, reference) for method in methods}
         return found
 
-    def _reference(self, name: str) -> torch.Tensor | Statistics:
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str], "Compared"]:
+        """What sets are compared with: by features, and by what is made of them."""
+        return {}
+
+    def _reference(self, name: str) -> "Compared":
         """Return what the sets of all methods are compared with, once for all of them."""
-        pairs = self.results.pairs
+        metric = METRICS[name]
+        what = (metric.features, metric.prepare)
+        if what not in self._compared:
+            self._compared[what] = self._made_reference(name)
+        return self._compared[what]
+
+    def _made_reference(self, name: str) -> "Compared":
+        metric, pairs = METRICS[name], self.results.pairs
         if pairs.distribution is None:
             with paths.fetched(paths.path_of(pairs.statistics)) as file:
                 return read_statistics(file)
-        refs = [*pairs.distribution.values()]
-        features = torch.from_numpy(self.results.features(refs, name))
-        if METRICS[name].takes_statistics and len(features) >= ENOUGH:
-            return Statistics.of(features)
-        return features  # of few, the distance itself says that they are too few
+        features = torch.from_numpy(self.results.features([*pairs.distribution.values()], name))
+        if metric.takes_statistics and len(features) < ENOUGH:
+            return features  # the distance itself says that they are too few
+        return metric.prepared(features)
 
-    def _distance(self, method: str, name: str, reference: torch.Tensor | Statistics) -> _Distance:
+    def _distance(self, method: str, name: str, reference: "Compared") -> _Distance:
         distance = METRICS[name].distance_function()
         refs = [*self.results.pairs.methods[method].values()]
         mine = torch.from_numpy(self.results.features(refs, name))
