@@ -1,22 +1,20 @@
 """From what is measured to the numbers of a summary: means, intervals, differences, distances."""
 
-import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets.test_sets import count_note
-from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import Statistics, read_statistics
+from models.metrics.frechet import Statistics, too_few
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
@@ -79,9 +77,8 @@ class _Summarising:
         for role in ("hq", "posterior_mean"):
             if (refs := getattr(pairs, role)) is not None:
                 found[role] = self.results.pixels(refs.values())
-        if pairs.statistics:
-            with paths.fetched(paths.path_of(pairs.statistics)) as file:
-                found["set"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if pairs.stored is not None:
+            found["set"] = pairs.stored.sha256
         elif pairs.distribution is not None and self.results.metrics("set"):
             found["set"] = self.results.pixels(pairs.distribution.values())
         return found
@@ -106,7 +103,7 @@ class _Summarising:
             values={
                 metric: self._of_images(name, metric)
                 if METRICS[metric].kind == "image"
-                else self._of_sets(name, metric)
+                else self._of_sets[name, metric]
                 for metric in METRICS
                 if metric in self.results.found.digests
             },
@@ -127,12 +124,8 @@ class _Summarising:
             device=self.results.device,
         )
 
-    @cached_property
-    def _columns(self) -> dict[str, dict[str, Floats]]:
-        return {method: self.results.columns(method) for method in self.results.pairs.methods}
-
     def _of_images(self, method: str, name: str) -> Value:
-        values = self._columns[method][name]
+        values = self.results.column(method, name)
         undefined = int(np.isnan(values).sum())
         if undefined == self.n:
             return Value(
@@ -161,41 +154,61 @@ class _Summarising:
         return resampled_means(np.stack(columns, axis=1), self.config.measure.bootstrap)
 
     @cached_property
-    def _statistics(self) -> Statistics:
-        with paths.fetched(paths.path_of(self.results.pairs.statistics)) as file:
-            return read_statistics(file)
+    def _of_sets(self) -> dict[tuple[str, str], Value]:
+        """The values of whole sets by method and metric; one network's features are held."""
+        metrics = self.results.metrics("set")
+        networks = dict.fromkeys(METRICS[name].features for name in metrics)
+        return {
+            place: value
+            for features in networks
+            for place, value in self._of_network(
+                [name for name in metrics if METRICS[name].features == features]
+            )
+        }
 
-    def _of_sets(self, method: str, name: str) -> Value:
+    def _of_network(self, metrics: Sequence[str]) -> Iterator[tuple[tuple[str, str], Value]]:
+        """Yield the values of metrics that compare the same features."""
         pairs = self.results.pairs
-        distance = METRICS[name].distance_function()
-        mine = torch.from_numpy(self.results.features([*pairs.methods[method].values()], name))
-        other: torch.Tensor | Statistics
-        if pairs.distribution is None:
-            other = self._statistics
-        else:
+        others: dict[bool, Tensor | Statistics] = {}  # by whether statistics will do
+        if pairs.stored is not None:
+            others[True] = pairs.stored.statistics
+        elif pairs.distribution is not None:
             refs = [*pairs.distribution.values()]
-            other = torch.from_numpy(self.results.features(refs, name))
+            features = torch.from_numpy(self.results.features(refs, metrics[0]))
+            others[False] = features
+            others[True] = features if len(features) < 2 else Statistics.of(features)
+        for method, pictures in pairs.methods.items():
+            mine = torch.from_numpy(self.results.features([*pictures.values()], metrics[0]))
+            for name in metrics:
+                other = others[METRICS[name].takes_statistics]
+                yield (method, name), self._distance(name, mine, other)
+
+    def _distance(self, name: str, mine: Tensor, other: Tensor | Statistics) -> Value:
+        distance = METRICS[name].distance_function()
+        times, fingerprint = self.config.measure.set_bootstrap, self._fingerprint(name)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            value = distance(mine, other)
-            again = resampled_rows(
-                self.n, self.config.measure.set_bootstrap, lambda rows: distance(mine[rows], other)
-            )
-        low, high = interval(again)
-        is_given = bool(len(again))
-        return Value(
-            value=value,
-            low=low if is_given else None,
-            high=high if is_given else None,
-            fingerprint=self._fingerprint(name),
-            note=str(said[0].message) if said else "",
-        )
+            try:
+                value = distance(mine, other)
+                again = resampled_rows(self.n, times, lambda rows: distance(mine[rows], other))
+            except ValueError as error:  # of one picture, or statistics of another network
+                return Value(value=None, fingerprint=fingerprint, note=str(error))
+        low, high = interval(again) if len(again) else (None, None)
+        note = str(said[0].message) if said else self._few(name)
+        return Value(value=value, low=low, high=high, fingerprint=fingerprint, note=note)
+
+    def _few(self, name: str) -> str:
+        """Say what a small reference means, of which a Frechet distance got statistics alone."""
+        others = self.results.pairs.distribution
+        if others is None or not METRICS[name].takes_statistics:
+            return ""
+        return too_few(len(others))
 
     def differences(self) -> Iterator[Difference]:
         """Yield the difference of every two methods in every metric of single pictures."""
         for name in self.results.metrics("image"):
             for first, second in combinations(self.results.pairs.methods, 2):
-                mine, other = self._columns[first][name], self._columns[second][name]
+                mine, other = self.results.column(first, name), self.results.column(second, name)
                 both = ~(np.isnan(mine) | np.isnan(other))
                 if not both.any():
                     continue
