@@ -1,13 +1,11 @@
 """From what is measured to the numbers of a summary: means, intervals, differences, distances."""
 
-import hashlib
 import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,7 +15,6 @@ from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import ENOUGH, read_statistics
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
@@ -109,9 +106,8 @@ class _Summarising:
         for role in ("hq", "posterior_mean"):
             if (refs := getattr(pairs, role)) is not None:
                 found[role] = self.results.pixels(refs.values())
-        if pairs.statistics:
-            with paths.fetched(paths.path_of(pairs.statistics)) as file:
-                found["set"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if pairs.stored is not None:
+            found["set"] = pairs.stored.sha256
         elif pairs.distribution is not None and self.results.metrics("set"):
             found["set"] = self.results.pixels(pairs.distribution.values())
         return found
@@ -157,12 +153,8 @@ class _Summarising:
             device=self.results.device,
         )
 
-    @cached_property
-    def _columns(self) -> dict[str, dict[str, Floats]]:
-        return {method: self.results.columns(method) for method in self.results.pairs.methods}
-
     def _of_images(self, method: str, name: str) -> Value:
-        values = self._columns[method][name]
+        values = self.results.column(method, name)
         undefined = int(np.isnan(values).sum())
         if undefined == self.n:
             return Value(
@@ -228,14 +220,11 @@ class _Summarising:
         return self._compared[what]
 
     def _made_reference(self, name: str) -> "Compared":
-        metric, pairs = METRICS[name], self.results.pairs
-        if pairs.distribution is None:
-            with paths.fetched(paths.path_of(pairs.statistics)) as file:
-                return read_statistics(file)
-        features = torch.from_numpy(self.results.features([*pairs.distribution.values()], name))
-        if metric.takes_statistics and len(features) < ENOUGH:
-            return features  # the distance itself says that they are too few
-        return metric.prepared(features)
+        pairs = self.results.pairs
+        if pairs.stored is not None:
+            return pairs.stored.statistics
+        refs = [*(pairs.distribution or {}).values()]
+        return METRICS[name].prepared(torch.from_numpy(self.results.features(refs, name)))
 
     def _distance(self, method: str, name: str, reference: "Compared") -> _Distance:
         distance = METRICS[name].distance_function()
@@ -257,7 +246,7 @@ class _Summarising:
     def differences(self) -> Iterator[Difference]:
         """Yield the difference of every two methods in every metric that has an interval."""
         for name in self.results.metrics("image"):
-            columns = {method: found[name] for method, found in self._columns.items()}
+            columns = {m: self.results.column(m, name) for m in self.results.pairs.methods}
             yield from paired(name, columns, self.config.measure.bootstrap)
         if self.config.measure.set_bootstrap:
             for name, found in self._distances.items():
