@@ -20,10 +20,12 @@ from tests.conftest import picture
 from tests.support import evaluate_jobs
 from tests.support.encoding_jobs import Stopping
 from tests.support.evaluate_models import VAL, evaluate, job, write_set
+from tests.support.published_sets import SMALL, sample, write_images, write_latents
 from tests.support.restore_jobs import made, restore
 from tests.support.tiny_bundle import SIDE, write_tiny_bundle
 
 LATENT, MEAN = "latent-pmrf", "posterior-mean"
+FACE = np.asarray(picture(0, SIDE, SIDE))
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +161,11 @@ def test_values_are_sliced_by_what_was_drawn(world: Path) -> None:
 
 def test_a_summary_says_of_which_bundle_a_method_is(world: Path) -> None:
     """Its digest, and the settings that the pictures depend on."""
-    settings = read_summary(world / "whole").settings
+    methods = read_summary(world / "whole").methods
 
-    assert settings[f"restored.{LATENT}.model"] == load_bundle(world / "model").config.digest
-    assert settings[f"restored.{LATENT}.steps"] == 2
-    assert settings[f"restored.{MEAN}.method"] == MEAN
+    assert methods[LATENT].restored["model"] == load_bundle(world / "model").config.digest
+    assert methods[LATENT].restored["steps"] == 2
+    assert methods[MEAN].restored["method"] == MEAN
 
 
 def test_given_lq_pictures_are_compared_with_the_reference(world: Path, tmp_path: Path) -> None:
@@ -238,6 +240,14 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], str]] = {
         },
         "hq: HQ pictures of 48 x 48 pixels, and --model restores to 32 x 32",
     ),
+    "another kind of set": (
+        lambda world, out: {"given": write_latents(out / "set", [sample(SMALL, "a")])},
+        "--input .* latent set",
+    ),
+    "no such split": (
+        lambda world, out: {"given": write_images(out / "set", [("a", FACE)])},
+        "no image of split 'val'.*, or give --split train",
+    ),
     "no model": (lambda world, out: {"model": out / "none"}, "--model .*none"),
 }
 
@@ -276,7 +286,7 @@ def test_another_configuration_is_refused(world: Path, fields: dict[str, Any], s
 def test_overwrite_makes_another_configuration_anew(world: Path, tmp_path: Path) -> None:
     """Nothing of the old one stays, as in a folder of its own."""
     shutil.copytree(world / "whole", tmp_path / "old")
-    fields: dict[str, Any] = {"degradation_seed": 1, "steps": 1}
+    fields: dict[str, Any] = {"degradation_seed": 1, "steps": 1, "limit": 1}
     for name in ("old", "new"):
         more = {"overwrite": True} if name == "old" else {}
         evaluate(tmp_path / name, world / "model", world / "set", **fields, **more)
