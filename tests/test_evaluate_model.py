@@ -13,6 +13,7 @@ from PIL import Image
 from datasets.degradation.parameters import PRESETS, DegradationParameters
 from datasets.degradation.reference import degrade, draw_parameters
 from infra.errors import UsageError, UserError
+from infra.paths import path_of
 from models.bundle import load_bundle
 from pipelines.evaluate.__main__ import main
 from pipelines.evaluate.summary import Summary, read_summary
@@ -20,6 +21,8 @@ from tests.conftest import picture
 from tests.support import evaluate_jobs
 from tests.support.encoding_jobs import Stopping
 from tests.support.evaluate_models import VAL, evaluate, job, write_set
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.in_a_bucket import uploaded
 from tests.support.published_sets import SMALL, sample, write_images, write_latents
 from tests.support.restore_jobs import made, restore
 from tests.support.tiny_bundle import SIDE, write_tiny_bundle
@@ -221,6 +224,24 @@ def test_a_saved_configuration_goes_on(world: Path) -> None:
     assert made(world / "whole").keys() == before.keys()
     assert f'"model": "{world / "model"}"' in saved.read_text()
     assert '"restored": []' in saved.read_text()
+
+
+@pytest.mark.slow
+def test_everything_may_lie_in_a_bucket(
+    world: Path, tmp_path: Path, s3_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set, model, output and state: a killed job is finished with the pictures made on a disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, given = (uploaded(world / n, f"s3://tests/model/{n}") for n in ("model", "set"))
+    output = path_of("s3://tests/model/out")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(output, model, given, Stopping(3))
+    evaluate(output, model, given)
+
+    for name, data in pictures(world / "whole").items():
+        if name.startswith("inputs") or name.endswith(".png"):
+            assert (output / name).read_bytes() == data
+    assert without_places(read_summary(output)) == without_places(read_summary(world / "whole"))
 
 
 REFUSED: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], str]] = {
