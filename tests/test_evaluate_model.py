@@ -244,6 +244,13 @@ def test_everything_may_lie_in_a_bucket(
     assert without_places(read_summary(output)) == without_places(read_summary(world / "whole"))
 
 
+def broken(folder: Path) -> Path:
+    """Write a picture that is none; returns its folder."""
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    return folder
+
+
 REFUSED: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], str]] = {
     "no input": (lambda world, out: {"given": out / "none"}, "none: no such folder or archive"),
     "lq": (lambda world, out: {"lq": world}, "the LQ pictures are those of --input"),
@@ -252,7 +259,15 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], str]] = {
     "name twice": (lambda world, out: {"restored": (f"{LATENT}={world}",)}, f"the name {LATENT} c"),
     "size of a set": (
         lambda world, out: {"given": write_set(out / "large", 48)},
-        "large: HQ pictures of 48 x 48 pixels, and --model restores to 32 x 32",
+        r"^--input \S*large: HQ pictures of 48 x 48 pixels, and --model restores to 32 x 32",
+    ),
+    "too small": (
+        lambda world, out: {"degradation": "difface-test"},
+        "--degradation difface-test: an image of 32 x 32 pixels cannot be downscaled by",
+    ),
+    "broken HQ": (
+        lambda world, out: {"given": world, "reference": broken(out / "hq")},
+        "--reference .*hq: a.png: not_an_image",
     ),
     "size of HQ": (
         lambda world, out: {
@@ -288,7 +303,7 @@ def test_what_cannot_be_evaluated_is_refused_first(world: Path, tmp_path: Path, 
     ("fields", "said"),
     [
         ({"degradation_seed": 1}, "degradation_seed: 0 -> 1"),
-        ({"degradation": "difface-test"}, "degradation.among: False -> True"),
+        ({"degradation": "pmrf"}, "degradation.kernel_size: 11 -> 41"),
         ({"limit": 2}, "limit: None -> 2"),
         ({"split": "train"}, "input: "),
         ({"strength": 0.5}, "strength: 1.0 -> 0.5"),
