@@ -263,7 +263,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], str]] = {
     ),
     "too small": (
         lambda world, out: {"degradation": "difface-test"},
-        "--degradation difface-test: an image of 32 x 32 pixels cannot be downscaled by",
+        "--degradation: an image of 32 x 32 pixels cannot be downscaled by",
     ),
     "broken HQ": (
         lambda world, out: {"given": world, "reference": broken(out / "hq")},
