@@ -12,9 +12,11 @@ from PIL import Image
 
 from datasets.degradation.parameters import PRESETS, DegradationParameters
 from datasets.degradation.reference import degrade, draw_parameters
+from infra.config import to_dict
 from infra.errors import UsageError, UserError
 from infra.paths import path_of
 from models.bundle import load_bundle
+from models.bundle_facts import TrainingFacts
 from pipelines.evaluate.__main__ import main
 from pipelines.evaluate.summary import Summary, read_summary
 from tests.conftest import picture
@@ -96,6 +98,18 @@ def test_pictures_are_degraded_as_their_keys_say(world: Path, tmp_path: Path) ->
             mine, other = (levels(at / name / f"{key}.png") for at in (inputs, hand))
             assert np.array_equal(mine, other)
     assert table == [{"key": key, **degradation(key).severity} for key in VAL]
+
+
+def test_a_set_is_degraded_as_the_model_was_trained_to_undo(world: Path, tmp_path: Path) -> None:
+    """As its bundle says; where that says nothing, the user is asked."""
+    facts = TrainingFacts(degradation=to_dict(PRESETS["pmrf-128"]))
+    model = write_tiny_bundle(tmp_path / "model", alignment="any", training=facts)
+    evaluate(tmp_path / "out", model, world / "set", degradation=None, limit=1)
+    lq = f"inputs/lq/{VAL[0]}.png"
+    assert made(tmp_path / "out")[lq] == made(world / "whole")[lq]
+
+    with pytest.raises(UsageError, match="give --degradation, one of pmrf, pmrf-128,"):
+        evaluate(tmp_path / "other", world / "model", world / "set", degradation=None)
 
 
 def test_a_picture_does_not_depend_on_the_others(world: Path, tmp_path: Path) -> None:
