@@ -1,14 +1,14 @@
 """From what is measured to the numbers of a summary: means, intervals, differences, distances."""
 
 import hashlib
+import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +17,17 @@ from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import read_statistics
+from models.metrics.frechet import Statistics, read_statistics
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
+    recentred,
     resampled_means,
     resampled_rows,
 )
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.pairs import keys_digest
+from pipelines.evaluate.differences import paired, paired_sets, pooled
+from pipelines.evaluate.pairs import keys_digest, named_folders
 from pipelines.evaluate.results import Floats, Results
 from pipelines.evaluate.slices import slices
 from pipelines.evaluate.summary import (
@@ -36,6 +38,9 @@ from pipelines.evaluate.summary import (
     TestSet,
     Value,
 )
+from pipelines.restore.config import STATE as MADE_BY_RESTORE
+
+IDENTITY = "identity.json"  # of a job of `pipelines.restore`: what its pictures depend on
 
 if TYPE_CHECKING:
     from models.metrics.catalog import Compared
@@ -56,14 +61,35 @@ def summarise(results: Results, config: EvaluateConfig) -> Summary:
         differences=[*work.differences()],
         slices=[*slices(results, config.sets.degradations, measure.bootstrap)],
         notes=[*work.notes()],
-        settings=flat(to_dict(config)),
+        settings={**flat(to_dict(config)), **how_restored(config.sets.restored)},
     )
 
 
-def pooled(name: str, means: Floats | float) -> Floats:
-    """Return the values of a metric for means over pictures."""
-    root = METRICS[name].pooled == "root_mean"
-    return np.asarray(np.sqrt(means) if root else means, dtype=np.float64)
+def how_restored(restored: Sequence[str]) -> dict[str, Any]:
+    """Return what pictures depend on, of the folders that `pipelines.restore` has made.
+
+    Args:
+        restored: NAME=FOLDER of each method.
+
+    Returns:
+        Each setting as ``restored.NAME.SETTING``; ``model`` is the digest of the bundle.
+    """
+    found: dict[str, Any] = {}
+    for name, where in named_folders(restored).items():
+        state = paths.path_of(where) / MADE_BY_RESTORE
+        if state.is_dir() and (text := paths.read_if_there(state / IDENTITY)) is not None:
+            found |= flat(json.loads(text), f"restored.{name}.")
+    return found
+
+
+class _Distance(NamedTuple):
+    """How far a method's pictures are from the reference, as sets."""
+
+    value: float | None
+    """None where there is none."""
+    resampled: Floats
+    """Of resamples of its pictures; none without --set-bootstrap."""
+    note: str
 
 
 @dataclass
@@ -165,64 +191,82 @@ class _Summarising:
         return resampled_means(np.stack(columns, axis=1), self.config.measure.bootstrap)
 
     @cached_property
-    def _compared(self) -> dict[tuple[str, str], "Compared"]:
-        """Keep what sets are compared with: by features, and what is made of them."""
+    def _statistics(self) -> Statistics | None:
+        if not self.results.pairs.statistics:
+            return None
+        with paths.fetched(paths.path_of(self.results.pairs.statistics)) as file:
+            return read_statistics(file)
+
+    @cached_property
+    def _prepared(self) -> dict[tuple[str, str], "Compared"]:
+        """Keep what is made of the reference, by its features and by the function."""
         return {}
 
     def _reference(self, name: str) -> "Compared":
-        metric, pairs = METRICS[name], self.results.pairs
+        """Return what a metric of sets makes of the features that it compares the methods' with.
+
+        Raises:
+            ValueError: too few pictures for it.
+        """
+        metric = METRICS[name]
         what = (metric.features, metric.prepare)
-        if what not in self._compared:
-            if pairs.distribution is None:
-                with paths.fetched(paths.path_of(pairs.statistics)) as file:
-                    self._compared[what] = read_statistics(file)
-            else:
-                features = self.results.features([*pairs.distribution.values()], name)
-                self._compared[what] = metric.prepared(torch.from_numpy(features))
-        return self._compared[what]
+        if what not in self._prepared:
+            refs = [*(self.results.pairs.distribution or {}).values()]
+            features = torch.from_numpy(self.results.features(refs, name))
+            self._prepared[what] = metric.prepared(features)
+        return self._prepared[what]
 
     def _of_sets(self, method: str, name: str) -> Value:
+        found = self._distances[name][method]
+        if found.value is None:
+            return Value(value=None, fingerprint=self._fingerprint(name), note=found.note)
+        is_given = bool(len(found.resampled))
+        low, high = interval(recentred(found.resampled, found.value)) if is_given else (None, None)
+        return Value(
+            value=found.value,
+            low=low,
+            high=high,
+            fingerprint=self._fingerprint(name),
+            note=found.note,
+        )
+
+    @cached_property
+    def _distances(self) -> dict[str, dict[str, _Distance]]:
+        """By metric of whole sets and method."""
+        return {
+            name: {method: self._distance(method, name) for method in self.results.pairs.methods}
+            for name in self.results.metrics("set")
+        }
+
+    def _distance(self, method: str, name: str) -> _Distance:
         pairs = self.results.pairs
-        distance = METRICS[name].distance_function()
+        distance, given = METRICS[name].distance_function(), self._statistics
         mine = torch.from_numpy(self.results.features([*pairs.methods[method].values()], name))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            other = self._reference(name)
-            value = distance(mine, other)
+            try:
+                other = self._reference(name) if given is None else given
+                value = distance(mine, other)
+            except ValueError as error:  # one picture, or statistics of another network
+                return _Distance(None, np.empty(0), str(error))
             again = resampled_rows(
                 self.n, self.config.measure.set_bootstrap, lambda rows: distance(mine[rows], other)
             )
-        low, high = interval(again)
-        is_given = bool(len(again))
-        return Value(
-            value=value,
-            low=low if is_given else None,
-            high=high if is_given else None,
-            fingerprint=self._fingerprint(name),
-            note=str(said[0].message) if said else "",
-        )
+        return _Distance(value, again, str(said[0].message) if said else "")
 
     def differences(self) -> Iterator[Difference]:
-        """Yield the difference of every two methods in every metric of single pictures."""
+        """Yield the difference of every two methods in every metric that has an interval."""
         for name in self.results.metrics("image"):
-            for first, second in combinations(self.results.pairs.methods, 2):
-                mine, other = self._columns[first][name], self._columns[second][name]
-                both = ~(np.isnan(mine) | np.isnan(other))
-                if not both.any():
-                    continue
-                mine, other = np.where(both, mine, np.nan), np.where(both, other, np.nan)
-                again = pooled(name, self._resampled(mine, other))
-                low, high = interval(again[:, 0] - again[:, 1])
-                value = pooled(name, mean_of_defined(mine)) - pooled(name, mean_of_defined(other))
-                yield Difference(
-                    metric=name,
-                    first=first,
-                    second=second,
-                    value=float(value),
-                    low=low,
-                    high=high,
-                    n=int(both.sum()),
-                )
+            columns = {method: found[name] for method, found in self._columns.items()}
+            yield from paired(name, columns, self.config.measure.bootstrap)
+        if self.config.measure.set_bootstrap:
+            for name, found in self._distances.items():
+                known = {
+                    method: (one.value, one.resampled)
+                    for method, one in found.items()
+                    if one.value is not None
+                }
+                yield from paired_sets(name, known, self.n)
 
     def notes(self) -> Iterator[str]:
         sets, pairs = self.config.sets, self.results.pairs

@@ -4,17 +4,19 @@ Two values are compared only if their fingerprints are equal. Elsewhere the same
 scored an FID of 49.81 or 22.24, by which pictures they were compared with.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from infra.config import from_dict, pretty_json
+from infra.config import from_dict, pretty_json, read_object
 from infra.errors import UsageError
-from infra.paths import AnyPath, read_if_there
+from infra.paths import AnyPath
 
 SUMMARY, VALUES, PAGE = "summary.json", "values.parquet", "report.html"
 VERSION = 1
+FEWEST = 6
+"""Pictures of which an interval can support a difference: that five of five happen to agree has a
+chance of 1 in 16, more than the 5 % outside an interval, and of one picture it has no width."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +94,8 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Tell whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+        """Tell whether the interval leaves out 0, and is of enough pictures to be believed."""
+        return self.n >= FEWEST and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,19 +161,19 @@ def read_summary(folder: AnyPath) -> Summary:
     Raises:
         UsageError: there is none, or it is of another version.
     """
-    data = read_if_there(folder / SUMMARY)
-    if data is None:
+    path = folder / SUMMARY
+    if not path.exists():
         raise UsageError(
             f"{folder}: no {SUMMARY} in it; give the --output of a finished "
             "`python -m pipelines.evaluate`"
         )
-    found = json.loads(data)
+    found = read_object(path, str(path))
     if found.get("version") != VERSION:
         raise UsageError(
-            f"{folder / SUMMARY}: version {found.get('version')}, expected {VERSION}; evaluate "
+            f"{path}: version {found.get('version')}, expected {VERSION}; evaluate "
             "again into the same folder, which measures nothing anew"
         )
-    return from_dict(Summary, found)
+    return from_dict(Summary, found, str(path))
 
 
 def clear(differences: Iterable[Difference], metric: str, one: str, other: str) -> bool | None:

@@ -82,7 +82,7 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
             task.experiment,
             folder=place.folder,
             name=path_of(loop.output).name,
-            params=to_dict(config),
+            params={**to_dict(config), **task.facts()},
             resume=Resume(training.token, training.first or -1, tags(training.origin)),
             track=loop.track,
         ) as tracked:
