@@ -1,4 +1,4 @@
-"""What cannot be compared is refused by name, and nothing stands for its numbers; the rest stays."""
+"""What cannot be compared is refused by name; nothing stands for its numbers, the rest stays."""
 
 import shutil
 from collections.abc import Callable

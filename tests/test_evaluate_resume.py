@@ -191,6 +191,7 @@ KILLS = (("unit", 7), ("features", 2), ("rows", 1), ("table", 2), ("page", 3), (
 """Where a job of three units is killed, one after the other, and at which call there."""
 
 
+@pytest.mark.slow
 @pytest.mark.forks
 def test_killed_at_every_kind_of_write_it_ends_as_an_unbroken_run(
     given: Path, monkeypatch: pytest.MonkeyPatch
@@ -242,6 +243,7 @@ def killing(function: Callable[..., Any], at: int) -> Callable[..., Any]:
     return deadly
 
 
+@pytest.mark.slow
 @pytest.mark.forks
 def test_a_picture_that_kills_the_process_is_named_and_the_rest_kept(
     given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
