@@ -1,6 +1,6 @@
 """The metrics of an evaluation: which can be had, of which weights, and loaded ones in a worker."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -31,7 +31,7 @@ class Found:
     """Why each of the others cannot be had, and what to do."""
 
 
-def look(asked: Iterable[str], weights: str, pairs: Pairs) -> Found:
+def look(asked: Sequence[str], weights: str, pairs: Pairs) -> Found:
     """Find out which metrics can be had: there are pictures and weights for them.
 
     Each network is loaded once to learn the digest of its weights, one after the other.

@@ -114,8 +114,9 @@ class Results:
         return buffer.getvalue()
 
     def pixels(self, refs: Iterable[ImageRef]) -> str:
-        """Identify pictures by their keys and levels."""
-        return digest([[ref.key, self.known[mark(ref)].pixels] for ref in refs])
+        """Identify pictures by their keys, sizes and levels."""
+        known = [(ref.key, self.known[mark(ref)]) for ref in refs]
+        return digest([[key, *one.size, one.pixels] for key, one in known])
 
     def notes(self) -> Iterator[str]:
         """Yield a sentence for each kind of file that is no RGB PNG of 8 bits, by folder."""
