@@ -105,12 +105,8 @@ def frechet_distance(x: Tensor | Statistics, y: Tensor | Statistics) -> float:
         ValueError: see `Statistics`; or features of different widths.
     """
     for given in (x, y):
-        if isinstance(given, Tensor) and len(given) < ENOUGH:
-            warnings.warn(
-                f"a Frechet distance of {len(given)} images, below {ENOUGH}: it is biased upwards, "
-                "and compares only with distances of equally many images",
-                stacklevel=2,
-            )
+        if isinstance(given, Tensor) and (said := too_few(len(given))):
+            warnings.warn(said, stacklevel=2)
     a, b = (given if isinstance(given, Statistics) else Statistics.of(given) for given in (x, y))
     if a.mean.shape != b.mean.shape:
         raise ValueError(
@@ -120,6 +116,16 @@ def frechet_distance(x: Tensor | Statistics, y: Tensor | Statistics) -> float:
     shared = torch.linalg.svdvals(a.factor @ b.factor.T).sum()
     distance = float((a.mean - b.mean).square().sum() + traces - 2 * shared)
     return max(distance, 0.0)  # of equal sets the rounding may be on either side
+
+
+def too_few(count: int) -> str:
+    """Say what so few images mean for a Frechet distance; "" where there are enough."""
+    if count >= ENOUGH:
+        return ""
+    return (
+        f"a Frechet distance of {count} images, below {ENOUGH}: it is biased upwards, and compares "
+        "only with distances of equally many images"
+    )
 
 
 def read_statistics(path: str | Path) -> Statistics:

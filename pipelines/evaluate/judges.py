@@ -17,8 +17,6 @@ from pipelines.evaluate.pairs import Pairs
 
 MISSING = (CheckpointNotFoundError, FacesMissingError)
 """What a metric raises whose weights the user has to get."""
-OF_STATISTICS = "fid"
-"""Metric of the published files of statistics, which do not say themselves what they are of."""
 Device = Literal["cuda", "cpu"]
 Loaded = TypeVar("Loaded", Judge, SetJudge)
 
@@ -46,12 +44,14 @@ def look(asked: Sequence[str], weights: str, pairs: Pairs) -> Found:
     Raises:
         UsageError: weights that are damaged or of another network.
     """
+    asked = tuple(asked)
     digests: dict[str, str] = {}
     missing: dict[str, str] = {}
     shared: dict[str, str] = {}  # one network serves several metrics of sets
+    stored_of = next((name for name in asked if METRICS[name].takes_statistics), "fid")
     for name in asked or METRICS:
         metric = METRICS[name]
-        if lacks := lacking(name, pairs) or ("" if asked else unsaid(name, pairs)):
+        if lacks := lacking(name, pairs, stored_of):
             missing[name] = lacks
             continue
         try:
@@ -65,29 +65,35 @@ def look(asked: Sequence[str], weights: str, pairs: Pairs) -> Found:
     return Found(digests, missing)
 
 
-def lacking(name: str, pairs: Pairs) -> str:
-    """Say which pictures a metric needs that are not given; "" if it has all."""
+def lacking(name: str, pairs: Pairs, stored_of: str) -> str:
+    """Say which pictures a metric needs that are not given; "" if it has all.
+
+    Args:
+        name: of the metric.
+        pairs: the pictures.
+        stored_of: the metric for whose statistics a file of them is taken, which says of itself
+            neither of which network nor after which resize it is.
+    """
     metric = METRICS[name]
-    if metric.kind == "set":
-        if pairs.statistics and not metric.takes_statistics:
+    if metric.kind == "set" and pairs.stored is not None:
+        if not metric.takes_statistics:
             return "a file of statistics will not do for it; give --distribution FOLDER"
-        given = pairs.statistics or pairs.distribution is not None
+        return (
+            ""
+            if name == stored_of
+            else (
+                f"the file of statistics is taken for that of {stored_of}, and holds those of one "
+                f"network and resize; give {name} its own file in another evaluation, or a folder"
+            )
+        )
+    if metric.kind == "set":
+        given = pairs.distribution is not None
         return "" if given else "it compares whole sets; give --reference or --distribution"
     if metric.against == "hq" and pairs.hq is None:
         return "it compares with HQ pictures, which this test set has not"
     if metric.against == "posterior_mean" and pairs.posterior_mean is None:
         return "it compares with the predictor's output; give --posterior-mean FOLDER"
     return ""
-
-
-def unsaid(name: str, pairs: Pairs) -> str:
-    """Say why a metric is not computed against a file of statistics unless its user names it."""
-    if METRICS[name].kind != "set" or not pairs.statistics or name == OF_STATISTICS:
-        return ""
-    return (
-        "a file of statistics does not say which network and resize it is of, and the published "
-        f"ones are of {OF_STATISTICS}; name this metric in --metrics if yours is of it"
-    )
 
 
 def folder_of(name: str, weights: str) -> Path | None:

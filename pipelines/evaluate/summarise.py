@@ -1,23 +1,22 @@
 """From what is measured to the numbers of a summary: means, intervals, differences, distances."""
 
-import hashlib
 import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import ENOUGH, Statistics, read_statistics
+from models.metrics.frechet import Statistics, too_few
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
@@ -106,9 +105,8 @@ class _Summarising:
         for role in ("hq", "posterior_mean"):
             if (refs := getattr(pairs, role)) is not None:
                 found[role] = self.results.pixels(refs.values())
-        if pairs.statistics:
-            with paths.fetched(paths.path_of(pairs.statistics)) as file:
-                found["set"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if pairs.stored is not None:
+            found["set"] = pairs.stored.sha256
         elif pairs.distribution is not None and self.results.metrics("set"):
             found["set"] = self.results.pixels(pairs.distribution.values())
         return found
@@ -154,12 +152,8 @@ class _Summarising:
             device=self.results.device,
         )
 
-    @cached_property
-    def _columns(self) -> dict[str, dict[str, Floats]]:
-        return {method: self.results.columns(method) for method in self.results.pairs.methods}
-
     def _of_images(self, method: str, name: str) -> Value:
-        values = self._columns[method][name]
+        values = self.results.column(method, name)
         undefined = int(np.isnan(values).sum())
         if undefined == self.n:
             return Value(
@@ -189,10 +183,11 @@ class _Summarising:
 
     def _of_sets(self, method: str, name: str) -> Value:
         found = self._distances[name][method]
-        if found.value is None:
-            return Value(value=None, fingerprint=self._fingerprint(name), note=found.note)
-        is_given = bool(len(found.resampled))
-        low, high = interval(recentred(found.resampled, found.value)) if is_given else (None, None)
+        low, high = (
+            interval(recentred(found.resampled, found.value))
+            if found.value is not None and len(found.resampled)
+            else (None, None)
+        )
         return Value(
             value=found.value,
             low=low,
@@ -203,47 +198,56 @@ class _Summarising:
 
     @cached_property
     def _distances(self) -> dict[str, dict[str, _Distance]]:
-        """By metric of whole sets and method."""
-        methods = self.results.pairs.methods
-        found = {}
-        for name in self.results.metrics("set"):
-            reference = self._reference(name)
-            found[name] = {method: self._distance(method, name, reference) for method in methods}
+        """By metric of whole sets and method; one network's features are held at a time."""
+        metrics = self.results.metrics("set")
+        found: dict[str, dict[str, _Distance]] = {name: {} for name in metrics}
+        for features in dict.fromkeys(METRICS[name].features for name in metrics):
+            names = [name for name in metrics if METRICS[name].features == features]
+            for name, method, distance in self._of_network(names):
+                found[name][method] = distance
         return found
 
-    def _reference(self, name: str) -> torch.Tensor | Statistics:
-        """Return what the sets of all methods are compared with, once for all of them."""
+    def _of_network(self, metrics: Sequence[str]) -> Iterator[tuple[str, str, _Distance]]:
+        """Yield metric, method and distance for metrics that compare the same features."""
         pairs = self.results.pairs
-        if pairs.distribution is None:
-            with paths.fetched(paths.path_of(pairs.statistics)) as file:
-                return read_statistics(file)
-        refs = [*pairs.distribution.values()]
-        features = torch.from_numpy(self.results.features(refs, name))
-        if METRICS[name].takes_statistics and len(features) >= ENOUGH:
-            return Statistics.of(features)
-        return features  # of few, the distance itself says that they are too few
+        others: dict[bool, Tensor | Statistics] = {}  # by whether statistics will do
+        if pairs.stored is not None:
+            others[True] = pairs.stored.statistics
+        elif pairs.distribution is not None:
+            refs = [*pairs.distribution.values()]
+            features = torch.from_numpy(self.results.features(refs, metrics[0]))
+            others[False] = features
+            others[True] = features if len(features) < 2 else Statistics.of(features)
+        for method, pictures in pairs.methods.items():
+            mine = torch.from_numpy(self.results.features([*pictures.values()], metrics[0]))
+            for name in metrics:
+                other = others[METRICS[name].takes_statistics]
+                yield name, method, self._distance(name, mine, other)
 
-    def _distance(self, method: str, name: str, reference: torch.Tensor | Statistics) -> _Distance:
+    def _distance(self, name: str, mine: Tensor, other: Tensor | Statistics) -> _Distance:
         distance = METRICS[name].distance_function()
-        refs = [*self.results.pairs.methods[method].values()]
-        mine = torch.from_numpy(self.results.features(refs, name))
+        times = self.config.measure.set_bootstrap
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
-                value = distance(mine, reference)
-            except ValueError as error:  # one picture, or statistics of another network
+                value = distance(mine, other)
+                again = resampled_rows(self.n, times, lambda rows: distance(mine[rows], other))
+            except ValueError as error:  # of one picture, or statistics of another network
                 return _Distance(None, np.empty(0), str(error))
-            again = resampled_rows(
-                self.n,
-                self.config.measure.set_bootstrap,
-                lambda rows: distance(mine[rows], reference),
-            )
-        return _Distance(value, again, str(said[0].message) if said else "")
+        return _Distance(value, again, str(said[0].message) if said else self._few(name))
+
+    def _few(self, name: str) -> str:
+        """Say what a small reference means, of which a Frechet distance got statistics alone."""
+        others = self.results.pairs.distribution
+        if others is None or not METRICS[name].takes_statistics:
+            return ""
+        return too_few(len(others))
 
     def differences(self) -> Iterator[Difference]:
         """Yield the difference of every two methods in every metric that has an interval."""
         for name in self.results.metrics("image"):
-            columns = {method: found[name] for method, found in self._columns.items()}
+            methods = self.results.pairs.methods
+            columns = {method: self.results.column(method, name) for method in methods}
             yield from paired(name, columns, self.config.measure.bootstrap)
         if self.config.measure.set_bootstrap:
             for name, found in self._distances.items():
