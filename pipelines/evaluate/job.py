@@ -31,6 +31,7 @@ from pipelines.evaluate.results import Results
 from pipelines.evaluate.summarise import summarise
 from pipelines.evaluate.summary import PAGE, SUMMARY, VALUES, Summary, encoded
 from pipelines.evaluate.worker import BATCH_ON_GPU, Failure, Group, MeasurePictures, MeasureSpec
+from pipelines.evaluate.writing import by_reason
 from pipelines.jobs.folder import SetFolder
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 
@@ -233,9 +234,9 @@ def as_units(groups: Sequence[Group], size: int) -> Iterator[dict[str, object]]:
 
 
 def say_missing(missing: Mapping[str, str]) -> None:
-    """Write a line for each metric that cannot be computed, with what to do."""
-    for name, why in missing.items():
-        sys.stderr.write(f"missing\t{name}\t{why}\n")
+    """Write a line for each reason for which metrics cannot be computed, with what to do."""
+    for why, names in by_reason(missing).items():
+        sys.stderr.write(f"missing\t{', '.join(names)}\t{why}\n")
 
 
 def say_failures(failures: Sequence[Failure]) -> None:

@@ -6,17 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import Statistics, too_few
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
@@ -40,6 +38,9 @@ from pipelines.evaluate.summary import (
 from pipelines.restore.config import STATE as MADE_BY_RESTORE
 
 IDENTITY = "identity.json"  # of a job of `pipelines.restore`: what its pictures depend on
+
+if TYPE_CHECKING:
+    from models.metrics.catalog import Compared
 
 
 def summarise(results: Results, config: EvaluateConfig) -> Summary:
@@ -183,11 +184,10 @@ class _Summarising:
 
     def _of_sets(self, method: str, name: str) -> Value:
         found = self._distances[name][method]
-        low, high = (
-            interval(recentred(found.resampled, found.value))
-            if found.value is not None and len(found.resampled)
-            else (None, None)
-        )
+        if found.value is None:
+            return Value(value=None, fingerprint=self._fingerprint(name), note=found.note)
+        is_given = bool(len(found.resampled))
+        low, high = interval(recentred(found.resampled, found.value)) if is_given else (None, None)
         return Value(
             value=found.value,
             low=low,
@@ -198,56 +198,55 @@ class _Summarising:
 
     @cached_property
     def _distances(self) -> dict[str, dict[str, _Distance]]:
-        """By metric of whole sets and method; one network's features are held at a time."""
-        metrics = self.results.metrics("set")
-        found: dict[str, dict[str, _Distance]] = {name: {} for name in metrics}
-        for features in dict.fromkeys(METRICS[name].features for name in metrics):
-            names = [name for name in metrics if METRICS[name].features == features]
-            for name, method, distance in self._of_network(names):
-                found[name][method] = distance
+        """By metric of whole sets and method."""
+        methods = self.results.pairs.methods
+        found = {}
+        for name in self.results.metrics("set"):
+            reference = self._reference(name)
+            found[name] = {method: self._distance(method, name, reference) for method in methods}
         return found
 
-    def _of_network(self, metrics: Sequence[str]) -> Iterator[tuple[str, str, _Distance]]:
-        """Yield metric, method and distance for metrics that compare the same features."""
-        pairs = self.results.pairs
-        others: dict[bool, Tensor | Statistics] = {}  # by whether statistics will do
-        if pairs.stored is not None:
-            others[True] = pairs.stored.statistics
-        elif pairs.distribution is not None:
-            refs = [*pairs.distribution.values()]
-            features = torch.from_numpy(self.results.features(refs, metrics[0]))
-            others[False] = features
-            others[True] = features if len(features) < 2 else Statistics.of(features)
-        for method, pictures in pairs.methods.items():
-            mine = torch.from_numpy(self.results.features([*pictures.values()], metrics[0]))
-            for name in metrics:
-                other = others[METRICS[name].takes_statistics]
-                yield name, method, self._distance(name, mine, other)
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str], "Compared"]:
+        """What sets are compared with: by features, and by what is made of them."""
+        return {}
 
-    def _distance(self, name: str, mine: Tensor, other: Tensor | Statistics) -> _Distance:
+    def _reference(self, name: str) -> "Compared":
+        """Return what the sets of all methods are compared with, once for all of them."""
+        metric = METRICS[name]
+        what = (metric.features, metric.prepare)
+        if what not in self._compared:
+            self._compared[what] = self._made_reference(name)
+        return self._compared[what]
+
+    def _made_reference(self, name: str) -> "Compared":
+        pairs = self.results.pairs
+        if pairs.stored is not None:
+            return pairs.stored.statistics
+        refs = [*(pairs.distribution or {}).values()]
+        return METRICS[name].prepared(torch.from_numpy(self.results.features(refs, name)))
+
+    def _distance(self, method: str, name: str, reference: "Compared") -> _Distance:
         distance = METRICS[name].distance_function()
-        times = self.config.measure.set_bootstrap
+        refs = [*self.results.pairs.methods[method].values()]
+        mine = torch.from_numpy(self.results.features(refs, name))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
-                value = distance(mine, other)
-                again = resampled_rows(self.n, times, lambda rows: distance(mine[rows], other))
-            except ValueError as error:  # of one picture, or statistics of another network
+                value = distance(mine, reference)
+            except ValueError as error:  # one picture, or statistics of another network
                 return _Distance(None, np.empty(0), str(error))
-        return _Distance(value, again, str(said[0].message) if said else self._few(name))
-
-    def _few(self, name: str) -> str:
-        """Say what a small reference means, of which a Frechet distance got statistics alone."""
-        others = self.results.pairs.distribution
-        if others is None or not METRICS[name].takes_statistics:
-            return ""
-        return too_few(len(others))
+            again = resampled_rows(
+                self.n,
+                self.config.measure.set_bootstrap,
+                lambda rows: distance(mine[rows], reference),
+            )
+        return _Distance(value, again, str(said[0].message) if said else "")
 
     def differences(self) -> Iterator[Difference]:
         """Yield the difference of every two methods in every metric that has an interval."""
         for name in self.results.metrics("image"):
-            methods = self.results.pairs.methods
-            columns = {method: self.results.column(method, name) for method in methods}
+            columns = {m: self.results.column(m, name) for m in self.results.pairs.methods}
             yield from paired(name, columns, self.config.measure.bootstrap)
         if self.config.measure.set_bootstrap:
             for name, found in self._distances.items():
