@@ -97,6 +97,7 @@ class Evaluation:
         """
         with started(engine, self.config.measure.workers) as running:
             device, resources = placed(self.config.measure, running, "metrics")
+            known.forget_features(paths.sizes(self.state / "features"))
             groups = [*wanted_groups(pairs, found, known.by_mark, device)]
             failures = self._measure(groups, found, known, running, device, resources)
         if failures:
@@ -183,33 +184,35 @@ def wanted_groups(
     """
     identities = {name: identity(name, weights, device) for name, weights in found.digests.items()}
     singles = [name for name in found.digests if METRICS[name].kind == "image"]
-    networks = {  # one metric of each network stands for all
+    networks = {  # one metric of each network stands for all: the first, whose weights were found
         features_identity(name, found.digests[name], device): name
-        for name in found.digests
+        for name in reversed([*found.digests])
         if METRICS[name].kind == "set"
     }
 
     def lacks(one: str, marks: Mapping[str, str]) -> tuple[str, ...]:
         have = known[one].values if one in known else {}
-        compared = {name: marks.get(METRICS[name].against, "") for name in singles}
-        return tuple(n for n in singles if value_name(identities[n], compared[n]) not in have)
+        return tuple(
+            name
+            for name in singles
+            if value_name(identities[name], marks.get(METRICS[name].against, "")) not in have
+        )
 
     def lacks_features(one: str) -> tuple[str, ...]:
         have = known[one].features if one in known else {}
         return tuple(name for features, name in networks.items() if features not in have)
 
+    roles = pairs.roles
     for key in pairs.keys:
-        roles = pairs.of_key(key)
-        marks = {role: mark(ref) for role, ref in roles.items()}
-        restored = [role for role in roles if role.startswith(METHOD)]
-        values = {role: lacks(marks[role], marks) for role in restored}
-        features = {role: lacks_features(marks[role]) for role in restored}
+        marks = {role: mark(refs[key]) for role, refs in roles.items()}
+        values = {role: lacks(marks[role], marks) for role in roles if role.startswith(METHOD)}
+        features = {role: lacks_features(marks[role]) for role in values}
         if pairs.distribution is pairs.hq and "hq" in roles:
             features["hq"] = lacks_features(marks["hq"])
         needed = {METRICS[name].against for names in values.values() for name in names}
         pictures = {
-            role: ref
-            for role, ref in roles.items()
+            role: refs[key]
+            for role, refs in roles.items()
             if values.get(role) or features.get(role) or role in needed or marks[role] not in known
         }
         if pictures:
