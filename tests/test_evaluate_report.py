@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from infra.errors import BudgetExceeded
 from pipelines.evaluate import job, report, worst
 from pipelines.evaluate.results import Results
-from pipelines.evaluate.summary import Summary, Value, read_summary
+from pipelines.evaluate.summary import Summary, Value, encoded, read_summary
 from pipelines.evaluate.writing import by_reason, decimals, written
 from tests.support.browsers import chromium, needs_chromium
 from tests.support.checked_page import CheckedPage
@@ -192,6 +192,18 @@ def test_differences_are_those_from_the_best_value(done: Evaluated) -> None:
     assert 'class="faint"' in cells[tied]
 
 
+def test_a_difference_is_known_from_both_sides(done: Evaluated) -> None:
+    """The second minus the first is the negative, with the ends of the interval exchanged."""
+    one = done.summary.difference("psnr", "poor", "same")
+    other = done.summary.difference("psnr", "same", "poor")
+
+    assert one is not None
+    assert other is not None
+    assert (other.value, other.low, other.high) == (-one.value, -one.high, -one.low)
+    assert other.turned() == one
+    assert done.summary.difference("psnr", "poor", "unheard of") is None
+
+
 def test_undefined_values_are_counted_and_said(done: Evaluated) -> None:
     """MS-SSIM needs 161 pixels, which one picture has: its value is no mean of all."""
     said = f"ms_ssim: not defined for {COUNT - 1} of {COUNT} pictures of poor; its value is that of"
@@ -291,6 +303,16 @@ def test_pictures_share_the_room_of_the_page(
     assert 0 < less <= whole * 3 // 4
 
 
+def test_of_many_methods_fewer_pictures_are_shown(
+    done: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page stays small enough to be sent, and a heading says how many it shows."""
+    monkeypatch.setattr(worst, "MOST", 3 * 3 * 7)
+    headings = [heading for heading, _ in worst.sections(done.results) if " of " in heading]
+
+    assert headings == [f"Worst 7 of {name} by lpips ↓" for name in done.summary.methods]
+
+
 def with_sets(summary: Summary, values: Mapping[str, float]) -> Summary:
     """Add the values of a distance of whole sets, as it has none without weights of 95 MB."""
     methods = {}
@@ -343,6 +365,7 @@ def test_the_summary_that_is_read_is_the_one_that_was_written(done: Evaluated) -
     """Through JSON nothing is lost, and the page made of it is the same."""
     found = read_summary(done.folder)
 
+    assert encoded(found) == encoded(done.summary)
     assert report.build(done.results, found) == done.html
     assert report.as_text(found, done.folder) == report.as_text(done.summary, done.folder)
 

@@ -17,12 +17,14 @@ from pipelines.evaluate.results import Results
 from pipelines.evaluate.writing import decimals, named, number
 from pipelines.jobs import page
 
-SHOWN = 20
+SHOWN = 20  # of a method by a metric
+MOST = 1600  # pictures on the page; of many methods there are fewer of each
 BYTES = 4_500_000  # of all pictures on the page
 SIDE, LEAST_SIDE = 480, 64  # pixels of the longer side of a picture on the page
 BYTES_A_PIXEL = 0.45  # of a picture on the page, about
 SMALLER = 85  # per cent of the side, where pictures together are too large
 WIDEST, COLUMN = 240, 340  # CSS pixels of a picture, at most, and of a row of pictures, at least
+ROLES = 3  # of a key: LQ, restored, HQ
 CRITERIA = {
     "identity": ("deg", "deg_vqfr", "identity_dlib"),
     "LPIPS": ("lpips", "lpips_vgg"),
@@ -56,7 +58,9 @@ def sections(results: Results) -> list[tuple[str, str]]:
         (f"Worst by {criterion}", page.note(f"{criterion} is missing. {why}"))
         for criterion, why in lacking.items()
     ]
-    found = [worst(results, method, name) for name in metrics for method in results.pairs.methods]
+    methods = results.pairs.methods
+    count = max(1, min(SHOWN, MOST // (ROLES * len(methods) * max(1, len(metrics)))))
+    found = [worst(results, method, name, count) for name in metrics for method in methods]
     return [*said, *_drawn(results, found)]
 
 
@@ -78,14 +82,14 @@ def chosen(results: Results) -> tuple[dict[str, str], list[str]]:
     return lacking, metrics
 
 
-def worst(results: Results, method: str, metric: str) -> Worst:
-    """Rank a method's pictures by a metric; those without a value are not ranked."""
+def worst(results: Results, method: str, metric: str, count: int = SHOWN) -> Worst:
+    """Rank a method's pictures by a metric; those without a value have no rank."""
     values = results.column(method, metric)
     badness = -values if METRICS[metric].higher_is_better else values
     order = np.argsort(-badness, kind="stable")  # which puts NaN last
     defined = [int(place) for place in order if not np.isnan(values[place])]
     undefined = [key for key, value in zip(results.keys, values, strict=True) if np.isnan(value)]
-    return Worst(method, metric, defined[:SHOWN], undefined)
+    return Worst(method, metric, defined[:count], undefined)
 
 
 def _why(metrics: Sequence[str], results: Results) -> str:
