@@ -245,7 +245,8 @@ def test_identity_that_was_not_measured_is_said_to_be_missing(done: Evaluated) -
     """Nothing takes its place, and nobody has to guess why."""
     part = done.html.split("<h2>Worst by identity</h2>")[1].partition("<h2>")[0]
 
-    assert "identity is missing. deg: not asked for by --metrics" in part
+    said = "identity is missing. deg, deg_vqfr, identity_dlib: not asked for by --metrics"
+    assert said in part
     assert "<img" not in part
 
 

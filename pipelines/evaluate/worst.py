@@ -14,7 +14,7 @@ from datasets.unusable import UnusableImage
 from models.metrics.catalog import METRICS
 from pipelines.evaluate.pairs import mark, names
 from pipelines.evaluate.results import Results
-from pipelines.evaluate.writing import decimals, named, number
+from pipelines.evaluate.writing import by_reason, decimals, named, number
 from pipelines.jobs import page
 
 SHOWN = 20  # of a method by a metric
@@ -94,8 +94,8 @@ def worst(results: Results, method: str, metric: str, count: int = SHOWN) -> Wor
 
 def _why(metrics: Sequence[str], results: Results) -> str:
     missing = results.found.missing
-    said = {name: missing.get(name, "not asked for by --metrics") for name in metrics}
-    return ". ".join(f"{name}: {why}" for name, why in said.items())
+    said = by_reason({one: missing.get(one, "not asked for by --metrics") for one in metrics})
+    return ". ".join(f"{', '.join(lacking)}: {why}" for why, lacking in said.items())
 
 
 def _drawn(results: Results, found: Sequence[Worst]) -> list[tuple[str, str]]:
