@@ -20,6 +20,7 @@ from infra.tracking.run import Run, start_run
 from pipelines.evaluate.convergence.command import main
 from pipelines.evaluate.convergence.config import ConvergenceConfig
 from pipelines.evaluate.convergence.curves import COSTS, Curve, accumulated, curve
+from pipelines.evaluate.convergence.notes import notes
 from pipelines.evaluate.convergence.outcome import Outcome, find
 from pipelines.evaluate.convergence.records import RunRecord, read_run
 from pipelines.evaluate.convergence.speedup import Comparison, compare
@@ -195,6 +196,28 @@ def test_runs_that_never_meet_have_a_reason_and_no_number() -> None:
     assert "0.5" in found.why_none
 
 
+@pytest.mark.parametrize("is_lowest", [True, False])
+def test_a_run_that_began_better_than_the_other_ended_has_a_bound(is_lowest: bool) -> None:
+    """It had spent 100 steps at most, and the other would have to spend more than its 900."""
+    steps = range(EVERY, 1000, EVERY)
+    slow, fast = curve_of(lambda _: 0.5, steps), curve_of(falling(4), steps)
+    bound = compared(*((slow, fast) if is_lowest else (fast, slow))).bound
+
+    assert bound is not None
+    assert bound.level == falling(4)(EVERY)
+    assert bound.is_lowest == is_lowest
+    assert bound.ratio == (9 if is_lowest else 1 / 9)
+
+
+def test_runs_that_cross_have_neither_a_number_nor_a_bound() -> None:
+    """One seed that began worse than the others ended leaves nothing to say of its group."""
+    steps = range(EVERY, 1000, EVERY)
+    slow, fast, failed = (curve_of(lambda _, v=v: v, steps) for v in (0.5, 0.4, 0.6))  # type: ignore[misc]
+    found = compare([slow], [fast, failed], "steps", higher_is_better=False)
+
+    assert (found.headline, found.bound) == (None, None)
+
+
 def test_seeds_widen_the_range_and_are_resampled() -> None:
     """The range holds that of any pair of seeds; three seeds a group are resampled too."""
     steps = range(EVERY, 3000, EVERY)
@@ -239,9 +262,10 @@ def test_a_resumed_run_has_every_step_once_and_no_pause(
     Both give the same curve: what was done twice counts once, and the time between not at all. The
     store is left as it was.
     """
-    with begin(params=SETTINGS, name="run") as first:
+    planned = [{**SETTINGS, "loop": {"max_steps": steps}} for steps in (450, 1000)]
+    with begin(params=planned[0], name="run") as first:
         trained(first, range(451), falling(1))
-    with begin(params=SETTINGS, name="run", resume=Resume(first.token, 300)) as second:
+    with begin(params=planned[1], name="run", resume=Resume(first.token, 300)) as second:
         trained(second, range(301, 1001), falling(1))
     run_id = second.run_id
     database = tmp_path / "mlflow.db"
@@ -252,6 +276,9 @@ def test_a_resumed_run_has_every_step_once_and_no_pause(
     assert database.read_bytes() == before
     assert of_folder.points == of_store.points
     assert of_folder.params == of_store.params
+    assert (
+        of_folder.changed["loop.max_steps"] == of_store.changed["loop.max_steps"] == "450 -> 1000"
+    )
     assert (of_folder.token, of_folder.name) == (of_store.token, of_store.name)
     for one in curves:
         assert one.steps.tolist() == [*range(0, 1001, EVERY)]
@@ -349,7 +376,7 @@ def test_runs_of_an_older_version_are_known_by_their_inputs(record: Callable[...
     log = Path(other) / "log.jsonl"
     log.write_text(log.read_text().replace('"val/psnr_lq": 22.0', '"val/psnr_lq": 22.1'))
 
-    assert any("one: recorded by a version" in note for note in found.notes)
+    assert any("one: recorded by a version" in note for note in notes(found))
     with pytest.raises(UserError, match=r"val/psnr_lq is 22 and 22\.1"):
         find([("", [one]), ("", [other])], ["lpips"])
     log.write_text(log.read_text().replace(', "val/psnr_lq": 22.1', ""))
@@ -378,7 +405,7 @@ def test_a_validation_without_a_value_is_left_out_and_counted(record: Callable[.
     (_, group) = found.groups
 
     assert 500 not in group.curves("lpips")[0].steps
-    assert any("1 of its validations have no finite lpips" in note for note in found.notes)
+    assert any("1 of its validations have no finite lpips" in note for note in notes(found))
     assert _steps(found).headline is not None
 
 
@@ -397,7 +424,7 @@ def test_the_hours_of_a_fork_are_unknown(record: Callable[..., str]) -> None:
     assert by_cost["hours"].headline is None
     assert "fork" in by_cost["hours"].why_none
     assert by_cost["flops"].headline is not None
-    assert any(f"is a fork of the run {'f' * 32}" in note for note in found.notes)
+    assert any(f"is a fork of the run {'f' * 32}" in note for note in notes(found))
 
 
 def test_a_run_that_counted_nothing_has_no_flops() -> None:

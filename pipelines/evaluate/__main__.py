@@ -2,6 +2,7 @@
 
     python -m pipelines.evaluate -o eval/ --restored ours=restored/ gfpgan=gfpgan/ --reference hq/
     python -m pipelines.evaluate -o eval/ --model bundle/ -i lq/ --reference hq/  # restored here
+    python -m pipelines.evaluate sweep -o sweep/ --model bundle/ -i lq/ --reference hq/  # Figure 8
     python -m pipelines.evaluate ... --protocol lfw --distribution ffhq.npz    # no HQ pictures
     python -m pipelines.evaluate ... --metrics psnr lpips fid                  # these alone
     python -m pipelines.evaluate ... --dry-run                                 # the hours alone
@@ -22,7 +23,10 @@ from infra import cli
 from pipelines.evaluate.config import PRESETS, EvaluateConfig
 
 SUBCOMMANDS = {
-    name: f"pipelines.evaluate.{name}.command" for name in ("convergence", "sweep", "table", "vae")
+    "convergence": "pipelines.evaluate.convergence.command",
+    "sweep": "pipelines.evaluate.sweep",
+    "table": "pipelines.evaluate.table.command",
+    "vae": "pipelines.evaluate.vae.command",
 }
 """Module of each, whose ``main`` takes the arguments behind its name and returns the exit code."""
 

@@ -25,11 +25,12 @@ from datasets.reading.image_set import ImageSet
 from datasets.sets import EmptySplitError
 from datasets.shards import parquet_bytes, read_manifest
 from datasets.sources import list_images, read
+from datasets.test_sets import PROTOCOLS
 from infra import paths
 from infra.config import digest, pretty_json, to_dict
 from infra.errors import UsageError, UserError
 from infra.paths import AnyPath, path_of, write_bytes
-from pipelines.evaluate.config import InputConfig, SetsConfig
+from pipelines.evaluate.config import EvaluateConfig, InputConfig, SetsConfig
 from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.stage import Engine, Stopwatch
 
@@ -38,15 +39,23 @@ IDENTITY = "inputs.json"
 UNIT = 16  # images that are degraded by one unit of work
 
 
-def prepared(
-    given: InputConfig, sets: SetsConfig, has_hq: bool, size: int, output: SetFolder, engine: Engine
-) -> SetsConfig:
+def is_image_set(where: str) -> bool:
+    """Tell whether --input is a published set, and not a folder or an archive of pictures."""
+    path = path_of(where)
+    return path.is_dir() and read_manifest(path) is not None
+
+
+def has_hq(config: EvaluateConfig) -> bool:
+    """Tell whether there is the HQ picture of every LQ one."""
+    is_there = bool(config.sets.reference) or is_image_set(config.given.input)
+    return PROTOCOLS[config.sets.protocol].has_hq and is_there
+
+
+def prepared(config: EvaluateConfig, size: int, output: SetFolder, engine: Engine) -> SetsConfig:
     """Make the pictures that a model restores.
 
     Args:
-        given: the pictures, or the image set.
-        sets: the folders that are given beside them.
-        has_hq: whether the reference holds the HQ picture of every key.
+        config: the pictures or the image set, and the folders that are given beside them.
         size: side in pixels of what the model restores to.
         output: the evaluation's folder, which is held.
         engine: what degrades.
@@ -59,13 +68,13 @@ def prepared(
             than the model's, or pictures of another configuration.
         UserError: the image set is damaged.
     """
-    where = path_of(given.input)
+    given, sets = config.given, config.sets
     if sets.lq:
         raise UsageError(f"--lq {sets.lq}: the LQ pictures are those of --input; leave it out")
-    if not where.exists():
+    if not path_of(given.input).exists():
         raise UsageError(f"--input {given.input}: no such folder or archive")
-    if not where.is_dir() or read_manifest(where) is None:
-        if has_hq and sets.reference:
+    if not is_image_set(given.input):
+        if has_hq(config) and sets.reference:
             require_size(f"--reference {sets.reference}", first_size(sets, output), size)
         return replace(sets, lq=given.input)
     for option in ("reference", "degradations"):

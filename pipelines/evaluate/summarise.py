@@ -1,14 +1,12 @@
 """From what is measured to the numbers of a summary: means, intervals, differences, distances."""
 
-import hashlib
 import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +15,6 @@ from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import Statistics, read_statistics
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
@@ -41,6 +38,9 @@ from pipelines.evaluate.summary import (
 from pipelines.restore.config import STATE as MADE_BY_RESTORE
 
 IDENTITY = "identity.json"  # of a job of `pipelines.restore`: what its pictures depend on
+
+if TYPE_CHECKING:
+    from models.metrics.catalog import Compared
 
 
 def summarise(results: Results, config: EvaluateConfig) -> Summary:
@@ -106,9 +106,8 @@ class _Summarising:
         for role in ("hq", "posterior_mean"):
             if (refs := getattr(pairs, role)) is not None:
                 found[role] = self.results.pixels(refs.values())
-        if pairs.statistics:
-            with paths.fetched(paths.path_of(pairs.statistics)) as file:
-                found["set"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if pairs.stored is not None:
+            found["set"] = pairs.stored.sha256
         elif pairs.distribution is not None and self.results.metrics("set"):
             found["set"] = self.results.pixels(pairs.distribution.values())
         return found
@@ -154,12 +153,8 @@ class _Summarising:
             device=self.results.device,
         )
 
-    @cached_property
-    def _columns(self) -> dict[str, dict[str, Floats]]:
-        return {method: self.results.columns(method) for method in self.results.pairs.methods}
-
     def _of_images(self, method: str, name: str) -> Value:
-        values = self._columns[method][name]
+        values = self.results.column(method, name)
         undefined = int(np.isnan(values).sum())
         if undefined == self.n:
             return Value(
@@ -187,11 +182,6 @@ class _Summarising:
     def _resampled(self, *columns: Floats) -> Floats:
         return resampled_means(np.stack(columns, axis=1), self.config.measure.bootstrap)
 
-    @cached_property
-    def _statistics(self) -> Statistics:
-        with paths.fetched(paths.path_of(self.results.pairs.statistics)) as file:
-            return read_statistics(file)
-
     def _of_sets(self, method: str, name: str) -> Value:
         found = self._distances[name][method]
         if found.value is None:
@@ -209,36 +199,54 @@ class _Summarising:
     @cached_property
     def _distances(self) -> dict[str, dict[str, _Distance]]:
         """By metric of whole sets and method."""
-        return {
-            name: {method: self._distance(method, name) for method in self.results.pairs.methods}
-            for name in self.results.metrics("set")
-        }
+        methods = self.results.pairs.methods
+        found = {}
+        for name in self.results.metrics("set"):
+            reference = self._reference(name)
+            found[name] = {method: self._distance(method, name, reference) for method in methods}
+        return found
 
-    def _distance(self, method: str, name: str) -> _Distance:
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str], "Compared"]:
+        """What sets are compared with: by features, and by what is made of them."""
+        return {}
+
+    def _reference(self, name: str) -> "Compared":
+        """Return what the sets of all methods are compared with, once for all of them."""
+        metric = METRICS[name]
+        what = (metric.features, metric.prepare)
+        if what not in self._compared:
+            self._compared[what] = self._made_reference(name)
+        return self._compared[what]
+
+    def _made_reference(self, name: str) -> "Compared":
         pairs = self.results.pairs
+        if pairs.stored is not None:
+            return pairs.stored.statistics
+        refs = [*(pairs.distribution or {}).values()]
+        return METRICS[name].prepared(torch.from_numpy(self.results.features(refs, name)))
+
+    def _distance(self, method: str, name: str, reference: "Compared") -> _Distance:
         distance = METRICS[name].distance_function()
-        mine = torch.from_numpy(self.results.features([*pairs.methods[method].values()], name))
-        other: torch.Tensor | Statistics
-        if pairs.distribution is None:
-            other = self._statistics
-        else:
-            refs = [*pairs.distribution.values()]
-            other = torch.from_numpy(self.results.features(refs, name))
+        refs = [*self.results.pairs.methods[method].values()]
+        mine = torch.from_numpy(self.results.features(refs, name))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
-                value = distance(mine, other)
+                value = distance(mine, reference)
             except ValueError as error:  # one picture, or statistics of another network
                 return _Distance(None, np.empty(0), str(error))
             again = resampled_rows(
-                self.n, self.config.measure.set_bootstrap, lambda rows: distance(mine[rows], other)
+                self.n,
+                self.config.measure.set_bootstrap,
+                lambda rows: distance(mine[rows], reference),
             )
         return _Distance(value, again, str(said[0].message) if said else "")
 
     def differences(self) -> Iterator[Difference]:
         """Yield the difference of every two methods in every metric that has an interval."""
         for name in self.results.metrics("image"):
-            columns = {method: found[name] for method, found in self._columns.items()}
+            columns = {m: self.results.column(m, name) for m in self.results.pairs.methods}
             yield from paired(name, columns, self.config.measure.bootstrap)
         if self.config.measure.set_bootstrap:
             for name, found in self._distances.items():

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from datasets.decoding import Pixels, decode
 from infra.config import pretty_json
 from infra.paths import AnyPath, write_bytes
-from pipelines.evaluate.report import direction, number
 from pipelines.evaluate.summary import VALUES
 from pipelines.evaluate.vae.config import EVALUATION, ORIGINALS, RECONSTRUCTED
 from pipelines.evaluate.vae.result import Result, Row
+from pipelines.evaluate.writing import named, written
 from pipelines.jobs import page
 
 JSON, PAGE = "vae.json", "vae.html"
@@ -44,10 +44,11 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the table: the metrics that were asked for, or else the paper's."""
     metrics = result.asked or PAPER
     header = ["VAE", "latent", "parameters, M", "GFLOP"]
-    header += [f"{name} {direction(name)}" for name in metrics]
+    header += map(named, metrics)
+    values = [written([row.values.get(one) for row in result.vaes.values()]) for one in metrics]
     rows = [
-        [name, *_costs(row), *(number(row.values.get(metric)) for metric in metrics)]
-        for name, row in result.vaes.items()
+        [name, *_costs(row), *(column[place] for column in values)]
+        for place, (name, row) in enumerate(result.vaes.items())
     ]
     return header, rows
 
