@@ -330,7 +330,8 @@ def test_what_is_no_autoencoder_is_refused_by_name(world: Path, tmp_path: Path) 
     [
         (("runs/vae",), "give NAME=DIR"),
         (("ours=",), "give NAME=DIR"),
-        (("a/b=runs/vae",), "no '/'"),
+        (("=runs/vae",), "give NAME=DIR"),
+        (("a/b=runs/vae",), "no '/' at its ends, and none inside"),
         (("..=runs/vae",), "a NAME has no dot"),
         (("a=x", "a=y"), "the name a comes twice"),
     ],
@@ -374,7 +375,7 @@ def test_a_picture_that_cannot_be_used_ends_the_command(
 
     with pytest.raises(UserError, match="1 pictures cannot be used"):
         reconstruct(tmp_path / "hq", tmp_path / "out", vaes)
-    assert "transparent\toriginals clear\t" in capsys.readouterr().err
+    assert "transparent\t--input clear\t" in capsys.readouterr().err
     assert not (tmp_path / "out" / "vae.json").exists()
 
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "hq" / "clear.png")
@@ -389,7 +390,7 @@ def test_numbers_that_are_not_finite_end_the_command(
 
     with pytest.raises(UserError, match="3 pictures cannot be used"):
         reconstruct(world / "hq", tmp_path / "out", {"it": tmp_path / "vae"}, precision="bfloat16")
-    assert "not_finite\treconstruct it face-0" in (lines := capsys.readouterr().err)
+    assert "not_finite\tit face-0" in (lines := capsys.readouterr().err)
     assert "in bfloat16; give --precision float32" in lines
     assert not made(tmp_path / "out" / "reconstructed").keys()
 
