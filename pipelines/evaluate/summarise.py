@@ -200,11 +200,10 @@ class _Summarising:
     def _distances(self) -> dict[str, dict[str, _Distance]]:
         """By metric of whole sets and method."""
         methods = self.results.pairs.methods
-        found = {}
-        for name in self.results.metrics("set"):
-            reference = self._reference(name)
-            found[name] = {method: self._distance(method, name, reference) for method in methods}
-        return found
+        return {
+            name: {method: self._distance(method, name) for method in methods}
+            for name in self.results.metrics("set")
+        }
 
     @cached_property
     def _compared(self) -> dict[tuple[str, str], "Compared"]:
@@ -226,13 +225,14 @@ class _Summarising:
         refs = [*(pairs.distribution or {}).values()]
         return METRICS[name].prepared(torch.from_numpy(self.results.features(refs, name)))
 
-    def _distance(self, method: str, name: str, reference: "Compared") -> _Distance:
+    def _distance(self, method: str, name: str) -> _Distance:
         distance = METRICS[name].distance_function()
         refs = [*self.results.pairs.methods[method].values()]
         mine = torch.from_numpy(self.results.features(refs, name))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
+                reference = self._reference(name)
                 value = distance(mine, reference)
             except ValueError as error:  # one picture, or statistics of another network
                 return _Distance(None, np.empty(0), str(error))
