@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from infra.distributed import gathered, world_size
+from models.flops import counted
 from trainers.loop.config import Precision
 
 C = TypeVar("C")
@@ -48,10 +48,8 @@ def forward_flops(build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> i
         build: makes the network; nothing is allocated for it.
         shapes: of its inputs.
     """
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network: Any = build()
-        network(*(torch.empty(shape) for shape in shapes))
-    return int(counter.get_total_flops())
+    with torch.device("meta"):
+        return counted(build(), *(torch.empty(shape) for shape in shapes))
 
 
 @functools.cache
