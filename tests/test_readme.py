@@ -20,6 +20,8 @@ from pipelines.demo import config as demo
 from pipelines.encode import config as encode
 from pipelines.evaluate import config as evaluate
 from pipelines.evaluate.convergence import config as convergence
+from pipelines.evaluate.table import config as evaluate_table
+from pipelines.evaluate.vae import config as vaes
 from pipelines.restore import config as restore
 from pipelines.score import config as score
 from trainers.recipes import flow_config as flow
@@ -51,14 +53,20 @@ OF_SUBCOMMANDS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
     (curate.VerifyConfig, {"none": curate.VerifyConfig()}),
     (encode.VerifyConfig, {"none": encode.VerifyConfig()}),
     (restore.ExportConfig, {"none": restore.ExportConfig()}),
+    (evaluate_table.TableConfig, {"none": evaluate_table.TableConfig()}),
     (convergence.ConvergenceConfig, convergence.PRESETS),
+    (vaes.VAEsConfig, vaes.PRESETS),
+    (evaluate.SweepConfig, evaluate.SWEEP_PRESETS),
 )
 SUBCOMMANDS: dict[tuple[str, str], tuple[int | None, tuple[Any, Mapping[str, Any]] | None]] = {
     ("pipelines.curate", "verify"): (1, OF_SUBCOMMANDS[0]),
     ("pipelines.curate", "export-scores"): (2, None),
     ("pipelines.encode", "verify"): (1, OF_SUBCOMMANDS[1]),
     ("pipelines.restore", "export"): (2, OF_SUBCOMMANDS[2]),
-    ("pipelines.evaluate", "convergence"): (None, OF_SUBCOMMANDS[3]),
+    ("pipelines.evaluate", "table"): (None, OF_SUBCOMMANDS[3]),
+    ("pipelines.evaluate", "convergence"): (None, OF_SUBCOMMANDS[4]),
+    ("pipelines.evaluate", "vae"): (0, OF_SUBCOMMANDS[5]),
+    ("pipelines.evaluate", "sweep"): (0, OF_SUBCOMMANDS[6]),
 }
 """How many paths a subcommand takes, None for any number of them, and what reads the options that
 follow, if any may follow."""

@@ -278,6 +278,12 @@ class FlowTask:
         """Tell what restores with the network beside it; a regressor by itself restores nothing."""
         return None if self.config.stage == "regressor" else to_dict(self._facts)
 
+    def _degradation(self) -> dict[str, Any]:
+        """Return what makes LQ of HQ in this run; empty where the latents do not say."""
+        if self.config.degradation is None and "degradation" not in self.identity:
+            return {}
+        return to_dict(degradation(self.config, self.identity))
+
     @functools.cached_property
     def _facts(self) -> FlowFacts:
         config = self.config
@@ -286,6 +292,7 @@ class FlowTask:
             max_steps=config.loop.max_steps,
             batch=config.engine.global_batch_size,
             data=by_name(self.data()),
+            degradation=self._degradation(),
             held_out=None if judged is None else held_out_count(judged, config.loop),
             versions=versions(),
         )
