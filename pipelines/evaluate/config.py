@@ -111,15 +111,16 @@ class InputConfig:
     """Of the image set."""
     limit: PositiveInt | None = None
     """Take only the first N images of the image set."""
-    degradation: Annotated[str, choices(*DEGRADATIONS)] = "pmrf"
-    """What makes LQ of the image set's HQ."""
+    degradation: Annotated[str | None, choices("None", *DEGRADATIONS)] = None
+    """What makes LQ of the image set's HQ; None: what the model was trained to undo."""
     degradation_seed: int = 0
     """Of the degradations, each of which is a function of (seed, key)."""
     overwrite: bool = False
     """Make anew what another configuration has degraded or restored in the output folder."""
 
     def __post_init__(self) -> None:
-        degradation_preset(self.degradation)
+        if self.degradation is not None:
+            degradation_preset(self.degradation)
 
     def absolute(self) -> "InputConfig":
         """Return the same with every path absolute."""

@@ -17,7 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from datasets.decoding import Pixels, encode_png, opened_image, single_threaded
-from datasets.degradation.parameters import DegradationParameters, degradation_preset
+from datasets.degradation.parameters import (
+    PRESETS,
+    DegradationConfig,
+    DegradationParameters,
+    degradation_preset,
+)
 from datasets.degradation.reference import degrade, draw_parameters
 from datasets.degradation.steps import Image
 from datasets.folders import contents
@@ -27,9 +32,10 @@ from datasets.shards import parquet_bytes, read_manifest
 from datasets.sources import list_images, read
 from datasets.test_sets import PROTOCOLS
 from infra import paths
-from infra.config import digest, pretty_json, to_dict
+from infra.config import digest, from_dict, pretty_json, to_dict
 from infra.errors import UsageError, UserError
 from infra.paths import AnyPath, path_of, write_bytes
+from models.bundle_facts import BundleConfig
 from pipelines.evaluate.config import EvaluateConfig, InputConfig, SetsConfig
 from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.stage import Engine, Stopwatch
@@ -51,12 +57,14 @@ def has_hq(config: EvaluateConfig) -> bool:
     return PROTOCOLS[config.sets.protocol].has_hq and is_there
 
 
-def prepared(config: EvaluateConfig, size: int, output: SetFolder, engine: Engine) -> SetsConfig:
+def prepared(
+    config: EvaluateConfig, bundle: BundleConfig, output: SetFolder, engine: Engine
+) -> SetsConfig:
     """Make the pictures that a model restores.
 
     Args:
         config: the pictures or the image set, and the folders that are given beside them.
-        size: side in pixels of what the model restores to.
+        bundle: the model's: the side in pixels of what it restores to, and what it undoes.
         output: the evaluation's folder, which is held.
         engine: what degrades.
 
@@ -65,10 +73,11 @@ def prepared(config: EvaluateConfig, size: int, output: SetFolder, engine: Engin
 
     Raises:
         UsageError: no pictures, folders that an image set itself has, HQ pictures of another size
-            than the model's, or pictures of another configuration.
+            than the model's, a model that does not say what it undoes, or pictures of another
+            configuration.
         UserError: the image set is damaged.
     """
-    given, sets = config.given, config.sets
+    given, sets, size = config.given, config.sets, bundle.size
     if sets.lq:
         raise UsageError(f"--lq {sets.lq}: the LQ pictures are those of --input; leave it out")
     if not path_of(given.input).exists():
@@ -84,13 +93,30 @@ def prepared(config: EvaluateConfig, size: int, output: SetFolder, engine: Engin
                 "pictures and degradations are compared with; leave it out"
             )
     folder = output.path / FOLDER
-    degraded(given, opened(given, size), folder, output, engine)
+    degradation = degradation_of(given, bundle)
+    degraded(given, opened(given, size), degradation, folder, output, engine)
     return replace(
         sets,
         lq=str(folder / LQ),
         reference=str(folder / HQ),
         degradations=str(folder / DEGRADATIONS),
     )
+
+
+def degradation_of(given: InputConfig, bundle: BundleConfig) -> DegradationConfig:
+    """Return what makes LQ of an image set: what is asked for, else what the model learnt to undo.
+
+    Raises:
+        UsageError: the model does not say what that was.
+    """
+    if given.degradation is not None:
+        return degradation_preset(given.degradation)
+    if not bundle.training.degradation:
+        raise UsageError(
+            "--model does not say which degradations it was trained to undo; give --degradation, "
+            f"one of {', '.join(PRESETS)}"
+        )
+    return from_dict(DegradationConfig, bundle.training.degradation, "--model: degradation")
 
 
 def opened(given: InputConfig, size: int) -> ImageSet:
@@ -137,7 +163,12 @@ def first_size(sets: SetsConfig, output: SetFolder) -> tuple[int, int]:
 
 
 def degraded(
-    given: InputConfig, images: ImageSet, folder: AnyPath, output: SetFolder, engine: Engine
+    given: InputConfig,
+    images: ImageSet,
+    degradation: DegradationConfig,
+    folder: AnyPath,
+    output: SetFolder,
+    engine: Engine,
 ) -> None:
     """Write what is not written yet of the pictures of an image set and of their table.
 
@@ -149,7 +180,7 @@ def degraded(
         {
             "input": images.digest,
             "limit": given.limit,
-            "degradation": to_dict(degradation_preset(given.degradation)),
+            "degradation": to_dict(degradation),
             "degradation_seed": given.degradation_seed,
         }
     )
@@ -164,7 +195,7 @@ def degraded(
     spec = DegradeSpec(
         images=given.input,
         output=str(folder),
-        degradation=given.degradation,
+        degradation=degradation,
         seed=given.degradation_seed,
     )
     for _ in engine.run("degrade", units(todo), DegradeImages, (spec,), len(todo)):
@@ -198,12 +229,12 @@ class DegradeSpec:
     """The image set."""
     output: str
     """Folder of the pictures."""
-    degradation: str
+    degradation: DegradationConfig
     seed: int
 
     def parameters(self, key: str) -> DegradationParameters:
         """Draw the degradation of a key."""
-        return draw_parameters(degradation_preset(self.degradation), seed=self.seed, key=key)
+        return draw_parameters(self.degradation, seed=self.seed, key=key)
 
 
 class DegradeImages:

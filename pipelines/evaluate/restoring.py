@@ -99,7 +99,7 @@ def restored_and_evaluated(
     named_folders([*own, *config.sets.restored])  # refuses a name that comes twice
     with started(engine, config.measure.workers) as running:
         with output.held():
-            sets = prepared(config, bundle.size, output, running)
+            sets = prepared(config, bundle, output, running)
             for name, method in made.items():
                 pictures = sets.reference if method.of_hq else sets.lq
                 job = restoring(pictures, folders[name], method.rule, config)

@@ -199,8 +199,9 @@ class _Summarising:
     @cached_property
     def _distances(self) -> dict[str, dict[str, _Distance]]:
         """By metric of whole sets and method."""
+        methods = self.results.pairs.methods
         return {
-            name: {method: self._distance(method, name) for method in self.results.pairs.methods}
+            name: {method: self._distance(method, name) for method in methods}
             for name in self.results.metrics("set")
         }
 
