@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
@@ -29,6 +29,7 @@ from tests.support.stored_runs import EXPERIMENT
 pytest_plugins = ["tests.support.tracking_stores"]
 EVERY = 100  # steps from one validation to the next
 TFLOP = 2.0  # of a step
+FEW = settings(max_examples=30)
 SETTINGS = {
     "draws": "cached",
     "encoding_flops": 3e15,
@@ -97,6 +98,7 @@ def compared(baseline: Curve, other: Curve, *, higher_is_better: bool = False) -
     return compare([baseline], [other], "steps", higher_is_better=higher_is_better)
 
 
+@FEW
 @given(
     speed=st.floats(0.25, 12),
     exponent=st.floats(0.05, 1.5),
@@ -115,6 +117,7 @@ def test_a_known_speed_up_lies_in_its_range(speed: float, exponent: float, every
         assert one.low * (1 - 1e-9) <= speed <= one.high * (1 + 1e-9)
 
 
+@FEW
 @given(slow=st.floats(0.1, 0.6), fast=st.floats(0.1, 0.6), every=st.integers(20, 150))
 def test_a_ratio_that_grows_is_followed(slow: float, fast: float, every: int) -> None:
     """Of other exponents the ratio depends on the level, and each level has its own in range."""
@@ -138,6 +141,24 @@ def test_on_a_geometric_grid_a_known_speed_up_is_found_exactly() -> None:
     assert found.headline.baseline == pytest.approx(2**11)
 
 
+@FEW
+@given(speeds=st.lists(st.floats(1, 8), min_size=3, max_size=3), every=st.integers(20, 150))
+def test_curves_that_are_straight_in_the_logarithm_are_read_exactly(
+    speeds: list[float], every: int
+) -> None:
+    """What is interpolated is the logarithm of the cost; of seeds the geometric mean counts."""
+    steps = range(every, 3000, every)
+    slow, *fast = (
+        curve_of(lambda step, v=speed: 1 - 0.1 * math.log(v * step), steps)  # type: ignore[misc]
+        for speed in (1.0, *speeds)
+    )
+    found = compare([slow], fast, "steps", higher_is_better=False)
+
+    for one in found.speedups:
+        assert one.ratio == pytest.approx(math.prod(speeds) ** (1 / 3))
+
+
+@FEW
 @given(
     values=st.lists(st.lists(st.floats(0.1, 0.9), min_size=6, max_size=6), min_size=2, max_size=2)
 )
@@ -252,6 +273,27 @@ def test_a_run_is_charged_for_its_steps_and_for_its_latents(record: Callable[...
     assert found.costs["flops"] == pytest.approx(1e12 * TFLOP * found.steps)
     assert found.costs["flops_and_encoding"] == pytest.approx(3e15 + 1e12 * TFLOP * found.steps)
     assert found.costs["hours"] == pytest.approx(found.steps / 100)
+
+
+def test_a_run_that_encodes_as_it_goes_pays_no_more_for_its_latents(
+    record: Callable[..., str],
+) -> None:
+    """What it encodes is in the count of its steps; nothing was encoded before."""
+    online = {name: value for name, value in SETTINGS.items() if name != "encoding_flops"}
+    costs = curve(read_run(record("run", falling(1), params=online | {"draws": "online"})), "lpips")
+    forgotten = curve(read_run(record("other", falling(1), params=online)), "lpips")
+
+    assert (costs.costs["flops_and_encoding"] == costs.costs["flops"]).all()
+    assert np.isnan(forgotten.costs["flops_and_encoding"]).all()
+
+
+def test_of_a_step_that_was_recorded_twice_the_first_number_counts() -> None:
+    """MLflow can neither replace nor delete a point, so the first is what its page shows too."""
+    twice = RunRecord("run", "run")
+    for value in (20.0, 30.0):
+        twice.add("val/psnr", 100, value)
+
+    assert curve(twice, "psnr").values.tolist() == [20.0]
 
 
 def test_a_resumed_run_has_every_step_once_and_no_pause(
@@ -424,6 +466,7 @@ def test_the_hours_of_a_fork_are_unknown(record: Callable[..., str]) -> None:
     assert by_cost["hours"].headline is None
     assert "fork" in by_cost["hours"].why_none
     assert by_cost["flops"].headline is not None
+    assert np.isnan(found.groups[1].curves("lpips")[0].costs["hours"]).all()
     assert any(f"is a fork of the run {'f' * 32}" in note for note in notes(found))
 
 

@@ -11,7 +11,7 @@ from tests.support.evaluate_jobs import evaluate, numbers, write_pictures
 
 @pytest.mark.slow
 def test_through_ray_the_numbers_are_those_of_one_process(tmp_path: Path) -> None:
-    """Relative paths; exit codes 3 for a missing metric, 0 when all is there, 2 for a wrong call."""
+    """Relative paths; exit code 3 for a missing metric, 0 when all is there, 2 for a wrong call."""
     for name, noise in (("hq", 0), ("a", 5)):
         write_pictures(tmp_path / name, 9, noise=noise)
     alone = evaluate(

@@ -22,6 +22,7 @@ from models.vae.autoencoder import Posterior
 from models.vae.folder import save_sim_vae
 from models.vae.public import save_public_vae
 from models.vae.sim_vae import SimVAE, preset
+from pipelines.evaluate.vae import filling
 from pipelines.evaluate.vae.job import Reconstruction
 from pipelines.evaluate.vae.latents import LatentSums
 from pipelines.evaluate.vae.networks import Compared, inside
@@ -38,20 +39,26 @@ from tests.support.tiny_bundle import public_vae, write_faces, write_tiny_bundle
 from tests.support.tiny_vae import build
 from tests.support.vae_jobs import reconstruct, write_constant
 
-SIDE, COUNT = 32, 9
+SIDE, COUNT = 32, 3
 KEY = "more/face-2"
 Levels = npt.NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write ten pictures and the folders of several autoencoders, and compare two in peace."""
+    """Write three pictures and the folders of several autoencoders, and compare two in peace."""
     folder = tmp_path_factory.mktemp("world")
     write_faces(folder / "hq", COUNT, SIDE)
     save_sim_vae(build(), folder / "run" / "vae")
     save_public_vae(public_vae(), folder / "public")
     reconstruct(folder / "hq", folder / "whole", both(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def units_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have units of two pictures, so that three make two of them."""
+    monkeypatch.setattr(filling, "UNIT", 2)
 
 
 def both(folder: Path) -> dict[str, object]:
@@ -105,13 +112,13 @@ def test_the_originals_are_the_pictures_as_they_are_read(world: Path) -> None:
 
 
 def test_no_picture_depends_on_the_others(world: Path, tmp_path: Path) -> None:
-    """A picture by itself, and behind another autoencoder, has the bytes that it has among ten."""
-    few = reconstruct(world / "hq", tmp_path / "few", dict(reversed(both(world).items())), first=3)
+    """By themselves, and behind another autoencoder, pictures have the bytes that they have."""
+    few = reconstruct(world / "hq", tmp_path / "few", dict(reversed(both(world).items())), first=2)
 
     for name in few.vaes:
         found = made(tmp_path / "few" / "reconstructed" / name)
         whole = made(world / "whole" / "reconstructed" / name)
-        assert len(found) == 3
+        assert len(found) == 2
         assert found == {key: whole[key] for key in found}
 
 
@@ -182,8 +189,8 @@ def test_only_what_is_not_there_is_made(world: Path, tmp_path: Path) -> None:
         return Counter(name for name, _ in engine.units if name != "measure")
 
     assert units() == {"originals": 2, "reconstruct ours": 2}
-    (output / "reconstructed" / "ours" / "face-7.png").unlink()
-    (output / "originals" / "face-7.png").write_bytes(b"")
+    (output / "reconstructed" / "ours" / "more" / "face-2.png").unlink()
+    (output / "originals" / "more" / "face-2.png").write_bytes(b"")
     vaes["public"] = world / "public"
     assert units() == {"originals": 1, "reconstruct ours": 1, "reconstruct public": 2}
     save_sim_vae(build("sd_resize"), tmp_path / "run" / "vae")
@@ -195,9 +202,9 @@ def test_a_set_may_grow_and_not_shrink(world: Path, tmp_path: Path) -> None:
     """More pictures are added to those that are there; fewer are refused by name."""
     vaes: dict[str, object] = {"ours": world / "run"}
     reconstruct(world / "hq", tmp_path / "out", vaes, first=2)
-    assert reconstruct(world / "hq", tmp_path / "out", vaes, first=4).test_set.n == 4
+    assert reconstruct(world / "hq", tmp_path / "out", vaes).test_set.n == 3
 
-    with pytest.raises(UsageError, match=r"originals has 3 pictures .* face-1, face-3, face-4"):
+    with pytest.raises(UsageError, match=r"originals has 2 pictures .* face-1, more/face-2"):
         reconstruct(world / "hq", tmp_path / "out", vaes, first=1)
 
 
@@ -323,7 +330,8 @@ def test_what_is_no_autoencoder_is_refused_by_name(world: Path, tmp_path: Path) 
     [
         (("runs/vae",), "give NAME=DIR"),
         (("ours=",), "give NAME=DIR"),
-        (("a/b=runs/vae",), "no '/'"),
+        (("=runs/vae",), "give NAME=DIR"),
+        (("a/b=runs/vae",), "no '/' at its ends, and none inside"),
         (("..=runs/vae",), "a NAME has no dot"),
         (("a=x", "a=y"), "the name a comes twice"),
     ],
@@ -367,7 +375,7 @@ def test_a_picture_that_cannot_be_used_ends_the_command(
 
     with pytest.raises(UserError, match="1 pictures cannot be used"):
         reconstruct(tmp_path / "hq", tmp_path / "out", vaes)
-    assert "transparent\toriginals clear\t" in capsys.readouterr().err
+    assert "transparent\t--input clear\t" in capsys.readouterr().err
     assert not (tmp_path / "out" / "vae.json").exists()
 
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "hq" / "clear.png")
@@ -380,9 +388,9 @@ def test_numbers_that_are_not_finite_end_the_command(
     """An autoencoder that overflows has no picture, and so no numbers."""
     write_constant(tmp_path / "vae", torch.tensor([0.0, float("nan"), 0.0]))
 
-    with pytest.raises(UserError, match="9 pictures cannot be used"):
+    with pytest.raises(UserError, match="3 pictures cannot be used"):
         reconstruct(world / "hq", tmp_path / "out", {"it": tmp_path / "vae"}, precision="bfloat16")
-    assert "not_finite\treconstruct it face-0" in (lines := capsys.readouterr().err)
+    assert "not_finite\tit face-0" in (lines := capsys.readouterr().err)
     assert "in bfloat16; give --precision float32" in lines
     assert not made(tmp_path / "out" / "reconstructed").keys()
 

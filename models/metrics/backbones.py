@@ -13,7 +13,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict
+from models.checkpoint import load_strict, read_state_dict
+from models.metrics.published import PublishedFile
 
 WIDTHS = (64, 128, 256, 512, 512)  # of the stages; between two of them the resolution halves
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -43,6 +44,11 @@ class ImageNetFeatures(nn.Module):
         self.features, self.places = features, places
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def published(cls) -> PublishedFile:
+        """Return torchvision's file."""
+        return PublishedFile(cls.CHECKPOINT, cls.SIZE, f"{WHERE}/{cls.CHECKPOINT}")
 
     def forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Compute the outputs of the convolutions ``layers``, and nothing behind the last of them.
@@ -109,20 +115,18 @@ def load_features(model: Features, path: str | Path | None = None) -> Features:
 
     Args:
         model: the network, of random weights.
-        path: the file; by default the one that torchvision would have put into the cache of
-            torch.hub. Nothing is downloaded.
+        path: the file; by default torchvision's in the caches, see `PublishedFile.find`.
 
     Raises:
         CheckpointError: missing (and then where to get it), damaged, or of another network.
     """
-    path = hub_cache() / model.CHECKPOINT if path is None else path
-    try:
-        state_dict = read_state_dict(path)
-    except CheckpointNotFoundError as error:
-        raise CheckpointNotFoundError(
-            f"{path}: no such file; get {WHERE}/{model.CHECKPOINT} ({model.SIZE}) and put it there"
-        ) from error
-    features = {name: value for name, value in state_dict.items() if name.startswith(PREFIX)}
+    file = model.published()
+    if path is None:
+        path = file.find(None)
+    elif not Path(path).exists():
+        raise file.missing(path)
+    weights = read_state_dict(path).items()
+    features = {name: value for name, value in weights if name.startswith(PREFIX)}
     load_strict(model, features, path)  # without the classifier
     return model.eval().requires_grad_(False)
 
@@ -130,27 +134,3 @@ def load_features(model: Features, path: str | Path | None = None) -> Features:
 def load_vgg19(path: str | Path | None = None) -> VGG19:
     """Load VGG19, float32 on the CPU; see `load_features`."""
     return load_features(VGG19(), path)
-
-
-def find_weights(folder: str | Path | None, names: Sequence[str], remedy: str) -> Path:
-    """Find a metric's published weights; nothing is downloaded.
-
-    Args:
-        folder: where they are; by default torch.hub's cache, and pyiqa's beside it.
-        names: files that will do, the first found counts.
-        remedy: where to get the first of them, its size, and "put it there".
-
-    Raises:
-        CheckpointNotFoundError: none is there; it names the file and gives the remedy.
-    """
-    folders = [hub_cache(), hub_cache().parent / "pyiqa"] if folder is None else [Path(folder)]
-    places = [where / name for where in folders for name in names]
-    for place in places:
-        if place.exists():
-            return place
-    raise CheckpointNotFoundError(f"{places[0]}: no such file; get {remedy}")
-
-
-def hub_cache() -> Path:
-    """Return where torch.hub keeps weights (TORCH_HOME moves it)."""
-    return Path(torch.hub.get_dir()) / "checkpoints"

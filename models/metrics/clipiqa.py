@@ -18,27 +18,23 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.checkpoint import (
-    CheckpointError,
-    check_records,
-    load_strict,
-    read_state_dict,
-    weights_digest,
-)
-from models.metrics.backbones import find_weights
+from models.checkpoint import CheckpointError, check_records, read_state_dict, weights_digest
 from models.metrics.catalog import Judge
+from models.metrics.published import COUNTER, PublishedFile, built
 from models.ranges import uint8_to_unit
 
 # OpenAI's own file, and the names that the same weights have in timm/resnet50_clip.openai.
 FILES = ("RN50.pt", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-REMEDY = (
+PUBLISHED = PublishedFile(
+    FILES[0],
+    "256 MB",
     "https://openaipublic.azureedge.net/clip/models/"
-    "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt (256 MB) and put it "
-    "there, or https://huggingface.co/timm/resnet50_clip.openai/resolve/main/"
-    "open_clip_model.safetensors (408 MB)"
+    "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
+    FILES[1:],
+    "https://huggingface.co/timm/resnet50_clip.openai/resolve/main/open_clip_model.safetensors "
+    "(408 MB)",
 )
 SCALARS = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's file, no weights
-COUNTER = "num_batches_tracked"  # counts what was trained on
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 BEGIN, END = 49406, 49407
@@ -265,12 +261,7 @@ def build(weights: Mapping[str, Tensor], source: object) -> ClipIqa:
     Raises:
         CheckpointError: weights of another network; ``source`` says where they are from.
     """
-    with torch.device("meta"):
-        clip = CLIP()
-    counters = [name for name in clip.state_dict() if name.endswith(COUNTER)]
-    zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters}
-    load_strict(clip, {**weights, **zeros}, source)
-    return ClipIqa(clip.eval().requires_grad_(False))
+    return ClipIqa(built(CLIP, weights, source))
 
 
 def read_clip(path: Path) -> dict[str, Tensor]:
@@ -304,14 +295,14 @@ def load(_: str, folder: str | Path | None, device: torch.device | str) -> Judge
     """Load the published weights for the catalogue, float32.
 
     Args:
-        folder: where one of `FILES` is; by default torch.hub's cache, or pyiqa's.
+        folder: where one of `FILES` is, see `PublishedFile.find`.
         device: where to score.
 
     Raises:
         CheckpointError: the file is missing (and then where to get it), damaged, or of another
             network.
     """
-    path = find_weights(folder, FILES, REMEDY)
+    path = PUBLISHED.find(folder)
     weights = float_weights(read_clip(path))
     model = build(weights, path).to(device)
 

@@ -145,7 +145,7 @@ def load(variant: Variant, folder: str | Path | None, device: torch.device | str
 
     Args:
         variant: see above; of ``vqfr``, an angle below 1 degree is NaN, so that no mean has it.
-        folder: where `resnet18_110.pth` is; None: torch.hub's cache.
+        folder: where `resnet18_110.pth` is, see `PublishedFile.find`.
         device: where to compute.
 
     Raises:

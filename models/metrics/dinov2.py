@@ -16,21 +16,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.checkpoint import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    load_strict,
-    read_state_dict,
-    weights_digest,
-)
-from models.metrics.backbones import IMAGENET_MEAN, IMAGENET_STD, hub_cache
+from models.checkpoint import CheckpointError, load_strict, read_state_dict, weights_digest
+from models.metrics.backbones import IMAGENET_MEAN, IMAGENET_STD
 from models.metrics.catalog import Judge
+from models.metrics.published import PublishedFile
 from models.metrics.resizing import clean
 
 SIDE = 224
 HUB_ID, WEIGHTS = "facebook/dinov2-large", "model.safetensors"
 CHECKPOINT = "dinov2_vitl14_pretrain.pth"
-WHERE = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{CHECKPOINT}"
+DOWNLOAD = f"give the folder of `hf download {HUB_ID} --local-dir FOLDER`, with its {WEIGHTS}"
+PUBLISHED = PublishedFile(
+    CHECKPOINT,
+    "1.2 GB",
+    f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{CHECKPOINT}",
+    otherwise=DOWNLOAD,
+)
 POSITIONS = "embeddings.position_embeddings"
 OFFSET = 0.1  # that Facebook's code adds to the number of patches for its scale factor
 QKV = re.compile(r"(encoder\.layer\.\d+\.attention)\.qkv\.(weight|bias)")
@@ -120,7 +121,8 @@ def load_dinov2(
     if positions is None or positions.shape != (1, side**2 + 1, architecture.hidden_size):
         raise CheckpointError(
             f"{path}: no DINOv2 of {architecture}: its table of positions is "
-            f"{'missing' if positions is None else list(positions.shape)}. {_remedy()}"
+            f"{'missing' if positions is None else list(positions.shape)}; get {PUBLISHED.where}, "
+            f"or {DOWNLOAD}"
         )
     state[POSITIONS] = resized_positions(positions.float(), SIDE // architecture.patch_size)
     return _build(state, architecture, path), digest
@@ -129,24 +131,11 @@ def load_dinov2(
 def _find(folder: str | Path | None) -> Path:
     """Find the file of either layout."""
     if folder is not None:
-        places = [Path(folder) / CHECKPOINT, Path(folder) / WEIGHTS]
-    else:
-        from huggingface_hub import try_to_load_from_cache
+        return PUBLISHED.find(folder, Path(folder) / WEIGHTS)
+    from huggingface_hub import try_to_load_from_cache
 
-        places = [hub_cache() / CHECKPOINT]
-        cached = try_to_load_from_cache(HUB_ID, WEIGHTS)
-        places += [Path(cached)] if isinstance(cached, str) else []
-    found = next((path for path in places if path.exists()), None)
-    if found is None:
-        raise CheckpointNotFoundError(f"{places[0]}: no such file; {_remedy()}")
-    return found
-
-
-def _remedy() -> str:
-    return (
-        f"get {WHERE} (1.2 GB) and put it there, or give the folder of "
-        f"`hf download {HUB_ID} --local-dir FOLDER`, with its {WEIGHTS}"
-    )
+    cached = try_to_load_from_cache(HUB_ID, WEIGHTS)
+    return PUBLISHED.find(None, *([Path(cached)] if isinstance(cached, str) else []))
 
 
 def published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -201,7 +190,7 @@ def _build(state: Mapping[str, Tensor], architecture: Architecture, path: Path) 
     try:
         load_strict(model, named, path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}: {_remedy()}") from error
+        raise CheckpointError(f"{error}: get {PUBLISHED.where}, or {DOWNLOAD}") from error
     return model.eval().requires_grad_(False)
 
 

@@ -16,17 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict, weights_digest
-from models.metrics.backbones import VGG16, hub_cache, load_features
+from models.checkpoint import load_strict, read_state_dict, weights_digest
+from models.metrics.backbones import VGG16, load_features
 from models.metrics.catalog import Judge
 from models.metrics.fidelity import check_pair
+from models.metrics.published import IQA, PublishedFile
 from models.ranges import uint8_to_unit
 
 FILE = "DISTS_weights-f5e65c96.pth"
 """pyiqa's name of the fitted weights."""
 PACKAGE_FILE = "weights.pt"
 """The same weights in the package dists-pytorch."""
-WHERE = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
+FITTED = PublishedFile(
+    FILE,
+    "12 kB",
+    f"{IQA}/{FILE}",
+    (PACKAGE_FILE,),
+    f"DISTS_pytorch/{PACKAGE_FILE} of the package dists-pytorch",
+)
 LAYERS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")  # they end VGG16's stages
 WIDTHS = (3, 64, 128, 256, 512, 512)  # channels of the image and of the stages
 C1, C2 = 1e-6, 1e-6
@@ -125,22 +132,13 @@ def load_dists(folder: str | Path | None = None) -> DISTS:
     the package dists-pytorch.
 
     Args:
-        folder: where both are; by default torch.hub's cache, and pyiqa's in it. Nothing is
-            downloaded.
+        folder: where both are, see `PublishedFile.find`.
 
     Raises:
         CheckpointError: one is missing (and then where to get it), damaged, or of another network.
     """
     model = DISTS()
-    where = hub_cache() if folder is None else Path(folder)
-    load_features(model.trunk, where / model.trunk.CHECKPOINT)
-    # pyiqa keeps its own beside those of torch.hub.
-    places = (where / FILE, where / PACKAGE_FILE, where.parent / "pyiqa" / FILE)
-    found = [path for path in places[: 2 if folder else 3] if path.exists()]
-    if not found:
-        raise CheckpointNotFoundError(
-            f"{places[0]}: no such file; get {WHERE}/{FILE} (12 kB) and put it there, or "
-            f"DISTS_pytorch/{PACKAGE_FILE} of the package dists-pytorch"
-        )
-    load_strict(model.weights, read_state_dict(found[0]), found[0])
+    load_features(model.trunk, model.trunk.published().find(folder))
+    path = FITTED.find(folder)
+    load_strict(model.weights, read_state_dict(path), path)
     return model.eval().requires_grad_(False)

@@ -14,21 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.checkpoint import (
-    CheckpointNotFoundError,
-    load_strict,
-    read_state_dict,
-    uninitialised,
-    weights_digest,
-)
-from models.metrics.backbones import hub_cache
 from models.metrics.catalog import Judge
+from models.metrics.published import PublishedFile, load_published, published_digest
 from models.metrics.resizing import bilinear, clean
 
-CHECKPOINT, SIZE = "pt_inception-2015-12-05-6726825d.pth", "95 MB"
-WHERE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
+CHECKPOINT = "pt_inception-2015-12-05-6726825d.pth"
+PUBLISHED = PublishedFile(
+    CHECKPOINT,
+    "95 MB",
+    f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{CHECKPOINT}",
+)
 SIDE = 299
-COUNTER = ".bn.num_batches_tracked"  # of batch norms in training; files have them or not
 
 average = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 maximum = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
@@ -256,8 +252,7 @@ def load(variant: str, folder: str | Path | None, device: torch.device | str) ->
         device: where to compute.
     """
     model, prepare = load_inception(folder), INPUTS[variant]
-    state = model.state_dict()
-    digest = weights_digest({k: v for k, v in state.items() if not k.endswith(COUNTER)})
+    digest = published_digest(model)
     model.to(device)
 
     @torch.no_grad()
@@ -272,18 +267,9 @@ def load_inception(folder: str | Path | None = None) -> Inception:
     """Load the published weights, frozen, in evaluation mode, float32 on the CPU.
 
     Args:
-        folder: where the file is; by default torch.hub's cache. Nothing is downloaded.
+        folder: where the file is, see `PublishedFile.find`.
 
     Raises:
         CheckpointError: missing (and then where to get it), damaged, or of another network.
     """
-    path = (hub_cache() if folder is None else Path(folder)) / CHECKPOINT
-    if not path.exists():
-        raise CheckpointNotFoundError(
-            f"{path}: no such file; get {WHERE}/{CHECKPOINT} ({SIZE}) and put it there"
-        )
-    with uninitialised():
-        model = Inception()
-    counters = {k: v for k, v in model.state_dict().items() if k.endswith(COUNTER)}
-    load_strict(model, counters | read_state_dict(path), path)
-    return model.eval().requires_grad_(False)
+    return load_published(Inception, PUBLISHED, folder)

@@ -237,7 +237,7 @@ def load(variant: Variant, folder: str | Path | None, device: torch.device | str
 
     Args:
         variant: see above.
-        folder: where `alignment_WFLW_4HG.pth` is; None: torch.hub's cache.
+        folder: where `alignment_WFLW_4HG.pth` is, see `PublishedFile.find`.
         device: where to compute.
 
     Raises:

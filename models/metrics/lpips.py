@@ -14,20 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_strict, read_state_dict, weights_digest
-from models.metrics.backbones import (
-    VGG16,
-    ImageNetFeatures,
-    find_weights,
-    hub_cache,
-    load_features,
-)
+from models.metrics.backbones import VGG16, ImageNetFeatures, load_features
 from models.metrics.catalog import Judge
 from models.metrics.fidelity import check_pair
+from models.metrics.published import IQA, PublishedFile
 from models.ranges import model_to_unit, uint8_to_model
 
 Net = Literal["alex", "vgg"]
 EPS = 1e-10  # added to a length before it divides
-WHERE = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
 
 
 class AlexNet(ImageNetFeatures):
@@ -167,19 +161,14 @@ def load_lpips(net: Net = "alex", folder: str | Path | None = None) -> LPIPS:
 
     Args:
         net: see `LPIPS`.
-        folder: where both are; by default torch.hub's cache, and pyiqa's in it. Nothing is
-            downloaded.
+        folder: where both are, see `PublishedFile.find`.
 
     Raises:
         CheckpointError: one is missing (and then where to get it), damaged, or of another network.
     """
     model, file = LPIPS(net), VARIANTS[net].file
-    where = hub_cache() if folder is None else Path(folder)
-    load_features(model.trunk, where / model.trunk.CHECKPOINT)
-    remedy = (
-        f"{WHERE}/{file} (7 kB) and put it there, or lpips/weights/v0.1/{net}.pth of the package "
-        "lpips"
-    )
-    path = find_weights(folder, (file, f"{net}.pth"), remedy)
+    load_features(model.trunk, model.trunk.published().find(folder))
+    package = f"lpips/weights/v0.1/{net}.pth of the package lpips"
+    path = PublishedFile(file, "7 kB", f"{IQA}/{file}", (f"{net}.pth",), package).find(folder)
     load_strict(model.weights, read_state_dict(path), path)
     return model.eval().requires_grad_(False)

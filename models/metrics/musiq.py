@@ -20,16 +20,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.checkpoint import load_strict, read_state_dict, weights_digest
-from models.metrics.backbones import find_weights
 from models.metrics.catalog import Judge
+from models.metrics.published import IQA, PublishedFile, load_published, published_digest
 from models.ranges import uint8_to_model
 
 FILE = "musiq_koniq_ckpt-e95806b9.pth"
-REMEDY = (
-    f"https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/{FILE} (109 MB) and put it "
-    "there"
-)
+PUBLISHED = PublishedFile(FILE, "109 MB", f"{IQA}/{FILE}")
 LONGER_SIDES = (224, 384)  # of the first two scales
 PATCH = 32
 GRID = 10  # places that have an embedding, on a side
@@ -203,21 +199,19 @@ def load(_: str, folder: str | Path | None, device: torch.device | str) -> Judge
     """Load the published weights for the catalogue, float32.
 
     Args:
-        folder: where the file is; by default torch.hub's cache, or pyiqa's.
+        folder: where the file is, see `PublishedFile.find`.
         device: where to score.
 
     Raises:
         CheckpointError: the file is missing (and then where to get it), damaged, or of another
             network, such as the one trained on AVA, whose head gives ten values.
     """
-    path = find_weights(folder, (FILE,), REMEDY)
-    with torch.device("meta"):
-        model = MUSIQ()
-    load_strict(model, read_state_dict(path), path)
-    model.eval().requires_grad_(False).to(device)
+    model = load_published(MUSIQ, PUBLISHED, folder)
+    digest = published_digest(model)
+    model.to(device)
 
     def compute(images: Tensor) -> Tensor:
         scores: Tensor = model(uint8_to_model(images))
         return scores
 
-    return Judge(compute, weights_digest(model.state_dict()))
+    return Judge(compute, digest)

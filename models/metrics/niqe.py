@@ -30,9 +30,9 @@ from scipy.special import gamma
 from torch import Tensor
 
 from models.checkpoint import CheckpointError, weights_digest
-from models.metrics.backbones import find_weights
 from models.metrics.catalog import Judge
 from models.metrics.fidelity import luma
+from models.metrics.published import IQA, PublishedFile
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,9 +41,12 @@ FILES = {
     "niqe_modelparameters.mat": ("mu_prisparam", "cov_prisparam"),
     "niqe_pris_params.npz": ("mu_pris_param", "cov_pris_param"),
 }
-REMEDY = (
-    "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/niqe_modelparameters.mat "
-    "(10 kB) and put it there, or basicsr/metrics/niqe_pris_params.npz of the package basicsr"
+PUBLISHED = PublishedFile(
+    "niqe_modelparameters.mat",
+    "10 kB",
+    f"{IQA}/niqe_modelparameters.mat",
+    ("niqe_pris_params.npz",),
+    "basicsr/metrics/niqe_pris_params.npz of the package basicsr",
 )
 SHAPES = [(1, 36), (36, 36)]
 BLOCK = 96  # pixels at the first scale; half as many at the second
@@ -169,14 +172,14 @@ def read_natural(path: Path) -> Natural:
         values = loadmat(path) if path.suffix == ".mat" else dict(np.load(path))
     except Exception as error:  # a damaged file can raise almost anything
         raise CheckpointError(
-            f"{path}: damaged, or not NIQE's parameters ({error}); get {REMEDY}"
+            f"{path}: damaged, or not NIQE's parameters ({error}); get {PUBLISHED.where}"
         ) from error
     names = FILES[path.name]
     found = [np.shape(values[name]) for name in names if name in values]
     if found != SHAPES:
         raise CheckpointError(
             f"{path}: expected NIQE's parameters {', '.join(names)} of shapes {SHAPES}, found "
-            f"{found} among {', '.join(values)}; get {REMEDY}"
+            f"{found} among {', '.join(values)}; get {PUBLISHED.where}"
         )
     mean, covariance = (values[name].astype(np.float64) for name in names)
     return Natural(mean[0], covariance)
@@ -186,12 +189,12 @@ def load(_: str, folder: str | Path | None, __: torch.device | str) -> Judge:
     """Load the published parameters for the catalogue; it computes in float64 on the CPU.
 
     Args:
-        folder: where one of `FILES` is; by default torch.hub's cache, or pyiqa's.
+        folder: where one of `FILES` is, see `PublishedFile.find`.
 
     Raises:
         CheckpointError: the file is missing (and then where to get it), damaged, or another one.
     """
-    natural = read_natural(find_weights(folder, tuple(FILES), REMEDY))
+    natural = read_natural(PUBLISHED.find(folder))
     parameters = {name: torch.from_numpy(value) for name, value in natural._asdict().items()}
 
     def compute(images: Tensor) -> Tensor:

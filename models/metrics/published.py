@@ -1,6 +1,6 @@
 """Networks whose weights others published as one file: found, loaded strictly, frozen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict, weights_digest
-from models.metrics.backbones import hub_cache
 
+IQA = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
 COUNTER = "num_batches_tracked"
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class PublishedFile(NamedTuple):
-    """A file of weights that the user has to get."""
+    """A file of weights that the user has to get; nothing is downloaded."""
 
     name: str
     """Its published name, under which it is looked for."""
@@ -23,6 +23,40 @@ class PublishedFile(NamedTuple):
     """How large it is, for people."""
     where: str
     """The address to get it from."""
+    others: tuple[str, ...] = ()
+    """Names that the same weights have elsewhere."""
+    otherwise: str = ""
+    """Where those are."""
+
+    def find(self, folder: str | Path | None, *more: Path) -> Path:
+        """Find the file.
+
+        Args:
+            folder: where it is; by default torch.hub's cache, or pyiqa's beside it.
+            more: files that will do too, after those of a folder.
+
+        Raises:
+            CheckpointNotFoundError: it is not there; the message says how to get it.
+        """
+        folders = [hub_cache(), hub_cache().parent / "pyiqa"] if folder is None else [Path(folder)]
+        places = [where / name for where in folders for name in (self.name, *self.others)]
+        for place in (*places, *more):
+            if place.exists():
+                return place
+        raise self.missing(*(where / self.name for where in folders))
+
+    def missing(self, path: str | Path, *caches: Path) -> CheckpointNotFoundError:
+        """Say that there is no ``path``, where to get the file, and where else it may lie."""
+        there = " or as ".join(["there", *map(str, caches)])
+        otherwise = self.otherwise and f", or {self.otherwise}"
+        return CheckpointNotFoundError(
+            f"{path}: no such file; get {self.where} ({self.size}) and put it {there}{otherwise}"
+        )
+
+
+def hub_cache() -> Path:
+    """Return where torch.hub keeps weights (TORCH_HOME moves it)."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def load_published(
@@ -36,20 +70,22 @@ def load_published(
     Args:
         build: makes the network; all that it computes with are weights of the file.
         file: which file has them.
-        folder: where it is; by default torch.hub's cache. Nothing is downloaded.
+        folder: see `PublishedFile.find`.
 
     Raises:
         CheckpointError: the file is missing (and then where to get it), damaged, or of another
             network.
     """
-    path = (hub_cache() if folder is None else Path(folder)) / file.name
-    try:
-        weights = read_state_dict(path)
-    except CheckpointNotFoundError as error:
-        raise CheckpointNotFoundError(
-            f"{path}: no such file; get {file.name} ({file.size}) from {file.where} and put it "
-            "there"
-        ) from error
+    path = file.find(folder)
+    return built(build, read_state_dict(path), path)
+
+
+def built(build: Callable[[], Network], weights: Mapping[str, Tensor], source: object) -> Network:
+    """Build a network with these weights, as `load_published` returns it.
+
+    Raises:
+        CheckpointError: weights of another network; ``source`` says where they are from.
+    """
     with torch.device("meta"):  # which neither draws numbers nor takes memory for them
         network = build()
     counters = {
@@ -57,7 +93,7 @@ def load_published(
         for name in network.state_dict()
         if name.endswith(COUNTER)
     }
-    load_strict(network, counters | weights, path)
+    load_strict(network, {**counters, **weights}, source)
     return network.float().eval().requires_grad_(False)
 
 

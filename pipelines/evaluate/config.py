@@ -143,6 +143,8 @@ class EvaluateConfig:
     """With what, and how."""
     name: str = ""
     """Of the method that --model is; by default latent-pmrf, pmrf, or what --method says."""
+    dry_run: bool = False
+    """Measure the first pictures, say how long all of them take, and write nothing."""
 
     def __post_init__(self) -> None:
         if self.name.startswith(".") or set("/=") & set(self.name):

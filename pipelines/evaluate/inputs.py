@@ -23,7 +23,7 @@ from datasets.degradation.parameters import (
     DegradationParameters,
     degradation_preset,
 )
-from datasets.degradation.reference import degrade, draw_parameters
+from datasets.degradation.reference import check_size, degrade, draw_parameters
 from datasets.degradation.steps import Image
 from datasets.folders import contents
 from datasets.reading.image_set import ImageSet
@@ -31,6 +31,7 @@ from datasets.sets import EmptySplitError
 from datasets.shards import parquet_bytes, read_manifest
 from datasets.sources import list_images, read
 from datasets.test_sets import PROTOCOLS
+from datasets.unusable import UnusableImage
 from infra import paths
 from infra.config import digest, from_dict, pretty_json, to_dict
 from infra.errors import UsageError, UserError
@@ -83,7 +84,7 @@ def prepared(
     if not path_of(given.input).exists():
         raise UsageError(f"--input {given.input}: no such folder or archive")
     if not is_image_set(given.input):
-        if has_hq(config) and sets.reference:
+        if has_hq(config):
             require_size(f"--reference {sets.reference}", first_size(sets, output), size)
         return replace(sets, lq=given.input)
     for option in ("reference", "degradations"):
@@ -127,11 +128,12 @@ def opened(given: InputConfig, size: int) -> ImageSet:
     """
     try:
         images = ImageSet(path_of(given.input), split=given.split, limit=given.limit)
-        require_size(f"--input {given.input}", (images.size, images.size), size)
+        side = images.size
     except EmptySplitError as error:
         raise UsageError(f"--input {error}, or give --split train") from error
     except UserError as error:
         raise UsageError(f"--input {error}") from error
+    require_size(f"--input {given.input}", (side, side), size)
     return images
 
 
@@ -153,13 +155,16 @@ def first_size(sets: SetsConfig, output: SetFolder) -> tuple[int, int]:
     """Return width and height of the first picture of the reference.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it cannot be opened.
     """
     found = list_images((sets.reference,), output.state / "sources").images
     if not found:
         raise UsageError(f"--reference {sets.reference}: no picture in it")
-    with opened_image(read(found[0])) as image:
-        return image.size
+    try:
+        with opened_image(read(found[0])) as image:
+            return image.size
+    except UnusableImage as error:
+        raise UsageError(f"--reference {sets.reference}: {found[0].file}: {error}") from error
 
 
 def degraded(
@@ -176,6 +181,14 @@ def degraded(
         UsageError: the folder has those of another set or configuration.
         UserError: the image set is damaged.
     """
+    spec = DegradeSpec(
+        images=given.input,
+        output=str(folder),
+        degradation=degradation,
+        seed=given.degradation_seed,
+    )
+    rows = [images.row(number) for number in range(len(images))]
+    refuse_too_small(images.size, degradation, spec.parameters(rows[0]["key"]))
     identity = plain(
         {
             "input": images.digest,
@@ -190,19 +203,32 @@ def degraded(
         mark.unlink(missing_ok=True)  # first, so that a kill leaves nothing of two configurations
         paths.remove_tree(folder)
         write_bytes(mark, wanted)
-    rows = [images.row(number) for number in range(len(images))]
-    todo = [row for row in rows if not files_of(row["key"]) <= there(folder)]
-    spec = DegradeSpec(
-        images=given.input,
-        output=str(folder),
-        degradation=degradation,
-        seed=given.degradation_seed,
-    )
-    for _ in engine.run("degrade", units(todo), DegradeImages, (spec,), len(todo)):
-        pass
-    table = folder / DEGRADATIONS
-    if todo or not table.is_file():
-        write_bytes(table, severities(spec, [row["key"] for row in rows]))
+    done = there(folder)
+    todo = [row for row in rows if not files_of(row["key"]) <= done]
+    known: dict[str, Mapping[str, float]] = {}
+    for made in engine.run("degrade", units(todo), DegradeImages, (spec,), len(todo)):
+        known |= made["severities"]
+    if todo or DEGRADATIONS not in done:  # those of an earlier run are drawn again
+        keys = [row["key"] for row in rows]
+        table = [{"key": key, **(known.get(key) or spec.severity(key))} for key in keys]
+        write_bytes(folder / DEGRADATIONS, parquet_bytes(pa.Table.from_pylist(table)))
+
+
+def refuse_too_small(side: int, config: DegradationConfig, drawn: DegradationParameters) -> None:
+    """Refuse images that a degradation may be unable to downscale or to blur.
+
+    Args:
+        side: of the images, in pixels.
+        config: the degradation.
+        drawn: any of its draws.
+
+    Raises:
+        UsageError: says how large they must be.
+    """
+    try:
+        check_size(side, side, replace(drawn, downscale=max(config.downscale)))
+    except ValueError as error:
+        raise UsageError(f"--degradation: {error}") from error
 
 
 def files_of(key: str) -> set[str]:
@@ -236,6 +262,10 @@ class DegradeSpec:
         """Draw the degradation of a key."""
         return draw_parameters(self.degradation, seed=self.seed, key=key)
 
+    def severity(self, key: str) -> Mapping[str, float]:
+        """Return the numbers of a key's degradation that values are sliced by."""
+        return self.parameters(key).severity
+
 
 class DegradeImages:
     """Degrades the images of units, and writes LQ and HQ; doing it again writes the same."""
@@ -247,22 +277,18 @@ class DegradeImages:
         self.watch = Stopwatch()
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Degrade the images of ``unit["rows"]``."""
-        samples = self.watch.between("write", self.images.samples(unit["rows"]))
-        for sample in samples:
+        """Degrade the images of ``unit["rows"]``; returns the severity of each by its key."""
+        severities: dict[str, Mapping[str, float]] = {}
+        for sample in self.watch.between("degrade and write", self.images.samples(unit["rows"])):
             pair = degrade(sample.image, self.spec.parameters(sample.key))
+            severities[sample.key] = pair.parameters.severity
             for name, picture in ((LQ, pair.lq), (HQ, pair.hq)):
                 write_bytes(self.folder / name / f"{sample.key}.png", encode_png(levels(picture)))
-        return {"done": len(unit["rows"]), "seconds": self.watch.take()}
+        seconds = self.watch.take()
+        return {"done": len(unit["rows"]), "seconds": seconds, "severities": severities}
 
 
 def levels(picture: Image) -> Pixels:
     """[H, W, 3] in [0, 1] => uint8, to the nearest level."""
     rounded: Pixels = np.rint(picture * 255).astype(np.uint8)
     return rounded
-
-
-def severities(spec: DegradeSpec, keys: Sequence[str]) -> bytes:
-    """Encode the table of degradations: a row for each key, a column for each parameter."""
-    rows = [{"key": key, **spec.parameters(key).severity} for key in keys]
-    return parquet_bytes(pa.Table.from_pylist(rows))

@@ -107,6 +107,7 @@ def build(results: Results, summary: Summary) -> str:
         *worst.sections(results),
         ("Missing metrics", _missing(summary)),
         ("What the values depend on", _fingerprints(summary)),
+        ("How the pictures were restored", _restored(summary)),
         ("How", page.table(["setting", "value"], [[name, value] for name, value in given.items()])),
     ]
     return page.page("Evaluation", str(summary.settings["output"]), sections)
@@ -226,6 +227,20 @@ def _line(method: str, found: Sequence[Slice]) -> plots.Series:
         high=[nan if one.high is None else one.high for one in found],
         is_line=True,
     )
+
+
+def _restored(summary: Summary) -> str:
+    """Show what the pictures of `pipelines.restore` depend on, a row for each method."""
+    found = {name: one.restored for name, one in summary.methods.items() if one.restored}
+    if not found:
+        return ""
+    options = list(dict.fromkeys(option for settings in found.values() for option in settings))
+    rows = [
+        [name, *(short(str(settings.get(option, "-"))) for option in options)]
+        for name, settings in found.items()
+    ]
+    said = page.note("Of the model, the first 12 digits of the bundle's digest.")
+    return f'<div style="overflow-x:auto">{page.table(["pictures", *options], rows)}</div>{said}'
 
 
 def _missing(summary: Summary) -> str:

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ import torch
 from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
+from infra.paths import AnyPath
 from models.metrics.catalog import METRICS
 from pipelines.evaluate.bootstrap import (
     interval,
@@ -58,25 +59,15 @@ def summarise(results: Results, config: EvaluateConfig) -> Summary:
         differences=[*work.differences()],
         slices=[*slices(results, config.sets.degradations, measure.bootstrap)],
         notes=[*work.notes()],
-        settings={**flat(to_dict(config)), **how_restored(config.sets.restored)},
+        settings=flat(to_dict(config)),
     )
 
 
-def how_restored(restored: Sequence[str]) -> dict[str, Any]:
-    """Return what pictures depend on, of the folders that `pipelines.restore` has made.
-
-    Args:
-        restored: NAME=FOLDER of each method.
-
-    Returns:
-        Each setting as ``restored.NAME.SETTING``; ``model`` is the digest of the bundle.
-    """
-    found: dict[str, Any] = {}
-    for name, where in named_folders(restored).items():
-        state = paths.path_of(where) / MADE_BY_RESTORE
-        if state.is_dir() and (text := paths.read_if_there(state / IDENTITY)) is not None:
-            found |= flat(json.loads(text), f"restored.{name}.")
-    return found
+def how_restored(folder: AnyPath) -> dict[str, Any]:
+    """Return what the pictures of a folder depend on, if `pipelines.restore` has made them."""
+    state = folder / MADE_BY_RESTORE
+    found = paths.read_if_there(state / IDENTITY) if state.is_dir() else None
+    return {} if found is None else flat(json.loads(found))
 
 
 class _Distance(NamedTuple):
@@ -126,8 +117,10 @@ class _Summarising:
 
     def method(self, name: str) -> Method:
         pairs = self.results.pairs
+        folder = named_folders(self.config.sets.restored)[name]
         return Method(
-            folder=dict(one.split("=", 1) for one in self.config.sets.restored)[name],
+            folder=folder,
+            restored=how_restored(paths.path_of(folder)),
             pixels=self.results.pixels(pairs.methods[name].values()),
             values={
                 metric: self._of_images(name, metric)

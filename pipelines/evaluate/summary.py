@@ -78,6 +78,9 @@ class Method:
     """SHA-256 of its pictures' keys and levels."""
     values: Mapping[str, Value]
     """By metric."""
+    restored: Mapping[str, Any] = field(default_factory=dict)
+    """What its pictures depend on beside the inputs, if `pipelines.restore` has made them; "model"
+    is the digest of the bundle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

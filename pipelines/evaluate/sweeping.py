@@ -105,7 +105,7 @@ def points_of(summary: Summary, ways: Collection[str], ends: Collection[str]) ->
     """Yield a point for each method: the flow's, the posterior mean, the others', and the bound."""
     for name in ways:
         names = ("solver", "steps", "sigma_s", "strength")
-        made = {option: summary.settings[f"restored.{name}.{option}"] for option in names}
+        made = {option: summary.methods[name].restored[option] for option in names}
         yield Point(
             name=name,
             kind="flow",

@@ -14,14 +14,17 @@ from datasets.unusable import UnusableImage
 from models.metrics.catalog import METRICS
 from pipelines.evaluate.pairs import mark, names
 from pipelines.evaluate.results import Results
-from pipelines.evaluate.writing import decimals, named, number
+from pipelines.evaluate.writing import by_reason, decimals, named, number
 from pipelines.jobs import page
 
-SHOWN = 20
+SHOWN = 20  # of a method by a metric
+MOST = 1600  # pictures on the page; of many methods there are fewer of each
 BYTES = 4_500_000  # of all pictures on the page
 SIDE, LEAST_SIDE = 480, 64  # pixels of the longer side of a picture on the page
 BYTES_A_PIXEL = 0.45  # of a picture on the page, about
+SMALLER = 85  # per cent of the side, where pictures together are too large
 WIDEST, COLUMN = 240, 340  # CSS pixels of a picture, at most, and of a row of pictures, at least
+ROLES = 3  # of a key: LQ, restored, HQ
 CRITERIA = {
     "identity": ("deg", "deg_vqfr", "identity_dlib"),
     "LPIPS": ("lpips", "lpips_vgg"),
@@ -46,40 +49,53 @@ class Worst:
 
 
 def sections(results: Results) -> list[tuple[str, str]]:
-    """Return the sections of the page, as (heading, HTML): those of each method by each criterion.
+    """Return the sections of the page, as (heading, HTML): those of each method by each metric.
 
     What stands in the place of a criterion that no metric tells says so.
     """
-    lacking = {
-        f"Worst by {criterion}": page.note(f"{criterion} is missing. {_why(metrics, results)}")
-        for criterion, metrics in CRITERIA.items()
-        if not _had(metrics, results)
-    }
-    chosen = [name for metrics in CRITERIA.values() for name in _had(metrics, results)[:1]]
-    if not _had(CRITERIA["LPIPS"], results):
-        chosen += _had((BESIDE_LPIPS,), results)
-    found = [worst(results, method, name) for name in chosen for method in results.pairs.methods]
-    return [*lacking.items(), *_drawn(results, found)]
+    lacking, metrics = chosen(results)
+    said = [
+        (f"Worst by {criterion}", page.note(f"{criterion} is missing. {why}"))
+        for criterion, why in lacking.items()
+    ]
+    methods = results.pairs.methods
+    count = max(1, min(SHOWN, MOST // (ROLES * len(methods) * max(1, len(metrics)))))
+    found = [worst(results, method, name, count) for name in metrics for method in methods]
+    return [*said, *_drawn(results, found)]
 
 
-def worst(results: Results, method: str, metric: str) -> Worst:
-    """Rank a method's pictures by a metric; those without a value are not ranked."""
+def chosen(results: Results) -> tuple[dict[str, str], list[str]]:
+    """Choose the metrics that pictures are ranked by.
+
+    Returns:
+        Why each criterion that no metric tells is missing, and the metrics.
+    """
+    had = results.found.digests
+    metrics, lacking = list[str](), dict[str, str]()
+    for criterion, names_of_it in CRITERIA.items():
+        if found := [name for name in names_of_it if name in had]:
+            metrics.append(found[0])
+        else:
+            lacking[criterion] = _why(names_of_it, results)
+    if "LPIPS" in lacking and BESIDE_LPIPS in had:
+        metrics.append(BESIDE_LPIPS)
+    return lacking, metrics
+
+
+def worst(results: Results, method: str, metric: str, count: int = SHOWN) -> Worst:
+    """Rank a method's pictures by a metric; those without a value have no rank."""
     values = results.column(method, metric)
     badness = -values if METRICS[metric].higher_is_better else values
     order = np.argsort(-badness, kind="stable")  # which puts NaN last
     defined = [int(place) for place in order if not np.isnan(values[place])]
     undefined = [key for key, value in zip(results.keys, values, strict=True) if np.isnan(value)]
-    return Worst(method, metric, defined[:SHOWN], undefined)
-
-
-def _had(metrics: Sequence[str], results: Results) -> list[str]:
-    return [name for name in metrics if name in results.found.digests]
+    return Worst(method, metric, defined[:count], undefined)
 
 
 def _why(metrics: Sequence[str], results: Results) -> str:
     missing = results.found.missing
-    said = {name: missing.get(name, "not asked for by --metrics") for name in metrics}
-    return ". ".join(f"{name}: {why}" for name, why in said.items())
+    said = by_reason({one: missing.get(one, "not asked for by --metrics") for one in metrics})
+    return ". ".join(f"{', '.join(lacking)}: {why}" for why, lacking in said.items())
 
 
 def _drawn(results: Results, found: Sequence[Worst]) -> list[tuple[str, str]]:
@@ -158,12 +174,11 @@ def _uris(refs: Sequence[ImageRef]) -> tuple[dict[str, str], dict[str, str]]:
             small[mark(ref)] = _fitted(read_photograph(fetch()).srgb(), side)
         except UnusableImage as error:  # an LQ picture, which nothing but the page reads
             unreadable[mark(ref)] = str(error)
-    uris = {name: page.data_uri(pixels, side) for name, pixels in small.items()}
-    total = sum(len(uris.get(mark(ref), "")) for ref in refs)
-    if total > BYTES:  # pictures with more detail than most
-        side = max(LEAST_SIDE, int(0.9 * side * (BYTES / total) ** 0.5))
+    while True:
         uris = {name: page.data_uri(pixels, side) for name, pixels in small.items()}
-    return uris, unreadable
+        if sum(len(uris.get(mark(ref), "")) for ref in refs) <= BYTES or side <= LEAST_SIDE:
+            return uris, unreadable
+        side = max(LEAST_SIDE, SMALLER * side // 100)  # of pictures with more detail than most
 
 
 def _fitted(pixels: Pixels, side: int) -> Pixels:

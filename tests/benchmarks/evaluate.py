@@ -1,7 +1,11 @@
-"""Time and memory of evaluation: `python -m tests.benchmarks.evaluate [fid|fid_dinov2|mmd_dinov2]`.
+"""Time and memory of evaluation: `python -m tests.benchmarks.evaluate [NAME ...]`.
 
-Each of these three is the distance of two sets of 70,000 features, without the networks that
-compute them; see `tests.benchmarks.sets_of_features`.
+    job                          the job beside a plain loop of torchmetrics over the same pictures
+    metrics                      every metric on its own, and how long its weights take to load
+    fid, fid_dinov2, mmd_dinov2  the distance of two sets of 70,000 features, without the networks
+
+Without a name all of them run, and each keeps ``results/evaluate_<name>.json``. Set
+OMP_NUM_THREADS=1 first.
 """
 
 import argparse
@@ -10,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from tests.benchmarks.evaluations import job, metrics
 from tests.benchmarks.harness import save
 from tests.benchmarks.sets_of_features import WIDTHS, distance_of_sets
 
 BENCHES: dict[str, Callable[[], Mapping[str, Any]]] = {
-    name: partial(distance_of_sets, name) for name in WIDTHS
+    "job": job,
+    "metrics": metrics,
+    **{name: partial(distance_of_sets, name) for name in WIDTHS},
 }
 
 
@@ -24,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("bench", nargs="*", choices=["all", *BENCHES], default="all")
     names = parser.parse_args(arguments).bench
     for name in BENCHES if "all" in names else names:
-        path = save(f"evaluate_{name}", BENCHES[name](), "torch")
+        path = save(f"evaluate_{name}", BENCHES[name](), "torch", "torchmetrics", "ray")
         sys.stdout.write(f"{path}\n{path.read_text()}")
     return 0
 
