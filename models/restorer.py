@@ -37,6 +37,8 @@ from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 
 Solver = Literal["euler", "heun"]
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Of autocast, by the precision that asks for it."""
 ROUNDING = 1e-9  # of a product of steps and strength that is meant to be whole
 
 
@@ -65,9 +67,9 @@ class RestorationRule:
     """Standard deviation of the noise added to the source; ``noise`` is N(0, 1) by itself."""
     conditional: bool = False
     """Whether the velocity sees the encoding at every t."""
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of the autoencoder's encoder: bfloat16 is autocast. tf32 is a setting of the whole process,
-    which is the program's to make."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Of the autoencoder's encoder: bfloat16 and float16 are autocast. tf32 is a setting of the
+    whole process, which is the program's to make."""
 
 
 def steps_taken(steps: int, strength: float) -> int:
@@ -177,8 +179,8 @@ class Restorer:
     def posterior(self, images: Tensor) -> Posterior:
         """Return q(z | x) of images, in float32."""
         images = unit_to_model(images).contiguous(memory_format=torch.channels_last)
-        is_half = self.rule.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=is_half):
+        half = HALVES.get(self.rule.precision)
+        with torch.autocast(images.device.type, half, enabled=half is not None):
             mean, logvar = self._autoencoder.encode(images)
         return Posterior(mean.float().contiguous(), logvar.float().contiguous())
 

@@ -28,6 +28,8 @@ FACES = {"deg", "deg_vqfr", "lmd", "lmd_vqfr", "identity_dlib", "landmarks_dlib"
 ELSEWHERE = {*FACES, "musiq", "clipiqa", "niqe"}
 IMAGES = [n for n, metric in METRICS.items() if metric.kind == "image" and n not in ELSEWHERE]
 WITH_WEIGHTS = ("lpips", "lpips_vgg", "dists", "qalign")
+FORMULAS = {"psnr", "ssim", "ms_ssim", "colour", "indrmse", "indrmse_pmrf"}
+WITHOUT_WEIGHTS = {*FORMULAS, "brisque", "identity_dlib", "landmarks_dlib"}  # to get
 PAIRED = [name for name in IMAGES if METRICS[name].needs_reference]
 SETS = [name for name, metric in METRICS.items() if metric.kind == "set"]
 
@@ -220,10 +222,11 @@ def test_the_best_checkpoint_is_chosen_in_the_direction_of_the_metric() -> None:
     assert (best_by("psnr"), best_by("lpips")) == ("psnr", "-lpips")
 
 
-def test_missing_weights_say_where_to_get_them(tmp_path: Path) -> None:
-    """No other metric takes the place of one that cannot be loaded."""
-    with pytest.raises(CheckpointNotFoundError, match="get https://download"):
-        METRICS["lpips"].load(tmp_path)
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in WITHOUT_WEIGHTS])
+def test_missing_weights_say_where_to_get_them(name: str, tmp_path: Path) -> None:
+    """An empty folder is no damaged one; no other metric takes the place of one that it lacks."""
+    with pytest.raises(CheckpointNotFoundError, match=r"get .*(https://|hf download)"):
+        METRICS[name].digest(tmp_path)
 
 
 def test_curation_describes_its_scorer_by_the_catalogue() -> None:

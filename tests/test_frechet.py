@@ -93,13 +93,14 @@ def test_no_matrix_of_all_pairs_is_formed() -> None:
 
 
 def test_few_images_are_warned_about() -> None:
-    """Below 2,048, by their number; not with enough, and not of stored statistics."""
+    """Below 2,048, by their number; not with enough, and not of a file that has no number."""
     few, enough = features(0, ENOUGH - 1, 4), features(1, ENOUGH, 4)
-    with pytest.warns(UserWarning, match="of 2047 images, below 2048: it is biased upwards"):
-        frechet_distance(enough, few)
+    for given in (few, Statistics.of(few)):
+        with pytest.warns(UserWarning, match="of 2047 images, below 2048: it is biased upwards"):
+            frechet_distance(enough, given)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        frechet_distance(enough, Statistics.of(few))
+        frechet_distance(enough, Statistics.of(few)._replace(images=None))
 
 
 def test_fewer_images_score_higher() -> None:

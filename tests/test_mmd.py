@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.metrics.mmd import mmd, unbiased_mmd
+from models.metrics.catalog import METRICS
+from models.metrics.mmd import NEAR, KernelSet, mmd, unbiased_mmd
 from tests.test_neighborhood import LargestTensor
 
 
@@ -66,11 +67,59 @@ def test_blocks_change_nothing(block: int, unbiased: bool) -> None:
 
 
 def test_memory_does_not_grow_with_the_sets() -> None:
-    """No tensor is larger than a block of pairs, or the features of a block."""
+    """No tensor is larger than a block of pairs, or the features of a set."""
     with LargestTensor() as largest:
         mmd(torch.ones(500, 16), torch.ones(300, 16), block=32)
 
     assert largest.elements <= max(32 * 32, 500 * 16)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_large_sets_are_computed_in_float32_to_the_digits_that_are_told(
+    monkeypatch: pytest.MonkeyPatch, unbiased: bool
+) -> None:
+    """Far from zero and as far apart as DINOv2's features, they give float64's result."""
+    x, y = 20 + gaussian(0, 1.0, 300, 1024), 20.05 + gaussian(1, 1.0, 200, 1024)
+    exact = mmd(x, y, unbiased=unbiased)
+    monkeypatch.setattr("models.metrics.mmd.SMALL", 0)
+    fast = mmd(x, y, unbiased=unbiased)
+
+    assert fast != exact
+    assert fast == pytest.approx(exact, abs=1e-5)
+
+
+def test_a_kernel_in_float32_has_the_error_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of near pairs just within the limit, where the squares cancel most."""
+    monkeypatch.setattr("models.metrics.mmd.SMALL", 0)
+    there = torch.nn.functional.normalize(gaussian(0, 1.0, 400, 256)) * (NEAR * 10 - 6)
+    pairs = torch.stack([there, there + gaussian(1, 0.3, 400, 256)], dim=1)
+
+    for one in pairs[:50]:
+        both = torch.cat([one, -one])  # their mean is zero, so that they are all at the limit
+        fast, exact = (KernelSet.of(some).within for some in (both, both.double()))
+        assert fast == pytest.approx(exact, rel=2e-4)
+
+
+def test_features_too_far_for_float32_are_computed_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Squares of thousands would leave nothing of distances of 1."""
+    x, y = gaussian(0, 1.0, 40, 64), gaussian(1, 1.5, 40, 64)
+    x[0], y[0] = 5000, -5000
+    exact = mmd(x, y)
+    monkeypatch.setattr("models.metrics.mmd.SMALL", 0)
+
+    assert mmd(x, y) == exact
+
+
+@pytest.mark.parametrize("name", ["mmd_dinov2", "mmd_dinov2_unbiased"])
+def test_a_reference_is_added_up_once_for_all_sets(name: str) -> None:
+    """What the catalogue makes of a reference gives the same number as its features."""
+    x, y = gaussian(0, 2.0, 30, 16), gaussian(1, 2.5, 20, 16)
+    distance, reference = METRICS[name].distance_function(), METRICS[name].prepared(y)
+
+    assert isinstance(reference, KernelSet)
+    assert distance(x, reference) == distance(x, y)
 
 
 def test_unbiased_is_zero_for_one_distribution_and_grows_with_a_shift() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from pipelines.curate import config as curate
 from pipelines.demo import config as demo
 from pipelines.encode import config as encode
 from pipelines.evaluate import config as evaluate
+from pipelines.evaluate.convergence import config as convergence
+from pipelines.evaluate.table import config as evaluate_table
+from pipelines.evaluate.vae import config as vaes
 from pipelines.restore import config as restore
 from pipelines.score import config as score
 from trainers.recipes import flow_config as flow
@@ -49,14 +53,23 @@ OF_SUBCOMMANDS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
     (curate.VerifyConfig, {"none": curate.VerifyConfig()}),
     (encode.VerifyConfig, {"none": encode.VerifyConfig()}),
     (restore.ExportConfig, {"none": restore.ExportConfig()}),
+    (evaluate_table.TableConfig, {"none": evaluate_table.TableConfig()}),
+    (convergence.ConvergenceConfig, convergence.PRESETS),
+    (vaes.VAEsConfig, vaes.PRESETS),
+    (evaluate.SweepConfig, evaluate.SWEEP_PRESETS),
 )
-SUBCOMMANDS: dict[tuple[str, str], tuple[int, tuple[Any, Mapping[str, Any]] | None]] = {
+SUBCOMMANDS: dict[tuple[str, str], tuple[int | None, tuple[Any, Mapping[str, Any]] | None]] = {
     ("pipelines.curate", "verify"): (1, OF_SUBCOMMANDS[0]),
     ("pipelines.curate", "export-scores"): (2, None),
     ("pipelines.encode", "verify"): (1, OF_SUBCOMMANDS[1]),
     ("pipelines.restore", "export"): (2, OF_SUBCOMMANDS[2]),
+    ("pipelines.evaluate", "table"): (None, OF_SUBCOMMANDS[3]),
+    ("pipelines.evaluate", "convergence"): (None, OF_SUBCOMMANDS[4]),
+    ("pipelines.evaluate", "vae"): (0, OF_SUBCOMMANDS[5]),
+    ("pipelines.evaluate", "sweep"): (0, OF_SUBCOMMANDS[6]),
 }
-"""How many paths a subcommand takes, and what reads the options that follow, if any may follow."""
+"""How many paths a subcommand takes, None for any number of them, and what reads the options that
+follow, if any may follow."""
 OTHERS = (
     *("python3", ".", "export", "cd", "install", ".venv/bin/pip"),
     *("mlflow", "docker", "ray", "sbatch"),
@@ -96,6 +109,8 @@ def _parse(module: str, arguments: list[str], saved: str) -> None:
     parser = PROGRAMS.get(module)
     if (module, *arguments[:1]) in SUBCOMMANDS:
         paths, parser = SUBCOMMANDS[module, arguments[0]]
+        if paths is None:
+            paths = len([*takewhile(lambda word: not word.startswith("-"), arguments[1:])])
         assert len(arguments) > paths, f"{module} {arguments}: takes {paths} paths"
         arguments = arguments[paths + 1 :]
     if "--config" in arguments:

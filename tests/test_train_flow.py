@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datasets.reading.latents import LatentPairs
 from datasets.reading.memory import Memory
 from datasets.reading.order import Order, WeightedSet
 from infra.errors import UsageError, UserError
@@ -33,16 +34,18 @@ from tests.support.training_sets import (
 )
 from trainers import flow
 from trainers.loop.config import LoopConfig
+from trainers.loop.cost import encoder_flops
 from trainers.loop.noise import Noise
 from trainers.loop.task import Finished
 from trainers.recipes.flow import FlowTask
-from trainers.recipes.flow_config import PRESETS, FlowConfig
+from trainers.recipes.flow_config import PRESETS, DrawsFrom, FlowConfig
 from trainers.recipes.flow_pairs import from_images, from_latents
 
 TINY = [*SMOKE, "--workers", "0"]
 SHORT = ["--max-steps", "6", "--log-every", "1", "--validate-every", "6", "--save-every", "3"]
 FIFTY = ["--max-steps", "50", "--log-every", "1", "--validate-every", "50"]
 CPU = torch.device("cpu")
+DRAWS: tuple[DrawsFrom, ...] = ("cached", "online")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,41 @@ def test_validation_repeats_to_the_bit(switched: tuple[FlowTask, Any, Noise]) ->
 
     assert first == second
     assert task.best.removeprefix("-") in first
+
+
+def test_what_a_validation_depends_on_is_the_same_of_every_flow(
+    switched: tuple[FlowTask, Any, Noise], files: Files
+) -> None:
+    """Flows that are judged on the same pictures record it alike; only cached latents cost more."""
+    task, _, _ = switched
+    facts = task.facts()
+
+    if task.config.restores:
+        reference = FlowTask(configured(files), CPU).facts()
+        assert facts["validation"] == reference["validation"]
+        assert facts["validation"]["images"] > 0
+        assert {"psnr", "brisque"} <= facts["validation"]["metrics"].keys()
+    else:
+        assert facts == {}
+    if task.config.draws == "online":
+        assert "encoding_flops" not in facts
+
+
+def test_encoding_the_latents_is_counted_once_for_the_whole_set(files: Files) -> None:
+    """Two encodings of each image, one of each draw after its posterior mean, one of grey targets.
+
+    A run that encodes at every visit pays for a sample a posterior mean and two encodings.
+    """
+    cached, online = (FlowTask(configured(files, draws=draws), CPU) for draws in DRAWS)
+    assert isinstance(cached.samples, LatentPairs)
+    totals = {"samples": 5, "pairs": 40, "gray": 2}  # as pipelines.encode counts them
+    cached.samples.manifest["totals"] = totals
+    visit = online.flops_per_sample() - cached.flops_per_sample()
+    encoding = encoder_flops(cached.restorer.vae, (1, 3, 32, 32))
+    targets = 2 * totals["samples"] + totals["gray"]
+
+    expected = targets * encoding + totals["pairs"] * (visit - encoding)
+    assert cached.facts()["encoding_flops"] == expected > 0
 
 
 def test_cached_pairs_are_what_is_stored(files: Files) -> None:

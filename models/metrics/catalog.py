@@ -10,6 +10,7 @@ The table imports neither PyTorch nor a metric until one is loaded.
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from models.metrics.frechet import Statistics
+    from models.metrics.mmd import KernelSet
+
+    Compared = Tensor | Statistics | KernelSet
+    """The features of a reference, or what `Metric.prepared` makes of them."""
 
 
 class Judge(NamedTuple):
@@ -37,9 +42,9 @@ class SetJudge(NamedTuple):
 
     features: "Callable[[Tensor], Tensor]"
     """From uint8 images [B, 3, H, W] to float32 [B, D]; no row depends on the other images."""
-    distance: "Callable[[Tensor, Tensor | Statistics], float]"
-    """From the features of one set [n, D] to those of the other [m, D], or to its `Statistics` if
-    the metric's ``takes_statistics`` says so; computed in float64."""
+    distance: "Callable[[Tensor, Compared], float]"
+    """From the features of one set [n, D] to those of the other [m, D], to what `Metric.prepared`
+    makes of them, or to its `Statistics` if the metric's ``takes_statistics`` says so."""
     digest: str
     """Of the network's weights, SHA-256."""
 
@@ -66,6 +71,9 @@ class Metric:
     distance: str = ""
     """Of a metric of sets: MODULE:FUNCTION, called with the features of both sets. Its ``loader``
     loads the network that computes them, as a `Judge` whose ``compute`` returns [B, D]."""
+    prepare: str = ""
+    """Of a metric of sets: MODULE:FUNCTION, called with a reference's features, that makes of them
+    once what ``distance`` would otherwise compute anew for every set."""
     takes_statistics: bool = False
     """Of a metric of sets: whether a stored mean and covariance can take the reference's place."""
     pooled: Literal["mean", "root_mean"] = "mean"
@@ -144,10 +152,15 @@ class Metric:
         network = self._load(folder, device)
         return SetJudge(network.compute, distance, network.digest)
 
-    def distance_function(self) -> "Callable[[Tensor, Tensor | Statistics], float]":
+    def distance_function(self) -> "Callable[[Tensor, Compared], float]":
         """Return what compares the features of two sets, without loading the network."""
-        function: Callable[[Tensor, Tensor | Statistics], float] = _function(self.distance)
+        function: Callable[[Tensor, Compared], float] = _function(self.distance)
         return function
+
+    def prepared(self, features: "Tensor") -> "Compared":
+        """Return a reference [m, D] as ``distance`` takes it fastest, for many sets."""
+        compared: Compared = _function(self.prepare)(features)
+        return compared
 
     def _load(self, folder: str | Path | None, device: "torch.device | str") -> Judge:
         judge: Judge = _function(self.loader)(self.variant, folder, device)
@@ -159,9 +172,9 @@ class Metric:
 
 
 def _function(name: str) -> Any:
-    """Import MODULE:FUNCTION."""
+    """Import MODULE:FUNCTION, or MODULE:CLASS.FUNCTION."""
     module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
+    return attrgetter(function)(importlib.import_module(module))
 
 
 METRICS: dict[str, Metric] = {
@@ -298,6 +311,7 @@ METRICS: dict[str, Metric] = {
         kind="set",
         features="inception/clean",
         distance="models.metrics.frechet:frechet_distance",
+        prepare="models.metrics.frechet:Statistics.of",
         takes_statistics=True,
         resize="299: Pillow bicubic, floats, antialiased",
     ),
@@ -309,6 +323,7 @@ METRICS: dict[str, Metric] = {
         kind="set",
         features="inception/legacy_pytorch",
         distance="models.metrics.frechet:frechet_distance",
+        prepare="models.metrics.frechet:Statistics.of",
         takes_statistics=True,
         resize="299: PyTorch bilinear, not antialiased",
     ),
@@ -320,6 +335,7 @@ METRICS: dict[str, Metric] = {
         kind="set",
         features="dinov2/vitl14",
         distance="models.metrics.frechet:frechet_distance",
+        prepare="models.metrics.frechet:Statistics.of",
         takes_statistics=True,
         resize="224: Pillow bicubic, floats, antialiased",
     ),
@@ -331,6 +347,7 @@ METRICS: dict[str, Metric] = {
         kind="set",
         features="dinov2/vitl14",
         distance="models.metrics.mmd:mmd",
+        prepare="models.metrics.mmd:KernelSet.of",
         resize="224: Pillow bicubic, floats, antialiased",
     ),
     "mmd_dinov2_unbiased": Metric(
@@ -341,6 +358,7 @@ METRICS: dict[str, Metric] = {
         kind="set",
         features="dinov2/vitl14",
         distance="models.metrics.mmd:unbiased_mmd",
+        prepare="models.metrics.mmd:KernelSet.of",
         resize="224: Pillow bicubic, floats, antialiased",
     ),
     "musiq": Metric(

@@ -37,6 +37,8 @@ class Statistics(NamedTuple):
     """[D], float64."""
     factor: Tensor
     """F [r, D], float64: the covariance is F^T F."""
+    images: int | None = None
+    """How many they are of; None where a file does not say it."""
 
     @classmethod
     def of(cls, features: Tensor) -> Self:
@@ -53,7 +55,8 @@ class Statistics(NamedTuple):
         mean /= len(features)
         if not mean.isfinite().all():
             raise ValueError("features have values that are not finite")
-        return cls(mean, _triangle(features, mean) / (len(features) - 1) ** 0.5)
+        factor = _triangle(features, mean) / (len(features) - 1) ** 0.5
+        return cls(mean, factor, len(features))
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor) -> Self:
@@ -98,20 +101,20 @@ def _triangle(features: Tensor, mean: Tensor) -> Tensor:
 def frechet_distance(x: Tensor | Statistics, y: Tensor | Statistics) -> float:
     """Compute the distance of two sets, each given by features [n, D] or by its statistics.
 
-    Warns where a set of features has fewer than `ENOUGH`: the value depends on n more than on the
+    Warns where a set is known to have fewer than `ENOUGH`: the value depends on n more than on the
     images, and compares only with values of exactly as many.
 
     Raises:
         ValueError: see `Statistics`; or features of different widths.
     """
-    for given in (x, y):
-        if isinstance(given, Tensor) and len(given) < ENOUGH:
+    a, b = (given if isinstance(given, Statistics) else Statistics.of(given) for given in (x, y))
+    for given in (a, b):
+        if given.images is not None and given.images < ENOUGH:
             warnings.warn(
-                f"a Frechet distance of {len(given)} images, below {ENOUGH}: it is biased upwards, "
-                "and compares only with distances of equally many images",
+                f"a Frechet distance of {given.images} images, below {ENOUGH}: it is biased "
+                "upwards, and compares only with distances of equally many images",
                 stacklevel=2,
             )
-    a, b = (given if isinstance(given, Statistics) else Statistics.of(given) for given in (x, y))
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"features of {len(a.mean)} and of {len(b.mean)} values: of two different networks"

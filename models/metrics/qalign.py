@@ -27,7 +27,7 @@ def load(variant: str, folder: str | Path | None, device: torch.device | str) ->
     Raises:
         ValueError: the files are missing, damaged or of another model.
     """
-    model = QAlign.load(folder or cached(), device, prompt=variant)
+    model = QAlign.load(files_in(folder), device, prompt=variant)
 
     def compute(images: Tensor) -> Tensor:
         scores = model.score(to_pixels(images))
@@ -42,7 +42,23 @@ def identify(_variant: str, folder: str | Path | None, _device: torch.device | s
     Raises:
         ValueError: see `load`.
     """
-    return Checkpoint.open(folder or cached()).digest
+    return Checkpoint.open(files_in(folder)).digest
+
+
+def files_in(folder: str | Path | None) -> Path:
+    """Return the folder of the published files: the one given, or that in the hub's cache.
+
+    Raises:
+        CheckpointNotFoundError: they are not there; it says how to get them.
+    """
+    if folder is None:
+        return cached()
+    if not (Path(folder) / "config.json").exists():
+        raise CheckpointNotFoundError(
+            f"{Path(folder) / 'config.json'}: no such file; get the files of {PUBLISHED} (15 GB) "
+            f"by `hf download {PUBLISHED} --local-dir FOLDER`, into a folder of their own"
+        )
+    return Path(folder)
 
 
 def cached() -> Path:

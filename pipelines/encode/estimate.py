@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.degradation.batched import degrade_batch
 from datasets.latent_format import NPY_HEADER
 from datasets.shards import BLOCK
+from models.flops import counted
 from models.rectified_flow import regress
 from pipelines.encode.config import EncodeConfig
 from pipelines.encode.job import Encoding
@@ -152,10 +152,3 @@ class _Cost:
                 torch.cuda.synchronize(encoder.device)
             seconds.append(time.perf_counter() - start)
         return min(seconds[1:]) / self.batch
-
-
-def counted(network: Callable[[torch.Tensor], object], image: torch.Tensor) -> int:
-    """Count the FLOPs of a network on the meta device, where fused kernels are counted too."""
-    with FlopCounterMode(display=False) as counter:
-        network(image)
-    return int(counter.get_total_flops())

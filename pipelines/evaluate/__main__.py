@@ -1,8 +1,13 @@
 """Evaluate restored pictures: `python -m pipelines.evaluate`.
 
     python -m pipelines.evaluate -o eval/ --restored ours=restored/ gfpgan=gfpgan/ --reference hq/
+    python -m pipelines.evaluate -o eval/ --model bundle/ -i lq/ --reference hq/  # restored here
+    python -m pipelines.evaluate sweep -o sweep/ --model bundle/ -i lq/ --reference hq/  # Figure 8
     python -m pipelines.evaluate ... --protocol lfw --distribution ffhq.npz    # no HQ pictures
     python -m pipelines.evaluate ... --metrics psnr lpips fid                  # these alone
+    python -m pipelines.evaluate table eval/ others/ -o table4.tex             # as in a paper
+    python -m pipelines.evaluate convergence RUN RUN -o convergence/           # training runs
+    python -m pipelines.evaluate vae ours=runs/vae --input hq/ -o vaes/        # autoencoders
 
 A folder of pictures for each method, paired by their names. report.html shows the numbers with
 their intervals and the worst pictures; summary.json has them with all that they depend on. To go
@@ -15,7 +20,12 @@ from collections.abc import Sequence
 from infra import cli
 from pipelines.evaluate.config import PRESETS, EvaluateConfig
 
-SUBCOMMANDS: dict[str, str] = {}
+SUBCOMMANDS = {
+    "convergence": "pipelines.evaluate.convergence.command",
+    "sweep": "pipelines.evaluate.sweep",
+    "table": "pipelines.evaluate.table.command",
+    "vae": "pipelines.evaluate.vae.command",
+}
 """Module of each, whose ``main`` takes the arguments behind its name and returns the exit code."""
 
 
@@ -32,6 +42,12 @@ def main(arguments: Sequence[str]) -> int:
         code: int = module.main(list(arguments[1:]))
         return code
     config = cli.parse(EvaluateConfig, PRESETS, arguments, "pipelines.evaluate", __doc__ or "")
+    if config.rule.model or config.given.input:
+        from pipelines.evaluate import restoring
+
+        restoring.check(config)
+        restoring.run(config)
+        return 0
     from pipelines.evaluate.job import Evaluation, check
 
     check(config)

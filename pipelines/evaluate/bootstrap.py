@@ -2,17 +2,19 @@
 
 The images of a test set are one draw of all that it could hold. Means of resampled images, drawn
 with replacement and equal for all methods, vary as means of other draws would. Which images a
-resample holds is a function of (seed, n), so that a value's interval is the same in every run.
+resample holds is a function of (seed, n), so that a value's interval is the same in every run, and
+the differences of two methods are those on the same images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 COVERAGE = 0.95
-BLOCK = 1 << 24  # weights that are held at once
+BLOCK = 1 << 22  # weights in float64 that are held at once
 
 
 def mean_of_defined(values: Floats) -> float:
@@ -33,17 +35,30 @@ def resampled_means(columns: Floats, resamples: int, seed: int = 0) -> Floats:
         [resamples, c]; NaN where a resample has no defined value of a column.
     """
     count = len(columns)
-    rng = np.random.default_rng([seed, count])
     defined = ~np.isnan(columns)
     values, counted = np.where(defined, columns, 0.0), defined.astype(np.float64)
     means = np.full((resamples, columns.shape[1]), np.nan)
     size = max(1, BLOCK // max(1, count))
     for first in range(0, resamples, size):
-        block = min(size, resamples - first)
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=block).astype(np.float64)
+        weights = _multiplicities(count, resamples, seed)[first : first + size].astype(np.float64)
         totals = weights @ counted
-        np.divide(weights @ values, totals, out=means[first : first + block], where=totals > 0)
+        np.divide(weights @ values, totals, out=means[first : first + size], where=totals > 0)
     return means
+
+
+@lru_cache(maxsize=1)
+def _multiplicities(count: int, resamples: int, seed: int) -> npt.NDArray[np.uint16]:
+    """Count how often each row is in each resample [resamples, count]; drawing them is slow."""
+    drawn = _drawn(count, resamples, seed)
+    found = (np.bincount(rows, minlength=count).astype(np.uint16) for rows in drawn)
+    return np.stack([*found])
+
+
+def _drawn(count: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the row numbers [count] of each resample."""
+    rng = np.random.default_rng([seed, count])
+    for _ in range(resamples):
+        yield rng.integers(0, count, count)
 
 
 def interval(resampled: Floats) -> tuple[float, float]:
@@ -58,10 +73,7 @@ def interval(resampled: Floats) -> tuple[float, float]:
 def resampled_rows(
     count: int, resamples: int, statistic: Callable[[npt.NDArray[np.int64]], float], seed: int = 0
 ) -> Floats:
-    """Compute a statistic of whole sets on resampled rows.
-
-    A Frechet distance of a resample is larger than that of the set, for it has fewer different
-    images. So this interval says how much values vary, and is moved by its mean's excess.
+    """Compute a statistic of whole sets on resampled rows, those of :func:`resampled_means`.
 
     Args:
         count: rows of the set.
@@ -69,5 +81,14 @@ def resampled_rows(
         statistic: from row numbers [count] to a number.
         seed: of the resamples; the same for sets that are to be compared.
     """
-    rng = np.random.default_rng([seed, count])
-    return np.array([statistic(rng.integers(0, count, count)) for _ in range(resamples)])
+    return np.array([statistic(rows) for rows in _drawn(count, resamples, seed)])
+
+
+def recentred(resampled: Floats, value: float) -> Floats:
+    """Move resampled values [resamples] so that their mean is that of the whole set.
+
+    A distance of whole sets is larger for a resample than for the set, because a resample has
+    fewer different images, so that an interval of the distances as they are would often lie above
+    the value. Moved, they say how much the distances of as many images vary.
+    """
+    return resampled - resampled.mean() + value if len(resampled) else resampled

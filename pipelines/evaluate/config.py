@@ -1,20 +1,25 @@
 """What `python -m pipelines.evaluate` is told; light, so that a command line is checked quickly."""
 
 from dataclasses import field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from tyro.conf import arg
 
+from datasets.degradation.parameters import PRESETS as DEGRADATIONS
+from datasets.degradation.parameters import degradation_preset
 from datasets.test_sets import PROTOCOLS
 from infra.cli import choices
 from infra.config import STRICT
 from models.metrics.catalog import METRICS
 from pipelines.jobs.paths import absolute, absolute_if_there
+from pipelines.restore.config import ModelRule, Precision, Solver, refuse_tf32
 
 STATE = ".evaluate"
 """Folder of an output with the state of its job."""
+POSTERIOR_MEAN: Final = "posterior-mean"
+"""The method that stands for a model's posterior mean."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -96,6 +101,33 @@ class MeasureConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class InputConfig:
+    """What a model restores before its pictures are measured."""
+
+    input: Annotated[str, arg(aliases=["-i"])] = ""
+    """Folder or archive of LQ pictures, whose HQ pictures are --reference; or an image set of
+    pipelines.curate, whose images are degraded."""
+    split: Literal["train", "val"] = "val"
+    """Of the image set."""
+    limit: PositiveInt | None = None
+    """Take only the first N images of the image set."""
+    degradation: Annotated[str | None, choices("None", *DEGRADATIONS)] = None
+    """What makes LQ of the image set's HQ; None: what the model was trained to undo."""
+    degradation_seed: int = 0
+    """Of the degradations, each of which is a function of (seed, key)."""
+    overwrite: bool = False
+    """Make anew what another configuration has degraded or restored in the output folder."""
+
+    def __post_init__(self) -> None:
+        if self.degradation is not None:
+            degradation_preset(self.degradation)
+
+    def absolute(self) -> "InputConfig":
+        """Return the same with every path absolute."""
+        return replace(self, input=absolute(self.input))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class EvaluateConfig:
     """Which pictures to compare with which, by what, into what."""
 
@@ -105,6 +137,19 @@ class EvaluateConfig:
     """The pictures."""
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     """The metrics."""
+    given: InputConfig = field(default_factory=InputConfig)
+    """What --model restores."""
+    rule: ModelRule = field(default_factory=ModelRule)
+    """With what, and how."""
+    name: str = ""
+    """Of the method that --model is; by default latent-pmrf, pmrf, or what --method says."""
+
+    def __post_init__(self) -> None:
+        if self.name.startswith(".") or set("/=") & set(self.name):
+            raise ValueError(f"name {self.name!r}: a folder has it; give it no / or =, no . first")
+        if self.name == POSTERIOR_MEAN and self.rule.method != POSTERIOR_MEAN:
+            raise ValueError(f"name {self.name!r}: the model's posterior mean has it; give another")
+        refuse_tf32(self.rule.precision, self.measure.device)
 
     def absolute(self) -> "EvaluateConfig":
         """Return the same job with every path absolute, for processes that work elsewhere."""
@@ -113,7 +158,65 @@ class EvaluateConfig:
             output=absolute(self.output),
             sets=self.sets.absolute(),
             measure=self.measure.absolute(),
+            given=self.given.absolute(),
+            rule=replace(self.rule, model=absolute_if_there(self.rule.model)),
         )
 
 
 PRESETS = {"default": EvaluateConfig()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class SweepConfig:
+    """In which ways `python -m pipelines.evaluate sweep` restores, and what is evaluated."""
+
+    output: Annotated[str, arg(aliases=["-o"])] = ""
+    """Folder of the tables and the pages; made if it is not there."""
+    model: str = ""
+    """A bundle or the folder of a training run, a path or s3://; or a hub id."""
+    steps: tuple[PositiveInt, ...] = (1, 2, 4, 8, 25)
+    """Of the solver."""
+    solver: tuple[Solver, ...] = ("euler",)
+    """Heun's method evaluates the network twice in a step."""
+    sigma_s: tuple[NonNegativeFloat, ...] = ()
+    """Standard deviations of the source's noise; by default that of the training."""
+    strength: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
+    """How far the flow may go from the posterior mean, to what it was trained for, 1."""
+    seed: int = 0
+    """Of the noise, which is a function of (seed, key)."""
+    precision: Precision = "float32"
+    """Of the networks, as of `pipelines.restore`."""
+    sets: SetsConfig = field(default_factory=SetsConfig)
+    """The pictures."""
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    """The metrics."""
+    given: InputConfig = field(default_factory=InputConfig)
+    """What --model restores."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "solver", "strength"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: give at least one value")
+        refuse_tf32(self.precision, self.measure.device)
+
+    @property
+    def evaluation(self) -> EvaluateConfig:
+        """The evaluation of the model, in no particular way."""
+        rule = ModelRule(model=self.model, seed=self.seed, precision=self.precision)
+        return EvaluateConfig(
+            output=self.output, sets=self.sets, measure=self.measure, given=self.given, rule=rule
+        )
+
+    def absolute(self) -> "SweepConfig":
+        """Return the same job with every path absolute, for processes that work elsewhere."""
+        return replace(
+            self,
+            output=absolute(self.output),
+            model=absolute_if_there(self.model),
+            sets=self.sets.absolute(),
+            measure=self.measure.absolute(),
+            given=self.given.absolute(),
+        )
+
+
+SWEEP_PRESETS = {"default": SweepConfig()}

@@ -14,6 +14,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from datasets.test_sets import PROTOCOLS
 from infra import paths
@@ -21,7 +22,7 @@ from infra.config import digest, from_dict, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
 from models.metrics.catalog import METRICS
 from pipelines.evaluate import report
-from pipelines.evaluate.config import STATE, EvaluateConfig
+from pipelines.evaluate.config import STATE, EvaluateConfig, MeasureConfig
 from pipelines.evaluate.judges import Found, features_identity, identity, look
 from pipelines.evaluate.measured import Measured, MeasuredFile, value_name
 from pipelines.evaluate.pairs import METHOD, Pairs, find_pairs, mark
@@ -30,6 +31,7 @@ from pipelines.evaluate.results import Results
 from pipelines.evaluate.summarise import summarise
 from pipelines.evaluate.summary import PAGE, SUMMARY, VALUES, Summary, encoded
 from pipelines.evaluate.worker import BATCH_ON_GPU, Failure, Group, MeasurePictures, MeasureSpec
+from pipelines.evaluate.writing import by_reason
 from pipelines.jobs.folder import SetFolder
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 
@@ -42,10 +44,12 @@ class Evaluation:
 
     Args:
         config: the configuration.
+        saved: what is saved for --config; by default the configuration.
     """
 
-    def __init__(self, config: EvaluateConfig) -> None:
+    def __init__(self, config: EvaluateConfig, saved: Any = None) -> None:
         self.config = config = config.absolute()
+        self.saved = (saved or config).absolute()
         self.set = SetFolder(paths.path_of(config.output), STATE, "an evaluation")
         self.folder, self.state = self.set.path, self.set.state
 
@@ -69,7 +73,7 @@ class Evaluation:
             pairs = find_pairs(self.config.sets, kept, self.has_hq)
             found = look(self.config.measure.metrics, self.config.measure.weights, pairs)
             say_missing(found.missing)
-            paths.write_bytes(self.state / "config.json", pretty_json(to_dict(self.config)))
+            paths.write_bytes(self.state / "config.json", pretty_json(to_dict(self.saved)))
             with MeasuredFile(self.state / "measured.jsonl") as known:
                 results = self._work(pairs, found, known, engine)
             summary = summarise(results, self.config)
@@ -92,7 +96,8 @@ class Evaluation:
             UserError: pictures that cannot be measured.
         """
         with started(engine, self.config.measure.workers) as running:
-            device, resources = self.placed(running)
+            device, resources = placed(self.config.measure, running, "metrics")
+            known.forget_features(paths.sizes(self.state / "features"))
             groups = [*wanted_groups(pairs, found, known.by_mark, device)]
             failures = self._measure(groups, found, known, running, device, resources)
         if failures:
@@ -137,20 +142,6 @@ class Evaluation:
             failures += [from_dict(Failure, row) for row in done["failures"]]
         return failures
 
-    def placed(self, engine: Engine) -> tuple[str, Resources]:
-        """Say on what is computed; an open device is a GPU where there is one.
-
-        Raises:
-            UsageError: there are not as many GPUs as are wanted.
-        """
-        measure = self.config.measure
-        device = measure.device or ("cuda" if engine.gpus() else "cpu")
-        sys.stdout.write(f"metrics on {'GPUs' if device == 'cuda' else 'CPUs'}\n")
-        if device == "cpu":
-            return device, Resources(cpus=measure.threads)
-        otherwise = "give --device cpu to measure on CPUs"
-        return device, a_gpu_each(engine, measure.gpus, "--device cuda", otherwise)
-
     def _write(self, results: Results, summary: Summary) -> None:
         paths.write_bytes(self.folder / VALUES, results.parquet())
         page = report.build(results, summary)
@@ -159,6 +150,25 @@ class Evaluation:
         sys.stdout.write(report.as_text(summary, self.folder))
         if self.config.measure.track:
             sys.stdout.write(record(self.folder, self.state, summary))
+
+
+def placed(measure: MeasureConfig, engine: Engine, what: str) -> tuple[str, Resources]:
+    """Say on what is computed; an open device is a GPU where there is one.
+
+    Args:
+        measure: which device, and how much of it.
+        engine: where is computed.
+        what: for the line that says it.
+
+    Raises:
+        UsageError: there are not as many GPUs as are wanted.
+    """
+    device = measure.device or ("cuda" if engine.gpus() else "cpu")
+    sys.stdout.write(f"{what} on {'GPUs' if device == 'cuda' else 'CPUs'}\n")
+    if device == "cpu":
+        return device, Resources(cpus=measure.threads)
+    otherwise = "give --device cpu to compute on CPUs"
+    return device, a_gpu_each(engine, measure.gpus, "--device cuda", otherwise)
 
 
 def wanted_groups(
@@ -174,33 +184,35 @@ def wanted_groups(
     """
     identities = {name: identity(name, weights, device) for name, weights in found.digests.items()}
     singles = [name for name in found.digests if METRICS[name].kind == "image"]
-    networks = {  # one metric of each network stands for all
+    networks = {  # one metric of each network stands for all: the first, whose weights were found
         features_identity(name, found.digests[name], device): name
-        for name in found.digests
+        for name in reversed([*found.digests])
         if METRICS[name].kind == "set"
     }
 
     def lacks(one: str, marks: Mapping[str, str]) -> tuple[str, ...]:
         have = known[one].values if one in known else {}
-        compared = {name: marks.get(METRICS[name].against, "") for name in singles}
-        return tuple(n for n in singles if value_name(identities[n], compared[n]) not in have)
+        return tuple(
+            name
+            for name in singles
+            if value_name(identities[name], marks.get(METRICS[name].against, "")) not in have
+        )
 
     def lacks_features(one: str) -> tuple[str, ...]:
         have = known[one].features if one in known else {}
         return tuple(name for features, name in networks.items() if features not in have)
 
+    roles = pairs.roles
     for key in pairs.keys:
-        roles = pairs.of_key(key)
-        marks = {role: mark(ref) for role, ref in roles.items()}
-        restored = [role for role in roles if role.startswith(METHOD)]
-        values = {role: lacks(marks[role], marks) for role in restored}
-        features = {role: lacks_features(marks[role]) for role in restored}
+        marks = {role: mark(refs[key]) for role, refs in roles.items()}
+        values = {role: lacks(marks[role], marks) for role in roles if role.startswith(METHOD)}
+        features = {role: lacks_features(marks[role]) for role in values}
         if pairs.distribution is pairs.hq and "hq" in roles:
             features["hq"] = lacks_features(marks["hq"])
         needed = {METRICS[name].against for names in values.values() for name in names}
         pictures = {
-            role: ref
-            for role, ref in roles.items()
+            role: refs[key]
+            for role, refs in roles.items()
             if values.get(role) or features.get(role) or role in needed or marks[role] not in known
         }
         if pictures:
@@ -222,9 +234,9 @@ def as_units(groups: Sequence[Group], size: int) -> Iterator[dict[str, object]]:
 
 
 def say_missing(missing: Mapping[str, str]) -> None:
-    """Write a line for each metric that cannot be computed, with what to do."""
-    for name, why in missing.items():
-        sys.stderr.write(f"missing\t{name}\t{why}\n")
+    """Write a line for each reason for which metrics cannot be computed, with what to do."""
+    for why, names in by_reason(missing).items():
+        sys.stderr.write(f"missing\t{', '.join(names)}\t{why}\n")
 
 
 def say_failures(failures: Sequence[Failure]) -> None:

@@ -1,13 +1,12 @@
 """From what is measured to the numbers of a summary: means, intervals, differences, distances."""
 
-import hashlib
+import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +15,16 @@ from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import Statistics, read_statistics
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
+    recentred,
     resampled_means,
     resampled_rows,
 )
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.pairs import keys_digest
+from pipelines.evaluate.differences import paired, paired_sets, pooled
+from pipelines.evaluate.pairs import keys_digest, named_folders
 from pipelines.evaluate.results import Floats, Results
 from pipelines.evaluate.slices import slices
 from pipelines.evaluate.summary import (
@@ -35,6 +35,12 @@ from pipelines.evaluate.summary import (
     TestSet,
     Value,
 )
+from pipelines.restore.config import STATE as MADE_BY_RESTORE
+
+IDENTITY = "identity.json"  # of a job of `pipelines.restore`: what its pictures depend on
+
+if TYPE_CHECKING:
+    from models.metrics.catalog import Compared
 
 
 def summarise(results: Results, config: EvaluateConfig) -> Summary:
@@ -52,14 +58,35 @@ def summarise(results: Results, config: EvaluateConfig) -> Summary:
         differences=[*work.differences()],
         slices=[*slices(results, config.sets.degradations, measure.bootstrap)],
         notes=[*work.notes()],
-        settings=flat(to_dict(config)),
+        settings={**flat(to_dict(config)), **how_restored(config.sets.restored)},
     )
 
 
-def pooled(name: str, means: Floats | float) -> Floats:
-    """Return the values of a metric for means over pictures."""
-    root = METRICS[name].pooled == "root_mean"
-    return np.asarray(np.sqrt(means) if root else means, dtype=np.float64)
+def how_restored(restored: Sequence[str]) -> dict[str, Any]:
+    """Return what pictures depend on, of the folders that `pipelines.restore` has made.
+
+    Args:
+        restored: NAME=FOLDER of each method.
+
+    Returns:
+        Each setting as ``restored.NAME.SETTING``; ``model`` is the digest of the bundle.
+    """
+    found: dict[str, Any] = {}
+    for name, where in named_folders(restored).items():
+        state = paths.path_of(where) / MADE_BY_RESTORE
+        if state.is_dir() and (text := paths.read_if_there(state / IDENTITY)) is not None:
+            found |= flat(json.loads(text), f"restored.{name}.")
+    return found
+
+
+class _Distance(NamedTuple):
+    """How far a method's pictures are from the reference, as sets."""
+
+    value: float | None
+    """None where there is none."""
+    resampled: Floats
+    """Of resamples of its pictures; none without --set-bootstrap."""
+    note: str
 
 
 @dataclass
@@ -79,9 +106,8 @@ class _Summarising:
         for role in ("hq", "posterior_mean"):
             if (refs := getattr(pairs, role)) is not None:
                 found[role] = self.results.pixels(refs.values())
-        if pairs.statistics:
-            with paths.fetched(paths.path_of(pairs.statistics)) as file:
-                found["set"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if pairs.stored is not None:
+            found["set"] = pairs.stored.sha256
         elif pairs.distribution is not None and self.results.metrics("set"):
             found["set"] = self.results.pixels(pairs.distribution.values())
         return found
@@ -127,12 +153,8 @@ class _Summarising:
             device=self.results.device,
         )
 
-    @cached_property
-    def _columns(self) -> dict[str, dict[str, Floats]]:
-        return {method: self.results.columns(method) for method in self.results.pairs.methods}
-
     def _of_images(self, method: str, name: str) -> Value:
-        values = self._columns[method][name]
+        values = self.results.column(method, name)
         undefined = int(np.isnan(values).sum())
         if undefined == self.n:
             return Value(
@@ -160,58 +182,80 @@ class _Summarising:
     def _resampled(self, *columns: Floats) -> Floats:
         return resampled_means(np.stack(columns, axis=1), self.config.measure.bootstrap)
 
-    @cached_property
-    def _statistics(self) -> Statistics:
-        with paths.fetched(paths.path_of(self.results.pairs.statistics)) as file:
-            return read_statistics(file)
-
     def _of_sets(self, method: str, name: str) -> Value:
-        pairs = self.results.pairs
-        distance = METRICS[name].distance_function()
-        mine = torch.from_numpy(self.results.features([*pairs.methods[method].values()], name))
-        other: torch.Tensor | Statistics
-        if pairs.distribution is None:
-            other = self._statistics
-        else:
-            refs = [*pairs.distribution.values()]
-            other = torch.from_numpy(self.results.features(refs, name))
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            value = distance(mine, other)
-            again = resampled_rows(
-                self.n, self.config.measure.set_bootstrap, lambda rows: distance(mine[rows], other)
-            )
-        low, high = interval(again)
-        is_given = bool(len(again))
+        found = self._distances[name][method]
+        if found.value is None:
+            return Value(value=None, fingerprint=self._fingerprint(name), note=found.note)
+        is_given = bool(len(found.resampled))
+        low, high = interval(recentred(found.resampled, found.value)) if is_given else (None, None)
         return Value(
-            value=value,
-            low=low if is_given else None,
-            high=high if is_given else None,
+            value=found.value,
+            low=low,
+            high=high,
             fingerprint=self._fingerprint(name),
-            note=str(said[0].message) if said else "",
+            note=found.note,
         )
 
+    @cached_property
+    def _distances(self) -> dict[str, dict[str, _Distance]]:
+        """By metric of whole sets and method."""
+        methods = self.results.pairs.methods
+        return {
+            name: {method: self._distance(method, name) for method in methods}
+            for name in self.results.metrics("set")
+        }
+
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str], "Compared"]:
+        """What sets are compared with: by features, and by what is made of them."""
+        return {}
+
+    def _reference(self, name: str) -> "Compared":
+        """Return what the sets of all methods are compared with, once for all of them."""
+        metric = METRICS[name]
+        what = (metric.features, metric.prepare)
+        if what not in self._compared:
+            self._compared[what] = self._made_reference(name)
+        return self._compared[what]
+
+    def _made_reference(self, name: str) -> "Compared":
+        pairs = self.results.pairs
+        if pairs.stored is not None:
+            return pairs.stored.statistics
+        refs = [*(pairs.distribution or {}).values()]
+        return METRICS[name].prepared(torch.from_numpy(self.results.features(refs, name)))
+
+    def _distance(self, method: str, name: str) -> _Distance:
+        distance = METRICS[name].distance_function()
+        refs = [*self.results.pairs.methods[method].values()]
+        mine = torch.from_numpy(self.results.features(refs, name))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                reference = self._reference(name)
+                value = distance(mine, reference)
+            except ValueError as error:  # one picture, or statistics of another network
+                return _Distance(None, np.empty(0), str(error))
+            again = resampled_rows(
+                self.n,
+                self.config.measure.set_bootstrap,
+                lambda rows: distance(mine[rows], reference),
+            )
+        return _Distance(value, again, str(said[0].message) if said else "")
+
     def differences(self) -> Iterator[Difference]:
-        """Yield the difference of every two methods in every metric of single pictures."""
+        """Yield the difference of every two methods in every metric that has an interval."""
         for name in self.results.metrics("image"):
-            for first, second in combinations(self.results.pairs.methods, 2):
-                mine, other = self._columns[first][name], self._columns[second][name]
-                both = ~(np.isnan(mine) | np.isnan(other))
-                if not both.any():
-                    continue
-                mine, other = np.where(both, mine, np.nan), np.where(both, other, np.nan)
-                again = pooled(name, self._resampled(mine, other))
-                low, high = interval(again[:, 0] - again[:, 1])
-                value = pooled(name, mean_of_defined(mine)) - pooled(name, mean_of_defined(other))
-                yield Difference(
-                    metric=name,
-                    first=first,
-                    second=second,
-                    value=float(value),
-                    low=low,
-                    high=high,
-                    n=int(both.sum()),
-                )
+            columns = {m: self.results.column(m, name) for m in self.results.pairs.methods}
+            yield from paired(name, columns, self.config.measure.bootstrap)
+        if self.config.measure.set_bootstrap:
+            for name, found in self._distances.items():
+                known = {
+                    method: (one.value, one.resampled)
+                    for method, one in found.items()
+                    if one.value is not None
+                }
+                yield from paired_sets(name, known, self.n)
 
     def notes(self) -> Iterator[str]:
         sets, pairs = self.config.sets, self.results.pairs

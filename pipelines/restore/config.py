@@ -14,11 +14,13 @@ STATE = ".restore"
 """Folder of an output with the state of its job."""
 Method = Literal["latent-pmrf", "pmrf", "posterior-mean", "vae-reconstruction", "spandrel"]
 Device = Literal["cuda", "cpu"]
+Solver = Literal["euler", "heun"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
-class RestoreRule:
-    """What a restored face is a function of, beside the picture and its key."""
+class ModelRule:
+    """A model, and how it restores."""
 
     model: str = ""
     """A bundle or the folder of a training run, a path or s3://; or a hub id."""
@@ -28,7 +30,7 @@ class RestoreRule:
     of another restorer, such as GFPGAN, with the extra `comparators`."""
     steps: PositiveInt | None = None
     """Of the solver; None: as the model says, 25 in the paper."""
-    solver: Literal["euler", "heun"] | None = None
+    solver: Solver | None = None
     """Heun's method evaluates the network twice in a step; None: as the model says."""
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
     """How far the flow may go from the posterior mean, 0, to what it was trained for, 1."""
@@ -36,21 +38,11 @@ class RestoreRule:
     """Standard deviation of the source's noise; None: as the model was trained."""
     seed: int = 0
     """Of the noise, which is a function of (seed, key)."""
-    samples: PositiveInt = 1
-    """Restorations of each face, K; from two on with a map of their spread."""
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the networks: float32, in which an encoder that was trained in less stays as it was; tf32:
     in products on NVIDIA GPUs; bfloat16: autocast."""
-    device: Device | None = None
-    """None: a GPU where the Ray cluster has one, which the first line says."""
-    batch: PositiveInt | None = None
-    """Faces in a pass of the networks on a GPU, by default 8; on a CPU a pass is one face."""
-    threads: PositiveInt = 1
-    """Of a worker on CPUs; a picture's last bits can depend on it."""
 
     def __post_init__(self) -> None:
-        if self.precision == "tf32" and self.device == "cpu":
-            raise ValueError("precision 'tf32': a format of NVIDIA GPUs; on a CPU take float32")
         if self.method == "spandrel" and self._of_a_flow():
             raise ValueError(
                 f"method 'spandrel' has no {', '.join(self._of_a_flow())}: a restorer of others is "
@@ -62,6 +54,34 @@ class RestoreRule:
         given = {name: getattr(self, name) for name in ("steps", "solver", "sigma_s")}
         named = [name for name, value in given.items() if value is not None]
         return named + (["strength"] if self.strength != 1 else [])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class RestoreRule(ModelRule):
+    """What a restored face is a function of, beside the picture and its key."""
+
+    samples: PositiveInt = 1
+    """Restorations of each face, K; from two on with a map of their spread."""
+    device: Device | None = None
+    """None: a GPU where the Ray cluster has one, which the first line says."""
+    batch: PositiveInt | None = None
+    """Faces in a pass of the networks on a GPU, by default 8; on a CPU a pass is one face."""
+    threads: PositiveInt = 1
+    """Of a worker on CPUs; a picture's last bits can depend on it."""
+
+    def __post_init__(self) -> None:
+        ModelRule.__post_init__(self)  # a class with slots has no super() of its own
+        refuse_tf32(self.precision, self.device)
+
+
+def refuse_tf32(precision: Precision, device: Device | None) -> None:
+    """Refuse a precision that a device has not.
+
+    Raises:
+        ValueError: says what to take.
+    """
+    if precision == "tf32" and device == "cpu":
+        raise ValueError("precision 'tf32': a format of NVIDIA GPUs; on a CPU take float32")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

@@ -25,6 +25,7 @@ from infra import paths
 from infra.config import digest, flat, from_dict, pretty_json, read_object, to_dict
 from infra.errors import BudgetExceeded, UsageError
 from infra.paths import AnyPath
+from models.bundle_facts import BundleConfig
 from pipelines.jobs.folder import OVERWRITING, SetFolder, plain
 from pipelines.jobs.inputs import listed
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
@@ -46,21 +47,22 @@ class Restoration:
 
     Args:
         config: the resolved configuration.
+        bundle: configuration of its model's bundle, of a model that was opened before.
 
     Raises:
         UsageError: a model that cannot be used, or --whole without what finds faces.
     """
 
-    def __init__(self, config: RestoreConfig) -> None:
+    def __init__(self, config: RestoreConfig, bundle: BundleConfig | None = None) -> None:
         config = config.absolute()
         rule = replace(config.rule, model=resolved(config.rule.model))  # of a run that goes on
         self.config = config = replace(config, rule=rule)
         self.set = SetFolder(paths.path_of(config.output), STATE, "a set of restored pictures")
         self.folder, self.state = self.set.path, self.set.state
         self.results = self.state / "results.jsonl"
-        bundle = open_model(config.rule)
-        check_method(config.rule, bundle)
-        self.bundle = bundle.config  # the networks are in memory where the workers are
+        # of the bundle no network is kept: they are in memory where the workers are
+        self.bundle = open_model(config.rule).config if bundle is None else bundle
+        check_method(config.rule, self.bundle)
         self.settings = settings(config.rule, self.bundle)
         if config.whole.whole and not config.whole.faces_json:
             require_dlib()

@@ -8,7 +8,7 @@ workers nor the neighbours of a face can change a bit of it.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from models.restorer import Restorer
 from models.spread import Spread, spread
 from pipelines.restore.bundles import open_bundle
 from pipelines.restore.comparators import load_comparator
-from pipelines.restore.config import RestoreRule
+from pipelines.restore.config import ModelRule, RestoreRule
 
 BATCH_ON_GPU = 8
 
@@ -84,7 +84,7 @@ class FaceRestorer:
                 f"{bundle.config.digest[:12]}, the job began with {expected[:12]}; bring that back "
                 "and run the same command again, or restore anew with --overwrite"
             )
-        check_method(rule, bundle)
+        check_method(rule, bundle.config)
         self.rule, self.bundle, self.size = rule, bundle.config, bundle.config.size
         self.device = torch.device(rule.device or "cpu")
         self.batch = rule.batch or BATCH_ON_GPU if self.device.type == "cuda" else 1
@@ -166,7 +166,7 @@ class FaceRestorer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
-def open_model(rule: RestoreRule) -> Bundle:
+def open_model(rule: ModelRule) -> Bundle:
     """Load what --model names, for its --method.
 
     Raises:
@@ -177,7 +177,7 @@ def open_model(rule: RestoreRule) -> Bundle:
     return open_bundle(rule.model)
 
 
-def check_method(rule: RestoreRule, bundle: Bundle) -> None:
+def check_method(rule: ModelRule, config: BundleConfig) -> None:
     """Refuse a method that the bundle has not.
 
     Raises:
@@ -185,9 +185,9 @@ def check_method(rule: RestoreRule, bundle: Bundle) -> None:
     """
     if rule.method == "spandrel":
         return
-    has: list[str] = [bundle.config.method]
-    has += ["posterior-mean"] if bundle.restorer.predictor is not None else []
-    has += ["vae-reconstruction"] if bundle.restorer.vae is not None else []
+    has: list[str] = [config.method]
+    has += ["posterior-mean"] if "predictor" in config.parts else []
+    has += ["vae-reconstruction"] if "vae" in config.parts else []
     if rule.method is not None and rule.method not in has:
         raise UsageError(
             f"--method {rule.method}: --model {rule.model} has {', '.join(has)}; choose one of "
@@ -204,7 +204,7 @@ def settings(rule: RestoreRule, config: BundleConfig) -> dict[str, Any]:
         "steps": rule.steps or config.steps,
         "solver": rule.solver or config.solver,
         "sigma_s": config.rule.sigma_s if rule.sigma_s is None else rule.sigma_s,
-        **{name: value for name, value in asdict(rule).items() if name in fields},
+        **{name: getattr(rule, name) for name in fields},
     }
 
 

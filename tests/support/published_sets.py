@@ -1,5 +1,6 @@
 """Small published sets, written with the project's own writers: images, and latents of noise."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -97,15 +98,30 @@ def write_images(
     split: str = "train",
 ) -> Path:
     """Publish an image set; returns its folder."""
-    contents = [
-        (key, {"png": encode_png(image), "json": canonical_json({"key": key})})
-        for key, image in images
-    ]
-    written = [
+    written = image_shards(folder, images, per_shard=per_shard, split=split)
+    return finish(folder, written, "image set")
+
+
+def image_shards(
+    folder: Path,
+    images: Sequence[tuple[str, npt.NDArray[np.uint8]]],
+    *,
+    per_shard: int = 5,
+    split: str = "train",
+) -> list[Shard]:
+    """Write the shards of one split of an image set."""
+    contents = [(key, _image(key, image)) for key, image in images]
+    return [
         write_shard(folder / shard_name(split, number), contents[start : start + per_shard])
         for number, start in enumerate(range(0, len(contents), per_shard))
     ]
-    return finish(folder, written, "image set")
+
+
+def _image(key: str, image: npt.NDArray[np.uint8]) -> dict[str, bytes]:
+    png, (height, width) = encode_png(image), image.shape[:2]
+    sha256 = hashlib.sha256(png).hexdigest()
+    label = {"key": key, "width": width, "height": height, "sha256": sha256}
+    return {"png": png, "json": canonical_json(label)}
 
 
 def finish(

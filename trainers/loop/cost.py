@@ -88,11 +88,16 @@ def memory_gb(parameters: int, ranks: int, zero_stage: int, averages: int) -> di
     return {**sharded, "averages": (averages + 1) * gb}
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name that CUDA reports, or the type of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def peak_tflops(device: torch.device, precision: Precision) -> float | None:
     """Look up what a device computes at most, TFLOP/s; None for CPUs and GPUs not in `PEAKS`."""
     if device.type != "cuda":
         return None
-    return PEAKS.get(torch.cuda.get_device_name(device), {}).get(precision)
+    return PEAKS.get(device_name(device), {}).get(precision)
 
 
 def job_peak_tflops(device: torch.device, precision: Precision) -> float | None:

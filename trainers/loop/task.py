@@ -113,6 +113,13 @@ class Task(Protocol):
     def data(self) -> list[tuple[str, str, str, str]]:
         """Name the data: name, digest, source and use of each set."""
 
+    def facts(self) -> dict[str, Any]:
+        """Tell what else the run's numbers depend on or cost, as JSON values, for its record.
+
+        Under ``validation`` it has what is judged and by what, in which runs that are compared must
+        agree; under ``encoding_flops`` what it took to encode the cached latents, all of them once.
+        """
+
     def restoring(self) -> dict[str, Any] | None:
         """Tell what checkpoints say to those who restore with them, as JSON values, if they may."""
 

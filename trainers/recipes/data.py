@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from datasets.reading.loader import Loader, LoaderConfig
 from datasets.reading.order import Layout
 from datasets.reading.ranges import Cache
 from datasets.sets import EmptySplitError
+from infra.config import digest
 from infra.distributed import rank, world_size
 from infra.errors import UserError
 from infra.paths import path_of
@@ -143,6 +145,26 @@ def held_out_count(samples: Any, loop: LoopConfig) -> int:
     """Return how many samples a sweep takes."""
     size: int = samples.weighted_sets[0].size
     return size if loop.validate_limit is None else min(size, loop.validate_limit)
+
+
+def judged_on(
+    samples: Sequence[Mixture], loop: LoopConfig, identities: Mapping[str, str]
+) -> dict[str, Any]:
+    """Tell what a validation's numbers depend on besides the network, for `Task.facts`.
+
+    Args:
+        samples: swept one after the other.
+        loop: how many are taken of each.
+        identities: of the metrics, by name.
+    """
+    degradations = [asdict(one.degradation) for one in samples if isinstance(one, OnlinePairs)]
+    return {
+        "set": digest([one.digest for one in samples]),
+        "images": sum(held_out_count(one, loop) for one in samples),
+        "degradation": digest(degradations) if degradations else "none",
+        "seed": SEED,
+        "metrics": dict(identities),
+    }
 
 
 def _shares(samples: Any, loop: LoopConfig) -> tuple[int, Layout]:

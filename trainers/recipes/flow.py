@@ -234,14 +234,39 @@ class FlowTask:
             inputs.append((1, *self.shape))
         flops = 3 * flops_of(_build, self._config, *inputs)
         if self.config.draws == "online":
-            vae, predictor = self.restorer.vae, self.restorer.predictor
-            factor = 1 if vae is None else vae.downsample_factor
-            side = (1, 3, self.shape[1] * factor, self.shape[2] * factor)
-            if predictor is not None and self.config.source != "lq":
-                flops += flops_of(SwinIR, predictor.config, side)
-            if vae is not None:
-                flops += 2 * encoder_flops(vae, side)
+            predicting, encoding = self._frozen_flops()
+            flops += predicting + 2 * encoding
         return flops
+
+    def _frozen_flops(self) -> tuple[int, int]:
+        """Count a posterior mean and an encoding of an image; 0 of what this run is without."""
+        vae, predictor = self.restorer.vae, self.restorer.predictor
+        factor = 1 if vae is None else vae.downsample_factor
+        side = (1, 3, self.shape[1] * factor, self.shape[2] * factor)
+        predicting = 0
+        if predictor is not None and self.config.source != "lq":
+            predicting = flops_of(SwinIR, predictor.config, side)
+        return predicting, 0 if vae is None else encoder_flops(vae, side)
+
+    def facts(self) -> dict[str, Any]:
+        """Tell what validation judges and by what, and what encoding the latents took."""
+        if self.restorations is None:
+            return {}
+        facts: dict[str, Any] = {"validation": self.restorations.judged_on()}
+        if isinstance(self.samples, LatentPairs):
+            totals, made = self.samples.manifest.get("totals"), self.identity.get("source")
+            if totals and (self.restorer.predictor is not None or made == "lq"):
+                facts["encoding_flops"] = self._encoding_flops(totals, made)
+        return facts
+
+    def _encoding_flops(self, totals: Mapping[str, int], made: str | None) -> int:
+        """Count the encoding of a whole set: each image, its mirror image, and every draw."""
+        predicting, encoding = self._frozen_flops()
+        targets, sources = 2 * totals["samples"] + totals["gray"], totals["pairs"]
+        regressor, regressing = self.restorer.regressor, 0
+        if made == "regressed" and regressor is not None:
+            regressing = flops_of(_build, regressor.config, (1, *self.shape), (1,))
+        return (targets + sources) * encoding + sources * (predicting + regressing)
 
     def data(self) -> list[tuple[str, str, str, str]]:
         """Name the sets."""
@@ -254,6 +279,12 @@ class FlowTask:
         """Tell what restores with the network beside it; a regressor by itself restores nothing."""
         return None if self.config.stage == "regressor" else to_dict(self._facts)
 
+    def _degradation(self) -> dict[str, Any]:
+        """Return what makes LQ of HQ in this run; empty where the latents do not say."""
+        if self.config.degradation is None and "degradation" not in self.identity:
+            return {}
+        return to_dict(degradation(self.config, self.identity))
+
     @functools.cached_property
     def _facts(self) -> FlowFacts:
         config = self.config
@@ -262,6 +293,7 @@ class FlowTask:
             max_steps=config.loop.max_steps,
             batch=config.engine.global_batch_size,
             data=by_name(self.data()),
+            degradation=self._degradation(),
             held_out=None if judged is None else held_out_count(judged, config.loop),
             versions=versions(),
         )

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import torch
@@ -12,7 +13,7 @@ from models.noise import NamedNoise, Purpose
 from models.ranges import model_to_unit, unit_to_uint8
 from models.restorer import Restorer
 from trainers.loop.task import Between
-from trainers.recipes.data import SEED, keys_of_sources, shorter_side, sweep, swept
+from trainers.recipes.data import SEED, judged_on, keys_of_sources, shorter_side, sweep, swept
 from trainers.recipes.flow_config import FlowConfig
 from trainers.recipes.flow_pairs import lq_levels
 from trainers.recipes.judging import FIDELITY, Averages, Judges
@@ -49,6 +50,10 @@ class Restorations:
     def metrics(self) -> list[str]:
         """List the metrics of restored pictures of this size."""
         return self.judges.names(shorter_side(self.samples.sets[0]))
+
+    def judged_on(self) -> dict[str, Any]:
+        """Tell what the metrics depend on besides the networks."""
+        return judged_on([self.samples], self.config.loop, self.judges.identities())
 
     @functools.cached_property
     def _shown(self) -> list[str]:

@@ -50,6 +50,13 @@ class Judges:
             self._judges.pop(name, None)
             say(f"validation is without {name.upper()}: {message}; or give --{name} FOLDER\n")
 
+    def identities(self) -> dict[str, str]:
+        """Return what the values of each metric depend on: variant, implementation, weights."""
+        return {
+            name: " ".join((METRICS[name].variant, METRICS[name].implementation, judge.digest))
+            for name, judge in self._judges.items()
+        }
+
     def names(self, side: int) -> list[str]:
         """List the metrics of pictures whose shorter side has so many pixels."""
         return [name for name in self._judges if side >= METRICS[name].min_side]

@@ -23,6 +23,7 @@ from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Finished, Runner, Validation, unwatched
 from trainers.recipes.data import (
     held_out,
+    judged_on,
     keys_of_sources,
     named,
     open_images,
@@ -104,6 +105,13 @@ class PredictorTask:
         """Name the image sets."""
         sets = zip(self.config.images, self.sets, strict=True)
         return [named(path, images) for path, images in sets]
+
+    def facts(self) -> dict[str, Any]:
+        """Tell what validation judges, and by what."""
+        if self.held_out is None:
+            return {}
+        judged = judged_on([self.held_out], self.config.loop, self.judges.identities())
+        return {"validation": judged}
 
     def restoring(self) -> None:
         """Tell nothing: it restores by itself no picture, only as a part of a flow."""

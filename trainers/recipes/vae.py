@@ -27,6 +27,7 @@ from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Finished, Runner, Validation, unwatched
 from trainers.recipes.data import (
     held_out,
+    judged_on,
     keys_of_sources,
     named,
     open_images,
@@ -120,7 +121,7 @@ class VAETask:
         """Reconstruct the held-out images, whole, from the mode of their posterior."""
         assert isinstance(network, SimVAE)
         loop, count = self.config.loop, 0
-        wholes = [Crops([images], crop=None, flip=False) for images in self.held_out]
+        wholes = self._wholes
         shown = keys_of_sources(wholes[0], swept(wholes[0], loop), self.config.grid_images)
         averages, gallery = Averages(), Gallery(shown, ("hq", "reconstruction"))
         channels = torch.zeros(3, network.latent_channels, dtype=torch.float64, device=self.device)
@@ -166,6 +167,18 @@ class VAETask:
         """Name the image sets."""
         sets = zip(self.config.data, self.sets, strict=True)
         return [named(path, images) for path, images in sets]
+
+    def facts(self) -> dict[str, Any]:
+        """Tell what validation judges, and by what."""
+        if not self.held_out:
+            return {}
+        judged = judged_on(self._wholes, self.config.loop, self.judges.identities())
+        return {"validation": judged}
+
+    @property
+    def _wholes(self) -> list[Crops]:
+        """The held-out images, whole, of each set."""
+        return [Crops([images], crop=None, flip=False) for images in self.held_out]
 
     def restoring(self) -> None:
         """Tell nothing: it restores by itself no picture, only as a part of a flow."""

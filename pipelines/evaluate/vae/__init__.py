@@ -1,0 +1,1 @@
+"""`python -m pipelines.evaluate vae`: how well autoencoders reconstruct, and what they cost."""
