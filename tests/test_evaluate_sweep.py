@@ -9,10 +9,10 @@ import torch
 
 from infra.errors import BudgetExceeded, UsageError
 from pipelines.evaluate.__main__ import main
-from pipelines.evaluate.config import SweepConfig
-from pipelines.evaluate.planes import Point, build, series
 from pipelines.evaluate.summary import Fingerprint, Value, read_summary
-from pipelines.evaluate.sweeping import EVALUATIONS, evaluations, sweep
+from pipelines.evaluate.sweep.config import SweepConfig
+from pipelines.evaluate.sweep.job import EVALUATIONS, evaluations, sweep
+from pipelines.evaluate.sweep.report import Point, build, series
 from pipelines.restore.config import RestoreRule
 from pipelines.restore.networks import FaceRestorer
 from tests.support.curation_jobs import InProcess

@@ -20,6 +20,7 @@ from pipelines.demo import config as demo
 from pipelines.encode import config as encode
 from pipelines.evaluate import config as evaluate
 from pipelines.evaluate.convergence import config as convergence
+from pipelines.evaluate.sweep import config as evaluate_sweep
 from pipelines.evaluate.table import config as evaluate_table
 from pipelines.evaluate.vae import config as vaes
 from pipelines.restore import config as restore
@@ -56,7 +57,7 @@ OF_SUBCOMMANDS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
     (evaluate_table.TableConfig, {"none": evaluate_table.TableConfig()}),
     (convergence.ConvergenceConfig, convergence.PRESETS),
     (vaes.VAEsConfig, vaes.PRESETS),
-    (evaluate.SweepConfig, evaluate.SWEEP_PRESETS),
+    (evaluate_sweep.SweepConfig, evaluate_sweep.PRESETS),
 )
 SUBCOMMANDS: dict[tuple[str, str], tuple[int | None, tuple[Any, Mapping[str, Any]] | None]] = {
     ("pipelines.curate", "verify"): (1, OF_SUBCOMMANDS[0]),

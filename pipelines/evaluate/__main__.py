@@ -24,7 +24,7 @@ from pipelines.evaluate.config import PRESETS, EvaluateConfig
 
 SUBCOMMANDS = {
     "convergence": "pipelines.evaluate.convergence.command",
-    "sweep": "pipelines.evaluate.sweep",
+    "sweep": "pipelines.evaluate.sweep.command",
     "table": "pipelines.evaluate.table.command",
     "vae": "pipelines.evaluate.vae.command",
 }

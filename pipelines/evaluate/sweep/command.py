@@ -10,7 +10,7 @@ reconstruction as its ends. To go on, or to add a value, run the command again.
 """
 
 from infra import cli
-from pipelines.evaluate.config import SWEEP_PRESETS, SweepConfig
+from pipelines.evaluate.sweep.config import PRESETS, SweepConfig
 
 
 def main(arguments: list[str]) -> int:
@@ -22,9 +22,9 @@ def main(arguments: list[str]) -> int:
         BudgetExceeded: metrics that were asked for are missing.
     """
     name, usage = "pipelines.evaluate sweep", __doc__ or ""
-    config = cli.parse(SweepConfig, SWEEP_PRESETS, arguments, name, usage)
+    config = cli.parse(SweepConfig, PRESETS, arguments, name, usage)
     from pipelines.evaluate.restoring import check
-    from pipelines.evaluate.sweeping import sweep
+    from pipelines.evaluate.sweep.job import sweep
 
     check(config.evaluation)
     sweep(config)

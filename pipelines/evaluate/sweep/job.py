@@ -18,9 +18,8 @@ from infra.errors import BudgetExceeded
 from infra.paths import AnyPath
 from models.bundle_facts import BundleConfig
 from models.restorer import steps_taken
-from pipelines.evaluate.config import POSTERIOR_MEAN, SweepConfig
+from pipelines.evaluate.config import POSTERIOR_MEAN
 from pipelines.evaluate.inputs import has_hq
-from pipelines.evaluate.planes import Point, build
 from pipelines.evaluate.restoring import (
     Method,
     Methods,
@@ -28,6 +27,8 @@ from pipelines.evaluate.restoring import (
     restored_and_evaluated,
 )
 from pipelines.evaluate.summary import Summary, read_summary
+from pipelines.evaluate.sweep.config import SweepConfig
+from pipelines.evaluate.sweep.report import Point, build
 from pipelines.jobs.stage import Engine
 from pipelines.restore.config import ModelRule, Solver
 

@@ -1,0 +1,1 @@
+"""The perception-distortion plane of a model: the paper's Figure 8."""
