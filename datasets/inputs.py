@@ -30,24 +30,26 @@ class Input:
     """The NAME, or else the base name of the path, as text."""
     inside: str = ""
     """Path of the archive inside the folder."""
+    option: str = "--input"
+    """That named it, for the messages."""
 
 
-def parsed(text: str) -> Input:
+def parsed(text: str, option: str = "--input") -> Input:
     """Tell ``NAME=PATH`` from a path with "=" in it, which is a path if it exists as one."""
     name, equals, rest = text.partition("=")
     is_name = not is_uri(text) and equals and is_valid_prefix(name)
     if is_name and not is_uri(rest):
         is_name = not path_of(text).exists()
     prefix, place = (name, rest) if is_name else ("", text)
-    path = _package_file(place) if place.startswith("pkg:") else path_of(place)
-    return Input(text, prefix, path, shown(prefix or path.resolve().name))
+    path = _package_file(place, option) if place.startswith("pkg:") else path_of(place)
+    return Input(text, prefix, path, shown(prefix or path.resolve().name), option=option)
 
 
-def _package_file(text: str) -> Path:
+def _package_file(text: str, option: str) -> Path:
     package, _, rest = text.removeprefix("pkg:").partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"--input {text}: package {package} is not installed; pip install it")
+        raise UsageError(f"{option} {text}: package {package} is not installed; pip install it")
     return Path(spec.submodule_search_locations[0], rest)
 
 
@@ -66,11 +68,11 @@ def met(item: Input, kept: AnyPath) -> Iterator[tuple[Input, Thing]]:
     except FileNotFoundError as error:
         hint = f"; {item.text.partition('=')[0]!r} is no NAME: {NAME_RULE}"
         raise UsageError(
-            f"--input {item.text}: no such file or folder; check the path"
+            f"{item.option} {item.text}: no such file or folder; check the path"
             f"{hint if '=' in item.text and not item.prefix else ''}"
         ) from error
     except OSError as error:
-        raise UsageError(f"--input {explained(error, str(path))}") from error
+        raise UsageError(f"{item.option} {explained(error, str(path))}") from error
     if archive.extension(path.name):
         yield item, Archive(path, kept, status)
     elif path.suffix.lower() in IMAGE_EXTENSIONS:
@@ -78,8 +80,8 @@ def met(item: Input, kept: AnyPath) -> Iterator[tuple[Input, Thing]]:
         yield dataclasses.replace(item, path=path.parent), (found, status.stamp)
     else:
         raise UsageError(
-            f"--input {item.text}: neither a folder, an image nor an archive that can be read in "
-            f"place ({', '.join(archive.EXTENSIONS)}); repack or unpack it"
+            f"{item.option} {item.text}: neither a folder, an image nor an archive that can be "
+            f"read in place ({', '.join(archive.EXTENSIONS)}); repack or unpack it"
         )
 
 

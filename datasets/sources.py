@@ -129,13 +129,16 @@ class Listing:
             one.prepare()
 
 
-def list_images(inputs: Sequence[str], kept: AnyPath, watch: Watch | None = None) -> Listing:
+def list_images(
+    inputs: Sequence[str], kept: AnyPath, watch: Watch | None = None, option: str = "--input"
+) -> Listing:
     """List everything in all inputs.
 
     Args:
         inputs: folders, image files, archives; each optionally ``NAME=PATH``.
         kept: folder of what is kept of archives: listings, seek indexes, uncompressed copies.
         watch: shows the listing of those archives that are not listed yet.
+        option: that names the inputs, for the messages.
 
     Raises:
         UsageError: a missing or empty input, a kind of file that cannot be read in place, an
@@ -143,8 +146,8 @@ def list_images(inputs: Sequence[str], kept: AnyPath, watch: Watch | None = None
         UserError: the disk has no room for an uncompressed copy.
     """
     if not inputs:
-        raise UsageError("no input; give --input with folders, archives or image files")
-    given = [parsed(text) for text in inputs]
+        raise UsageError(f"no input; give {option} with folders, archives or image files")
+    given = [parsed(text, option) for text in inputs]
     parts = [list(met(item, kept)) for item in given]
     archives = [one for things in parts for _, one in things if isinstance(one, Archive)]
     _list_new([one for one in archives if not one.listed], watch)
@@ -161,7 +164,7 @@ def list_images(inputs: Sequence[str], kept: AnyPath, watch: Watch | None = None
         if len(images) == before[0]:
             raise _no_image(item, ignored[before[1] :])
     images.sort(key=lambda ref: ref.key)
-    _refuse_duplicates(images)
+    _refuse_duplicates(images, option, is_one=len(given) == 1)
     ignored.sort(key=lambda thing: (thing.origin, thing.file, thing.detail))
     return Listing(tuple(images), tuple(ignored), tuple(archives))
 
@@ -170,7 +173,7 @@ def _no_image(item: Input, ignored: Sequence[Ignored]) -> UsageError:
     kinds = Counter(thing.kind for thing in ignored)
     counted = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     return UsageError(
-        f"--input {item.text}: holds no image ({counted or 'nothing at all'}); expected "
+        f"{item.option} {item.text}: holds no image ({counted or 'nothing at all'}); expected "
         f"{', '.join(sorted(IMAGE_EXTENSIONS))}, or an archive of them"
     )
 
@@ -217,11 +220,11 @@ def _opened(part: Input, thing: Thing) -> Iterator[tuple[Found, ImageRef | None]
 
 def _refused(part: Input, error: Exception) -> UsageError:
     if isinstance(error, UserError):
-        return UsageError(f"--input {error}")
+        return UsageError(f"{part.option} {error}")
     if isinstance(error, OSError):
-        return UsageError(f"--input {explained(error, str(part.path))}")
+        return UsageError(f"{part.option} {explained(error, str(part.path))}")
     said = f"a broken archive ({error}); download or pack it again"
-    return UsageError(f"--input {part.text}: {said}")
+    return UsageError(f"{part.option} {part.text}: {said}")
 
 
 def _judged(found: Found, *, nested: bool = False) -> Found:
@@ -265,15 +268,16 @@ def _ignored(part: Input, found: Found) -> Ignored:
     return Ignored(part.origin, _file(part, found), kind, shown(found.detail), found.size)
 
 
-def _refuse_duplicates(images: Sequence[ImageRef]) -> None:
+def _refuse_duplicates(images: Sequence[ImageRef], option: str, *, is_one: bool) -> None:
     """Refuse two images of one key, which every reader would take for one sample."""
     twice = [(a, b) for a, b in pairwise(images) if a.key == b.key]
     if twice:
         a, b = twice[0]
         places = " and ".join(f"{ref.file} of {ref.origin}" for ref in (a, b))
+        named = "" if is_one else f"give one of the inputs a name, as in {option} other=PATH, or "
         raise UsageError(
-            f"{len(twice)} keys occur twice, the first is {a.key!r} ({places}); "
-            "give one of the inputs a name, as in --input other=PATH, or rename the files"
+            f"{option}: {len(twice)} keys occur twice, the first is {a.key!r} ({places}); {named}"
+            "rename or remove one of the files: names differ in more than the extension"
         )
 
 

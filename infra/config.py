@@ -6,8 +6,9 @@ import json
 import re
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -81,10 +82,17 @@ def from_dict(cls: type[T], values: Mapping[str, Any], name: str = "") -> T:
             itself refuses.
     """
     text = json.dumps(values)  # pydantic takes a list for a tuple in JSON, and nowhere else
+    adapter: TypeAdapter[T] = _adapter(cast(Any, cls))  # a type is hashable, which mypy denies
     try:
-        return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+        return adapter.validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         raise refusal(error, cls, name or cls.__name__) from error
+
+
+@cache
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    """Build what checks a class, which takes longer than to check."""
+    return TypeAdapter(cls)
 
 
 def refusal(error: ValidationError, cls: type[Any], name: str = "") -> UsageError:

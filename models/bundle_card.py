@@ -68,6 +68,9 @@ def _training(facts: TrainingFacts) -> str:
         "Steps": _of(facts.step, facts.max_steps),
         "Samples of a step": _number(facts.batch),
         "Floating-point operations, counted": "" if facts.flops is None else f"{facts.flops:.3e}",
+        "LQ is made by": ", ".join(
+            f"{name} {_range(value)}" for name, value in facts.degradation.items()
+        ),
         "Began from": "; ".join(
             f"{name}: {', '.join(f'{key} {value}' for key, value in fact.items())}"
             for name, fact in facts.origin.items()
@@ -77,6 +80,13 @@ def _training(facts: TrainingFacts) -> str:
     rows = [f"| {name} | {value} |" for name, value in told.items() if value]
     rows += [f"| Data | {name}, SHA-256 `{sha256}` |" for name, sha256 in facts.data.items()]
     return "## Training\n\n" + _table("| | |", rows) if rows else ""
+
+
+def _range(value: object) -> str:
+    """Write a parameter of the degradation: two ends, a list of values, or one value."""
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    return (" to " if len(value) == 2 else ", ").join(f"{one:.4g}" for one in value)
 
 
 def _validation(config: BundleConfig) -> str:

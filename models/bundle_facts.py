@@ -43,6 +43,9 @@ class TrainingFacts:
     """Counted floating-point operations of the updates, forward and backward."""
     data: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each set that it was trained on, by name."""
+    degradation: dict[str, Any] = field(default_factory=dict)
+    """What made LQ of HQ: the fields of `datasets.degradation.parameters.DegradationConfig`; empty
+    where that is not known."""
     validation: dict[str, float] = field(default_factory=dict)
     """Numbers of the validation of this step, by name of the metric."""
     held_out: NonNegativeInt | None = None

@@ -1,5 +1,6 @@
 """What several tests need: pictures on disk, and programs started as a user starts them."""
 
+import functools
 import gc
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,10 @@ def flush_nothing(connection: Any, _: object) -> None:
 # A full collection of garbage looks at all that the libraries have made, which is a third of a
 # second; by default there are so many that they were a quarter of the time of some files.
 gc.set_threshold(50_000)
+
+# Every client of S3 reads a description of the protocol, two megabytes of JSON, which was a
+# sixth of the time of the tests of buckets. The clients of a process share it here.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 Pictures = Callable[..., Path]
 
@@ -115,6 +121,19 @@ def pictures(tmp_path: Path) -> Pictures:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="module")
+def probe_of_two() -> Iterator[None]:
+    """Have jobs of encoding measure two images before they begin, in place of sixteen.
+
+    For tests of something else: of a job of eight images the usual probe is a third.
+    """
+    from pipelines.encode import job
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "IMAGES", 2)
+        yield
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ FACTS = TrainingFacts(
     batch=16,
     flops=98_765_432_101_234,
     data={"faces-latents": "ab" * 32},
+    degradation={"blur_sigma": [0.1, 3.75], "kernel_size": 11, "among": False},
     validation={"lpips": 0.21071234, "psnr": 26.38871, "psnr_lq": 24.05},
     held_out=34,
     networks={"vae": "runs/vae/vae", "predictor": "swinir_restoration512_L1.pth"},

@@ -5,7 +5,6 @@ without them the tests of the models themselves are skipped.
 """
 
 import importlib.util
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +18,6 @@ from infra.errors import UsageError
 from pipelines.restore.comparators import import_spandrel, load_comparator
 from pipelines.restore.config import RestoreRule
 from pipelines.restore.networks import FaceRestorer
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def loads() -> bool:
@@ -41,28 +38,22 @@ def test_without_spandrel_the_extra_is_named() -> None:
         FaceRestorer(RestoreRule(model="GFPGANv1.4.pth", method="spandrel", device="cpu"))
 
 
-def test_a_torchvision_that_does_not_load_is_explained(tmp_path: Path) -> None:
-    """What failed, of which build PyTorch is, and what to do; in a process of its own.
+def test_a_torchvision_that_does_not_load_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed, of which build PyTorch is, and what to do.
 
     The file raises what torchvision 0.28 raises beside a CPU build of PyTorch 2.13.
     """
     raised = "operator torchvision::nms does not exist"
     (tmp_path / "spandrel.py").write_text(f"raise RuntimeError({raised!r})\n")
-    program = (
-        "from pipelines.restore.comparators import import_spandrel\n"
-        "try: import_spandrel()\nexcept Exception as error: print(type(error).__name__, error)"
-    )
-    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"}
-    said = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=path,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    monkeypatch.delitem(sys.modules, "spandrel", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError) as refused:
+        import_spandrel()
+    said = str(refused.value)
 
-    assert said.startswith("UsageError --method spandrel: spandrel does not load")
+    assert said.startswith("--method spandrel: spandrel does not load")
     assert raised in said
     assert f"here PyTorch is {torch.__version__}. Install both from one place" in said
 

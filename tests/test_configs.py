@@ -117,16 +117,21 @@ def test_an_unknown_key_is_an_error(program: str) -> None:
         from_dict(PROGRAMS[program][0], {"workder_specific_seed": True})
 
 
-@pytest.mark.parametrize("program", [name for name in PROGRAMS if name not in WHOLE])
-def test_every_field_is_read_somewhere(program: str) -> None:
-    """No configuration key is furniture: each is an attribute that some module reads."""
-    read = {
+@pytest.fixture(scope="module")
+def read() -> set[str]:
+    """Return every attribute that a module reads."""
+    return {
         node.attr
         for folder in ("pipelines", "trainers", "datasets", "models", "infra")
         for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
     }
+
+
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name not in WHOLE])
+def test_every_field_is_read_somewhere(program: str, read: set[str]) -> None:
+    """No configuration key is furniture: each is an attribute that some module reads."""
     fields = {field.name for field in dataclasses.fields(PROGRAMS[program][0])}
 
     assert fields - read == set()

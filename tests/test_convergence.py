@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
@@ -20,6 +20,7 @@ from infra.tracking.run import Run, start_run
 from pipelines.evaluate.convergence.command import main
 from pipelines.evaluate.convergence.config import ConvergenceConfig
 from pipelines.evaluate.convergence.curves import COSTS, Curve, accumulated, curve
+from pipelines.evaluate.convergence.notes import notes
 from pipelines.evaluate.convergence.outcome import Outcome, find
 from pipelines.evaluate.convergence.records import RunRecord, read_run
 from pipelines.evaluate.convergence.speedup import Comparison, compare
@@ -28,6 +29,7 @@ from tests.support.stored_runs import EXPERIMENT
 pytest_plugins = ["tests.support.tracking_stores"]
 EVERY = 100  # steps from one validation to the next
 TFLOP = 2.0  # of a step
+FEW = settings(max_examples=30)
 SETTINGS = {
     "draws": "cached",
     "encoding_flops": 3e15,
@@ -96,6 +98,7 @@ def compared(baseline: Curve, other: Curve, *, higher_is_better: bool = False) -
     return compare([baseline], [other], "steps", higher_is_better=higher_is_better)
 
 
+@FEW
 @given(
     speed=st.floats(0.25, 12),
     exponent=st.floats(0.05, 1.5),
@@ -114,6 +117,7 @@ def test_a_known_speed_up_lies_in_its_range(speed: float, exponent: float, every
         assert one.low * (1 - 1e-9) <= speed <= one.high * (1 + 1e-9)
 
 
+@FEW
 @given(slow=st.floats(0.1, 0.6), fast=st.floats(0.1, 0.6), every=st.integers(20, 150))
 def test_a_ratio_that_grows_is_followed(slow: float, fast: float, every: int) -> None:
     """Of other exponents the ratio depends on the level, and each level has its own in range."""
@@ -137,6 +141,24 @@ def test_on_a_geometric_grid_a_known_speed_up_is_found_exactly() -> None:
     assert found.headline.baseline == pytest.approx(2**11)
 
 
+@FEW
+@given(speeds=st.lists(st.floats(1, 8), min_size=3, max_size=3), every=st.integers(20, 150))
+def test_curves_that_are_straight_in_the_logarithm_are_read_exactly(
+    speeds: list[float], every: int
+) -> None:
+    """What is interpolated is the logarithm of the cost; of seeds the geometric mean counts."""
+    steps = range(every, 3000, every)
+    slow, *fast = (
+        curve_of(lambda step, v=speed: 1 - 0.1 * math.log(v * step), steps)  # type: ignore[misc]
+        for speed in (1.0, *speeds)
+    )
+    found = compare([slow], fast, "steps", higher_is_better=False)
+
+    for one in found.speedups:
+        assert one.ratio == pytest.approx(math.prod(speeds) ** (1 / 3))
+
+
+@FEW
 @given(
     values=st.lists(st.lists(st.floats(0.1, 0.9), min_size=6, max_size=6), min_size=2, max_size=2)
 )
@@ -195,6 +217,28 @@ def test_runs_that_never_meet_have_a_reason_and_no_number() -> None:
     assert "0.5" in found.why_none
 
 
+@pytest.mark.parametrize("is_lowest", [True, False])
+def test_a_run_that_began_better_than_the_other_ended_has_a_bound(is_lowest: bool) -> None:
+    """It had spent 100 steps at most, and the other would have to spend more than its 900."""
+    steps = range(EVERY, 1000, EVERY)
+    slow, fast = curve_of(lambda _: 0.5, steps), curve_of(falling(4), steps)
+    bound = compared(*((slow, fast) if is_lowest else (fast, slow))).bound
+
+    assert bound is not None
+    assert bound.level == falling(4)(EVERY)
+    assert bound.is_lowest == is_lowest
+    assert bound.ratio == (9 if is_lowest else 1 / 9)
+
+
+def test_runs_that_cross_have_neither_a_number_nor_a_bound() -> None:
+    """One seed that began worse than the others ended leaves nothing to say of its group."""
+    steps = range(EVERY, 1000, EVERY)
+    slow, fast, failed = (curve_of(lambda _, v=v: v, steps) for v in (0.5, 0.4, 0.6))  # type: ignore[misc]
+    found = compare([slow], [fast, failed], "steps", higher_is_better=False)
+
+    assert (found.headline, found.bound) == (None, None)
+
+
 def test_seeds_widen_the_range_and_are_resampled() -> None:
     """The range holds that of any pair of seeds; three seeds a group are resampled too."""
     steps = range(EVERY, 3000, EVERY)
@@ -231,6 +275,27 @@ def test_a_run_is_charged_for_its_steps_and_for_its_latents(record: Callable[...
     assert found.costs["hours"] == pytest.approx(found.steps / 100)
 
 
+def test_a_run_that_encodes_as_it_goes_pays_no_more_for_its_latents(
+    record: Callable[..., str],
+) -> None:
+    """What it encodes is in the count of its steps; nothing was encoded before."""
+    online = {name: value for name, value in SETTINGS.items() if name != "encoding_flops"}
+    costs = curve(read_run(record("run", falling(1), params=online | {"draws": "online"})), "lpips")
+    forgotten = curve(read_run(record("other", falling(1), params=online)), "lpips")
+
+    assert (costs.costs["flops_and_encoding"] == costs.costs["flops"]).all()
+    assert np.isnan(forgotten.costs["flops_and_encoding"]).all()
+
+
+def test_of_a_step_that_was_recorded_twice_the_first_number_counts() -> None:
+    """MLflow can neither replace nor delete a point, so the first is what its page shows too."""
+    twice = RunRecord("run", "run")
+    for value in (20.0, 30.0):
+        twice.add("val/psnr", 100, value)
+
+    assert curve(twice, "psnr").values.tolist() == [20.0]
+
+
 def test_a_resumed_run_has_every_step_once_and_no_pause(
     begin: Callable[..., Run], store: MlflowClient, tmp_path: Path
 ) -> None:
@@ -239,9 +304,10 @@ def test_a_resumed_run_has_every_step_once_and_no_pause(
     Both give the same curve: what was done twice counts once, and the time between not at all. The
     store is left as it was.
     """
-    with begin(params=SETTINGS, name="run") as first:
+    planned = [{**SETTINGS, "loop": {"max_steps": steps}} for steps in (450, 1000)]
+    with begin(params=planned[0], name="run") as first:
         trained(first, range(451), falling(1))
-    with begin(params=SETTINGS, name="run", resume=Resume(first.token, 300)) as second:
+    with begin(params=planned[1], name="run", resume=Resume(first.token, 300)) as second:
         trained(second, range(301, 1001), falling(1))
     run_id = second.run_id
     database = tmp_path / "mlflow.db"
@@ -252,6 +318,9 @@ def test_a_resumed_run_has_every_step_once_and_no_pause(
     assert database.read_bytes() == before
     assert of_folder.points == of_store.points
     assert of_folder.params == of_store.params
+    assert (
+        of_folder.changed["loop.max_steps"] == of_store.changed["loop.max_steps"] == "450 -> 1000"
+    )
     assert (of_folder.token, of_folder.name) == (of_store.token, of_store.name)
     for one in curves:
         assert one.steps.tolist() == [*range(0, 1001, EVERY)]
@@ -349,7 +418,7 @@ def test_runs_of_an_older_version_are_known_by_their_inputs(record: Callable[...
     log = Path(other) / "log.jsonl"
     log.write_text(log.read_text().replace('"val/psnr_lq": 22.0', '"val/psnr_lq": 22.1'))
 
-    assert any("one: recorded by a version" in note for note in found.notes)
+    assert any("one: recorded by a version" in note for note in notes(found))
     with pytest.raises(UserError, match=r"val/psnr_lq is 22 and 22\.1"):
         find([("", [one]), ("", [other])], ["lpips"])
     log.write_text(log.read_text().replace(', "val/psnr_lq": 22.1', ""))
@@ -378,7 +447,7 @@ def test_a_validation_without_a_value_is_left_out_and_counted(record: Callable[.
     (_, group) = found.groups
 
     assert 500 not in group.curves("lpips")[0].steps
-    assert any("1 of its validations have no finite lpips" in note for note in found.notes)
+    assert any("1 of its validations have no finite lpips" in note for note in notes(found))
     assert _steps(found).headline is not None
 
 
@@ -397,7 +466,8 @@ def test_the_hours_of_a_fork_are_unknown(record: Callable[..., str]) -> None:
     assert by_cost["hours"].headline is None
     assert "fork" in by_cost["hours"].why_none
     assert by_cost["flops"].headline is not None
-    assert any(f"is a fork of the run {'f' * 32}" in note for note in found.notes)
+    assert np.isnan(found.groups[1].curves("lpips")[0].costs["hours"]).all()
+    assert any(f"is a fork of the run {'f' * 32}" in note for note in notes(found))
 
 
 def test_a_run_that_counted_nothing_has_no_flops() -> None:

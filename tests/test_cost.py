@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainers.loop.config import Precision
-from trainers.loop.cost import PEAKS, peak_memory_gb, peak_tflops
+from trainers.loop.cost import PEAKS, flops_of, peak_memory_gb, peak_tflops
 from trainers.loop.log import StepAverages
 
 CPU = torch.device("cpu")
@@ -31,6 +31,20 @@ def test_speed_is_counted_operations_over_the_time_of_the_steps(
     assert found["speed/tflops_per_second"] == pytest.approx(6)
     assert found["speed/share_of_peak"] == pytest.approx(0.01)
     assert found["speed/step_seconds"] == pytest.approx(0.5)
+
+
+def test_operations_are_counted_once_for_a_configuration_and_shapes() -> None:
+    """A layer of 3 by 4 weights on 5 rows multiplies and adds 60 times each; it is built once."""
+    built: list[int] = []
+
+    def build(width: int) -> torch.nn.Linear:
+        built.append(width)
+        return torch.nn.Linear(3, width, bias=False)
+
+    assert [flops_of(build, 4, (5, 3)) for _ in range(3)] == [2 * 60] * 3
+    assert flops_of(build, 4, (10, 3)) == 4 * 60
+    assert flops_of(build, 8, (5, 3)) == 4 * 60
+    assert built == [4, 4, 8]
 
 
 def test_an_unknown_device_has_no_share(monkeypatch: pytest.MonkeyPatch) -> None:

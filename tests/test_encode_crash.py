@@ -16,7 +16,7 @@ from tests.conftest import PATIENCE, program
 from tests.support.encoding_jobs import run, write_images, write_networks
 from tests.support.preloaded import Preloaded
 
-IMAGES = 16
+IMAGES = 8
 KILLS = {  # for sets of one and of two draws: before which write the job is killed
     1: (
         "1 os.rename *probe.json*",
@@ -33,16 +33,16 @@ KILLS = {  # for sets of one and of two draws: before which write the job is kil
 
 
 def arguments(world: Path, output: Path, draws: int) -> list[str | Path]:
-    """Return a job of sixteen images in eight shards, half of them with a draw to be copied."""
+    """Return a job of eight images in eight shards, half of them with a draw to be copied."""
     job: list[str | Path] = ["--preset", "cpu", "--input", world / "images", "--output", output]
     job += ["--vae", world / "vae", "--predictor", world / "predictor", "--draws", str(draws)]
     job += ["--reuse", world / "earlier"]
-    return [*job, "--samples-per-shard", "2", "--workers", "2", "--no-track"]
+    return [*job, "--samples-per-shard", "1", "--workers", "2", "--no-track"]
 
 
 def of(draws: int) -> dict[str, Any]:
     """Return the fields of `arguments` for a job in this process."""
-    return {"draws": draws, "samples_per_shard": 2, "batch": None}
+    return {"draws": draws, "samples_per_shard": 1, "batch": None}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -117,7 +117,7 @@ def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
 ) -> None:
     """SIGKILL the job while it probes, encodes and copies, adds draws, publishes; then let it end.
 
-    First of a set of one draw, then of two; what is left of the second is done by Ray.
+    First of a set of one draw, then of two.
     """
     output = tmp_path / "set"
     for draws, events in KILLS.items():
@@ -129,10 +129,7 @@ def test_killed_at_every_kind_of_write_the_job_ends_as_if_undisturbed(
             _, errors = process.communicate()
             assert process.returncode == -signal.SIGKILL, f"{event}: {errors[-2000:]}"
             assert read_manifest(output) is None or digests(output) in world.expected.values()
-        if draws == 1:
-            run(world.folder, output, reuse=str(world.folder / "earlier"), **of(draws))
-        else:
-            finish(world.folder, output, draws)
+        run(world.folder, output, reuse=str(world.folder / "earlier"), **of(draws))
         assert_undisturbed(output, world.expected[draws])
 
 
@@ -142,7 +139,7 @@ def test_killed_at_many_moments_the_job_ends_as_if_undisturbed(
 ) -> None:
     """SIGKILL Ray's driver after so many more files each time; first of one draw, then of two.
 
-    The tests that are not slow do so to a job of curation.
+    Ray ends what is left. In the tests that are not slow it carries out a job of restoration.
     """
     output, moments = tmp_path / "set", random.Random(2026)
     for draws, counts in ((1, (1, 3)), (2, (2, 4, 3))):

@@ -24,6 +24,8 @@ from tests.support.encoding_jobs import (
     write_networks,
 )
 
+pytestmark = pytest.mark.usefixtures("probe_of_two")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:

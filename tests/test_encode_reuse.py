@@ -36,6 +36,8 @@ from tests.support.encoding_jobs import (
     write_regressor,
 )
 
+pytestmark = pytest.mark.usefixtures("probe_of_two")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -34,6 +34,8 @@ from tests.support.encoding_jobs import (
 )
 from tests.support.published_sets import aged
 
+pytestmark = pytest.mark.usefixtures("probe_of_two")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -12,18 +12,25 @@ from PIL import Image
 
 from datasets.degradation.parameters import PRESETS, DegradationParameters
 from datasets.degradation.reference import degrade, draw_parameters
+from infra.config import to_dict
 from infra.errors import UsageError, UserError
+from infra.paths import path_of
 from models.bundle import load_bundle
+from models.bundle_facts import TrainingFacts
 from pipelines.evaluate.__main__ import main
 from pipelines.evaluate.summary import Summary, read_summary
 from tests.conftest import picture
 from tests.support import evaluate_jobs
 from tests.support.encoding_jobs import Stopping
 from tests.support.evaluate_models import VAL, evaluate, job, write_set
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.in_a_bucket import uploaded
+from tests.support.published_sets import SMALL, sample, write_images, write_latents
 from tests.support.restore_jobs import made, restore
 from tests.support.tiny_bundle import SIDE, write_tiny_bundle
 
 LATENT, MEAN = "latent-pmrf", "posterior-mean"
+FACE = np.asarray(picture(0, SIDE, SIDE))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,18 @@ def test_pictures_are_degraded_as_their_keys_say(world: Path, tmp_path: Path) ->
     assert table == [{"key": key, **degradation(key).severity} for key in VAL]
 
 
+def test_a_set_is_degraded_as_the_model_was_trained_to_undo(world: Path, tmp_path: Path) -> None:
+    """As its bundle says; where that says nothing, the user is asked."""
+    facts = TrainingFacts(degradation=to_dict(PRESETS["pmrf-128"]))
+    model = write_tiny_bundle(tmp_path / "model", alignment="any", training=facts)
+    evaluate(tmp_path / "out", model, world / "set", degradation=None, limit=1)
+    lq = f"inputs/lq/{VAL[0]}.png"
+    assert made(tmp_path / "out")[lq] == made(world / "whole")[lq]
+
+    with pytest.raises(UsageError, match="give --degradation, one of pmrf, pmrf-128,"):
+        evaluate(tmp_path / "other", world / "model", world / "set", degradation=None)
+
+
 def test_a_picture_does_not_depend_on_the_others(world: Path, tmp_path: Path) -> None:
     """The first of a set has the same LQ picture without the rest, and so on."""
     evaluate(tmp_path, world / "model", world / "set", limit=1)
@@ -159,11 +178,11 @@ def test_values_are_sliced_by_what_was_drawn(world: Path) -> None:
 
 def test_a_summary_says_of_which_bundle_a_method_is(world: Path) -> None:
     """Its digest, and the settings that the pictures depend on."""
-    settings = read_summary(world / "whole").settings
+    methods = read_summary(world / "whole").methods
 
-    assert settings[f"restored.{LATENT}.model"] == load_bundle(world / "model").config.digest
-    assert settings[f"restored.{LATENT}.steps"] == 2
-    assert settings[f"restored.{MEAN}.method"] == MEAN
+    assert methods[LATENT].restored["model"] == load_bundle(world / "model").config.digest
+    assert methods[LATENT].restored["steps"] == 2
+    assert methods[MEAN].restored["method"] == MEAN
 
 
 def test_given_lq_pictures_are_compared_with_the_reference(world: Path, tmp_path: Path) -> None:
@@ -221,6 +240,31 @@ def test_a_saved_configuration_goes_on(world: Path) -> None:
     assert '"restored": []' in saved.read_text()
 
 
+@pytest.mark.slow
+def test_everything_may_lie_in_a_bucket(
+    world: Path, tmp_path: Path, s3_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set, model, output and state: a killed job is finished with the pictures made on a disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, given = (uploaded(world / n, f"s3://tests/model/{n}") for n in ("model", "set"))
+    output = path_of("s3://tests/model/out")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(output, model, given, Stopping(3))
+    evaluate(output, model, given)
+
+    for name, data in pictures(world / "whole").items():
+        if name.startswith("inputs") or name.endswith(".png"):
+            assert (output / name).read_bytes() == data
+    assert without_places(read_summary(output)) == without_places(read_summary(world / "whole"))
+
+
+def broken(folder: Path) -> Path:
+    """Write a picture that is none; returns its folder."""
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    return folder
+
+
 REFUSED: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], str]] = {
     "no input": (lambda world, out: {"given": out / "none"}, "none: no such folder or archive"),
     "lq": (lambda world, out: {"lq": world}, "the LQ pictures are those of --input"),
@@ -229,7 +273,15 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], str]] = {
     "name twice": (lambda world, out: {"restored": (f"{LATENT}={world}",)}, f"the name {LATENT} c"),
     "size of a set": (
         lambda world, out: {"given": write_set(out / "large", 48)},
-        "large: HQ pictures of 48 x 48 pixels, and --model restores to 32 x 32",
+        r"^--input \S*large: HQ pictures of 48 x 48 pixels, and --model restores to 32 x 32",
+    ),
+    "too small": (
+        lambda world, out: {"degradation": "difface-test"},
+        "--degradation: an image of 32 x 32 pixels cannot be downscaled by",
+    ),
+    "broken HQ": (
+        lambda world, out: {"given": world, "reference": broken(out / "hq")},
+        "--reference .*hq: a.png: not_an_image",
     ),
     "size of HQ": (
         lambda world, out: {
@@ -237,6 +289,14 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], str]] = {
             "reference": evaluate_jobs.write_pictures(out / "hq", 1, side=48),
         },
         "hq: HQ pictures of 48 x 48 pixels, and --model restores to 32 x 32",
+    ),
+    "another kind of set": (
+        lambda world, out: {"given": write_latents(out / "set", [sample(SMALL, "a")])},
+        "--input .* latent set",
+    ),
+    "no such split": (
+        lambda world, out: {"given": write_images(out / "set", [("a", FACE)])},
+        "no image of split 'val'.*, or give --split train",
     ),
     "no model": (lambda world, out: {"model": out / "none"}, "--model .*none"),
 }
@@ -257,7 +317,7 @@ def test_what_cannot_be_evaluated_is_refused_first(world: Path, tmp_path: Path, 
     ("fields", "said"),
     [
         ({"degradation_seed": 1}, "degradation_seed: 0 -> 1"),
-        ({"degradation": "difface-test"}, "degradation.among: False -> True"),
+        ({"degradation": "pmrf"}, "degradation.kernel_size: 11 -> 41"),
         ({"limit": 2}, "limit: None -> 2"),
         ({"split": "train"}, "input: "),
         ({"strength": 0.5}, "strength: 1.0 -> 0.5"),
@@ -276,7 +336,7 @@ def test_another_configuration_is_refused(world: Path, fields: dict[str, Any], s
 def test_overwrite_makes_another_configuration_anew(world: Path, tmp_path: Path) -> None:
     """Nothing of the old one stays, as in a folder of its own."""
     shutil.copytree(world / "whole", tmp_path / "old")
-    fields: dict[str, Any] = {"degradation_seed": 1, "steps": 1}
+    fields: dict[str, Any] = {"degradation_seed": 1, "steps": 1, "limit": 1}
     for name in ("old", "new"):
         more = {"overwrite": True} if name == "old" else {}
         evaluate(tmp_path / name, world / "model", world / "set", **fields, **more)

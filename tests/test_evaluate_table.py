@@ -213,7 +213,7 @@ def test_a_tie_has_no_mark(written: Written) -> None:
     assert table.marks == {"psnr": {}, "ssim": {}}
 
 
-def test_few_pictures_support_nothing() -> None:
+def test_few_pictures_support_nothing(tmp_path: Path) -> None:
     """Of one picture an interval has no width: that it leaves out 0 says nothing."""
     columns = {"a": np.ones(FEWEST), "b": np.zeros(FEWEST)}
     enough = next(paired("psnr", columns, resamples=50))
@@ -221,6 +221,12 @@ def test_few_pictures_support_nothing() -> None:
 
     assert (enough.low, enough.high, leads(enough, "a"), leads(enough, "b")) == (1, 1, True, False)
     assert (fewer.low, fewer.high, leads(fewer, "a")) == (1, 1, False)
+
+    hq, noisy = (write_pictures(tmp_path / str(x), FEWEST - 1, noise=x) for x in (0, 9))
+    evaluate(tmp_path / "out", {"a": hq, "b": noisy}, reference=hq, metrics=("psnr",))
+    table = shown([str(tmp_path / "out")])
+    assert table.marks == {"psnr": {}}
+    assert "Nothing is marked: an interval of fewer than 6 pictures supports nothing" in table.notes
 
 
 def test_a_lead_is_that_of_the_common_pictures() -> None:
@@ -483,7 +489,7 @@ def test_latex(golden: Exhibit) -> None:
         [
             r"% needs \usepackage{booktabs}, and text in UTF-8",
             r"\begin{table*}",
-            r"\centering",
+            r"\centering\small\setlength{\tabcolsep}{4pt}",
             r"\begin{tabular}{lr r r r}",
             r"\toprule",
             r" & \multicolumn{1}{c}{Distortion} & \multicolumn{1}{c}{Face identity} & "

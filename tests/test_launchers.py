@@ -1,6 +1,7 @@
 """Whoever starts a training and however it is told to end: it saves, and leaves no process behind.
 
-The trainings are those with most processes: two ranks, each with loader processes.
+The trainings are those with most processes: two ranks, each with loader processes. The one that is
+not slow has one rank: its launcher and processes import for as long as all else takes.
 """
 
 import os
@@ -22,6 +23,7 @@ PROGRAM = "trainers/predictor.py"
 LAUNCHERS = {
     "alone": [sys.executable, PROGRAM],
     "deepspeed": [BIN / "deepspeed", "--num_accelerators", "2", PROGRAM],
+    "deepspeed, one rank": [BIN / "deepspeed", "--num_accelerators", "1", PROGRAM],
     "torchrun": [BIN / "torchrun", "--standalone", "--nproc-per-node", "2", PROGRAM],
 }
 OPTIONS = [
@@ -60,7 +62,8 @@ def wait_for_step(log: Path, process: "subprocess.Popen[str]") -> None:
 @pytest.mark.parametrize(
     ("launcher", "told", "number", "code"),
     [
-        ("deepspeed", "first", TERMINATED, -TERMINATED),
+        ("deepspeed, one rank", "first", TERMINATED, -TERMINATED),
+        pytest.param("deepspeed", "first", TERMINATED, -TERMINATED, marks=slow),
         pytest.param("deepspeed", "all", TERMINATED, -TERMINATED, marks=slow),
         pytest.param("deepspeed", "all", signal.SIGINT, -signal.SIGINT, marks=slow),
         pytest.param("deepspeed", "second", KILLED, 0, marks=slow),
@@ -83,7 +86,7 @@ def test_told_to_end_it_saves_and_nothing_is_left(
     output = tmp_path / "run"
     options = [*SMOKE, *OPTIONS, "--images", images, "--output", output]
     command = [*LAUNCHERS[launcher], *options]
-    if launcher == "deepspeed":
+    if launcher.startswith("deepspeed"):
         command[1:1] = ["--master_port", str(free_port())]
     process = subprocess.Popen(
         [str(word) for word in command],

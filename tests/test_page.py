@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from pipelines.jobs import page as report
 from tests.conftest import PATIENCE
 from tests.support.browsers import CHROMIUM, needs_chromium
+from tests.support.checked_page import CheckedPage
 
 RNG = np.random.default_rng(3)
 SCORES = np.concatenate([RNG.normal(20, 8, 300), RNG.normal(55, 10, 120)])
@@ -40,31 +40,10 @@ def sample() -> str:
     )
 
 
-class _Checker(HTMLParser):
-    """Collects what a page loads and whether its tags balance."""
-
-    VOID = frozenset({"meta", "img", "br", "wbr", "path"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-
 def test_a_page_is_balanced_and_loads_nothing() -> None:
     """Every picture is inside; no style sheet, script or font comes from elsewhere."""
-    checker = _Checker()
     page = sample()
-    checker.feed(page)
+    checker = CheckedPage(page)
 
     assert checker.open == []
     assert len(checker.loads) == 3
@@ -163,3 +142,13 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
 
         assert (np.abs(pixels - wanted).max(1) < 8).sum() > 50, colour
+
+
+def test_a_cell_stands_out_and_has_small_print() -> None:
+    """Its text is escaped, and a column of such cells is set to the right."""
+    rows = [("psnr", report.Cell("1 <", "[0, 2] &", "best")), ("lpips", report.Cell("-"))]
+    page = report.table(["metric", "ours"], rows)
+
+    assert "<th class=number>ours</th>" in page
+    assert '<span class="best">1 &lt;</span><small>[0, 2] &amp;</small></td>' in page
+    assert "<td class=number>-</td>" in page

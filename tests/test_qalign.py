@@ -283,9 +283,9 @@ def test_full_size_has_the_862_published_keys() -> None:
 @pytest.mark.parametrize(
     ("names", "shortcuts", "gflop"),
     [
-        (("quality",), NONE, 1981.6),
+        pytest.param(("quality",), NONE, 1981.6, marks=pytest.mark.slow),
         (("quality",), Shortcuts(), 1736.7),
-        (("quality", "aesthetics"), Shortcuts(), 2750.2),
+        pytest.param(("quality", "aesthetics"), Shortcuts(), 2750.2, marks=pytest.mark.slow),
     ],
 )
 def test_flops_per_image_are_the_published_count(

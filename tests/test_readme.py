@@ -56,6 +56,7 @@ OF_SUBCOMMANDS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
     (evaluate_table.TableConfig, {"none": evaluate_table.TableConfig()}),
     (convergence.ConvergenceConfig, convergence.PRESETS),
     (vaes.VAEsConfig, vaes.PRESETS),
+    (evaluate.SweepConfig, evaluate.SWEEP_PRESETS),
 )
 SUBCOMMANDS: dict[tuple[str, str], tuple[int | None, tuple[Any, Mapping[str, Any]] | None]] = {
     ("pipelines.curate", "verify"): (1, OF_SUBCOMMANDS[0]),
@@ -65,6 +66,7 @@ SUBCOMMANDS: dict[tuple[str, str], tuple[int | None, tuple[Any, Mapping[str, Any
     ("pipelines.evaluate", "table"): (None, OF_SUBCOMMANDS[3]),
     ("pipelines.evaluate", "convergence"): (None, OF_SUBCOMMANDS[4]),
     ("pipelines.evaluate", "vae"): (0, OF_SUBCOMMANDS[5]),
+    ("pipelines.evaluate", "sweep"): (0, OF_SUBCOMMANDS[6]),
 }
 """How many paths a subcommand takes, None for any number of them, and what reads the options that
 follow, if any may follow."""

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from datasets.decoding import MAX_PIXELS, decode, encode_png
+from datasets.degradation.parameters import DegradationConfig
 from datasets.reading.latents import LatentPairs
 from infra import paths
+from infra.config import from_dict
 from infra.errors import UsageError, UserError
 from infra.folders.opening import open_folder
 from infra.paths import path_of
@@ -99,6 +101,14 @@ def test_a_run_ends_with_a_bundle(trained: Trained, files: Files) -> None:
     assert facts.versions["torch"] == torch.__version__
     assert f"--model {trained.folder}/bundle` restores with it" in trained.said
     assert str(trained.folder.parent) not in (trained.folder / "bundle" / BUNDLE).read_text()
+
+
+def test_a_bundle_says_what_made_its_lq(trained: Trained, files: Files) -> None:
+    """Whoever evaluates it can degrade pictures as those that it was trained on."""
+    facts = load_bundle(trained.folder / "bundle").config.training
+    made = LatentPairs(path_of(files.latents), split="train").manifest["identity"]["degradation"]
+
+    assert from_dict(DegradationConfig, facts.degradation) == from_dict(DegradationConfig, made)
 
 
 def test_a_run_and_its_bundle_are_one_model(trained: Trained, run: Path) -> None:

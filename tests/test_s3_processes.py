@@ -84,16 +84,18 @@ def _counts() -> dict[str, int]:
     return retries.faults().counts()
 
 
-def test_1500_objects_are_listed_and_read(folder: Folder, s3_server: S3Server) -> None:
+def test_more_objects_than_a_page_has_are_listed_and_read(
+    folder: Folder, s3_server: S3Server
+) -> None:
     """Over pages of a thousand names, sorted, and nothing of the folder beside it."""
-    names = [f"{number % 7}/{number:04d} e\u0301+%.json" for number in range(1500)]
+    names = [f"{number % 7}/{number:04d} e\u0301+%.json" for number in range(1007)]
     folder.child("beside").put("name", b"")
     below = folder.child("many")
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(8) as threads:
         use(patch, s3_server.endpoint)
         list(threads.map(lambda name: below.put(name, name.encode()), names))
         entries = list(below.list())
-        assert len(list(open_folder(below.uri).objects())) == 1500  # type: ignore[attr-defined]
+        assert len(list(open_folder(below.uri).objects())) == len(names)  # type: ignore[attr-defined]
         found = [bytearray(entry.size) for entry in entries]
         requests = [
             Request(entry.name, 0, [memoryview(data)])
@@ -102,7 +104,7 @@ def test_1500_objects_are_listed_and_read(folder: Folder, s3_server: S3Server) -
         errors = Pool(below, threads=8).read_many(requests)
 
     assert [one.name for one in entries] == sorted(names)
-    assert errors == [None] * 1500
+    assert errors == [None] * len(names)
     assert [data.decode() for data in found] == sorted(names)
 
 

@@ -20,6 +20,7 @@ from infra.tracking.models import FinishedModel
 from infra.tracking.record import Resume
 from infra.tracking.run import Run
 from infra.tracking.uploader import send_waiting
+from tests.support.finished_model import finished
 from tests.support.stored_runs import runs, wait_until, waiting_files
 
 if TYPE_CHECKING:
@@ -27,21 +28,6 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.support.tracking_stores"]
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def finished(folder: Path, digest: str = "ab" * 32, **facts: Any) -> FinishedModel:
-    """Write two files, one below a folder, as a model of such weights."""
-    write_bytes(folder / "config.json", b'{"width": 8}')
-    write_bytes(folder / "parts" / "weights.safetensors", digest.encode() * 100_000)
-    return FinishedModel(
-        name="sim-vae",
-        folder=folder,
-        digest=digest,
-        facts={"step": 200, "data": {"faces": "cd" * 32}, **facts},
-        inputs={"x_t": (-1, 4, 8, 8), "t": (-1,)},
-        outputs={"velocity": (-1, 4, 8, 8)},
-        use="`load(FOLDER)`",
-    )
 
 
 def versions(client: MlflowClient) -> list[Any]:
@@ -169,7 +155,7 @@ import os, signal, sys
 from pathlib import Path
 from infra.tracking.store import RunInStore
 from infra.tracking.run import start_run
-from tests.test_tracking_models import finished
+from tests.support.finished_model import finished
 
 add = RunInStore.add_model
 

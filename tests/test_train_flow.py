@@ -289,7 +289,7 @@ def test_deepspeed_as_typed_trains_on_two_ranks_as_on_one(
 ) -> None:
     """`deepspeed trainers/flow.py` from the root: half a batch each at ZeRO 1, the same curve.
 
-    Not slow: one rank and two by torchrun, here, and a training by deepspeed in test_launchers.
+    Not slow: one rank here, two in test_train_resume, and one by deepspeed in test_launchers.
     """
     deepspeed = Path(sys.executable).with_name("deepspeed")
     launcher = [deepspeed, "--num_accelerators", "2", "--master_port", str(free_port())]

@@ -14,7 +14,7 @@ import torch
 from infra.tracking.run import Run
 from models.checkpoint import load_checkpoint
 from tests.conftest import ROOT
-from tests.support.training_sets import log
+from tests.support.training_sets import assert_equal, log
 from trainers.loop.run import Training
 from trainers.loop.stores import METRICS
 from trainers.loop.watchdog import Watchdog
@@ -75,7 +75,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 def assert_same(output: Path, expected: Path) -> None:
     """Assert that two runs have the same log, pictures aside, and end with the same weights."""
     assert log(output) == log(expected)
-    assert all(torch.equal(mine, weights(expected)[name]) for name, mine in weights(output).items())
+    assert_equal(weights(output), weights(expected))
 
 
 @pytest.mark.parametrize(

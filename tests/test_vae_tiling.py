@@ -116,12 +116,12 @@ def test_float32_tiles_differ_by_rounding_only() -> None:
 
 @torch.no_grad()
 def test_a_smaller_halo_leaves_an_error_that_shrinks() -> None:
-    """The error in L2 at random weights: a quarter without a halo, below 0.1 % at half of it.
+    """The error in L2 at random weights: a sixth without a halo, below 0.1 % at half of it.
 
     One cell short of the exact halo it is not yet rounding.
     """
     vae = build(DEEP)
-    latent = draw(1, 2, 64, 64)
+    latent = draw(1, 2, 64, 24)
     expected = vae.decode(latent)
     errors = {
         halo: float((decode_tiled(vae, latent, tile=32, halo=halo) - expected).norm())

@@ -2,8 +2,10 @@
 
     python -m pipelines.evaluate -o eval/ --restored ours=restored/ gfpgan=gfpgan/ --reference hq/
     python -m pipelines.evaluate -o eval/ --model bundle/ -i lq/ --reference hq/  # restored here
+    python -m pipelines.evaluate sweep -o sweep/ --model bundle/ -i lq/ --reference hq/  # Figure 8
     python -m pipelines.evaluate ... --protocol lfw --distribution ffhq.npz    # no HQ pictures
     python -m pipelines.evaluate ... --metrics psnr lpips fid                  # these alone
+    python -m pipelines.evaluate ... --dry-run                                 # the hours alone
     python -m pipelines.evaluate table eval/ others/ -o table4.tex             # as in a paper
     python -m pipelines.evaluate convergence RUN RUN -o convergence/           # training runs
     python -m pipelines.evaluate vae ours=runs/vae --input hq/ -o vaes/        # autoencoders
@@ -14,13 +16,17 @@ on, or to add a method or a metric, run the command again: what is measured stay
 """
 
 import importlib
+import sys
 from collections.abc import Sequence
 
 from infra import cli
 from pipelines.evaluate.config import PRESETS, EvaluateConfig
 
 SUBCOMMANDS = {
-    name: f"pipelines.evaluate.{name}.command" for name in ("convergence", "sweep", "table", "vae")
+    "convergence": "pipelines.evaluate.convergence.command",
+    "sweep": "pipelines.evaluate.sweep",
+    "table": "pipelines.evaluate.table.command",
+    "vae": "pipelines.evaluate.vae.command",
 }
 """Module of each, whose ``main`` takes the arguments behind its name and returns the exit code."""
 
@@ -38,6 +44,11 @@ def main(arguments: Sequence[str]) -> int:
         code: int = module.main(list(arguments[1:]))
         return code
     config = cli.parse(EvaluateConfig, PRESETS, arguments, "pipelines.evaluate", __doc__ or "")
+    if config.dry_run:
+        from pipelines.evaluate.estimate import estimate
+
+        sys.stdout.write(estimate(config))
+        return 0
     if config.rule.model or config.given.input:
         from pipelines.evaluate import restoring
 

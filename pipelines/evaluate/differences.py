@@ -33,28 +33,47 @@ def paired(metric: str, columns: Mapping[str, Floats], resamples: int) -> Iterat
     Yields:
         The first minus the second, on the pictures where both have a value; nothing without any.
     """
-    both = {
-        (first, second): ~np.isnan(columns[first] + columns[second])
+    apart = {
+        (first, second): columns[first] - columns[second]
         for first, second in combinations(columns, 2)
     }
-    pairs = [pair for pair, rows in both.items() if rows.any()]
-    if not pairs:
+    apart = {pair: values for pair, values in apart.items() if not np.isnan(values).all()}
+    if not apart:
         return
-    parts = [np.where(both[pair], columns[name], np.nan) for pair in pairs for name in pair]
-    again = pooled(metric, resampled_means(np.stack(parts, axis=1), resamples))
-    values = [float(pooled(metric, mean_of_defined(part))) for part in parts]
-    for place, (first, second) in enumerate(pairs):
-        mine, other = 2 * place, 2 * place + 1
-        low, high = interval(again[:, mine] - again[:, other])
+    # means of differences, not differences of means: equal pictures then differ by exactly 0
+    values = np.array([mean_of_defined(part) for part in apart.values()])
+    again = resampled_means(np.stack([*apart.values()], axis=1), resamples)
+    if METRICS[metric].pooled == "root_mean":  # sqrt a - sqrt b = (a - b) / (sqrt a + sqrt b)
+        sums = [_sum_of_roots(columns, pair, resamples) for pair in apart]
+        values = _ratio(values, np.array([one for one, _ in sums]))
+        again = _ratio(again, np.stack([each for _, each in sums], axis=1))
+    for place, (first, second) in enumerate(apart):
+        low, high = interval(again[:, place])
         yield Difference(
             metric=metric,
             first=first,
             second=second,
-            value=values[mine] - values[other],
+            value=float(values[place]),
             low=low,
             high=high,
-            n=int(both[first, second].sum()),
+            n=int((~np.isnan(apart[first, second])).sum()),
         )
+
+
+def _sum_of_roots(
+    columns: Mapping[str, Floats], pair: tuple[str, str], resamples: int
+) -> tuple[float, Floats]:
+    """Add the roots of two methods' means over the pictures that both have, and of resamples."""
+    mine, other = (columns[name] for name in pair)
+    both = ~np.isnan(mine + other)
+    held = [np.where(both, column, np.nan) for column in (mine, other)]
+    again = np.sqrt(resampled_means(np.stack(held, axis=1), resamples)).sum(axis=1)
+    return sum(mean_of_defined(column) ** 0.5 for column in held), again
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """Divide; 0 / 0 is the difference of two perfect methods, which is 0."""
+    return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
 
 
 def paired_sets(

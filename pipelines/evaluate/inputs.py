@@ -17,19 +17,27 @@ import numpy as np
 import pyarrow as pa
 
 from datasets.decoding import Pixels, encode_png, opened_image, single_threaded
-from datasets.degradation.parameters import DegradationParameters, degradation_preset
-from datasets.degradation.reference import degrade, draw_parameters
+from datasets.degradation.parameters import (
+    PRESETS,
+    DegradationConfig,
+    DegradationParameters,
+    degradation_preset,
+)
+from datasets.degradation.reference import check_size, degrade, draw_parameters
 from datasets.degradation.steps import Image
 from datasets.folders import contents
 from datasets.reading.image_set import ImageSet
 from datasets.sets import EmptySplitError
 from datasets.shards import parquet_bytes, read_manifest
 from datasets.sources import list_images, read
+from datasets.test_sets import PROTOCOLS
+from datasets.unusable import UnusableImage
 from infra import paths
-from infra.config import digest, pretty_json, to_dict
+from infra.config import digest, from_dict, pretty_json, to_dict
 from infra.errors import UsageError, UserError
 from infra.paths import AnyPath, path_of, write_bytes
-from pipelines.evaluate.config import InputConfig, SetsConfig
+from models.bundle_facts import BundleConfig
+from pipelines.evaluate.config import EvaluateConfig, InputConfig, SetsConfig
 from pipelines.jobs.folder import SetFolder, plain
 from pipelines.jobs.stage import Engine, Stopwatch
 
@@ -38,16 +46,26 @@ IDENTITY = "inputs.json"
 UNIT = 16  # images that are degraded by one unit of work
 
 
+def is_image_set(where: str) -> bool:
+    """Tell whether --input is a published set, and not a folder or an archive of pictures."""
+    path = path_of(where)
+    return path.is_dir() and read_manifest(path) is not None
+
+
+def has_hq(config: EvaluateConfig) -> bool:
+    """Tell whether there is the HQ picture of every LQ one."""
+    is_there = bool(config.sets.reference) or is_image_set(config.given.input)
+    return PROTOCOLS[config.sets.protocol].has_hq and is_there
+
+
 def prepared(
-    given: InputConfig, sets: SetsConfig, has_hq: bool, size: int, output: SetFolder, engine: Engine
+    config: EvaluateConfig, bundle: BundleConfig, output: SetFolder, engine: Engine
 ) -> SetsConfig:
     """Make the pictures that a model restores.
 
     Args:
-        given: the pictures, or the image set.
-        sets: the folders that are given beside them.
-        has_hq: whether the reference holds the HQ picture of every key.
-        size: side in pixels of what the model restores to.
+        config: the pictures or the image set, and the folders that are given beside them.
+        bundle: the model's: the side in pixels of what it restores to, and what it undoes.
         output: the evaluation's folder, which is held.
         engine: what degrades.
 
@@ -56,16 +74,17 @@ def prepared(
 
     Raises:
         UsageError: no pictures, folders that an image set itself has, HQ pictures of another size
-            than the model's, or pictures of another configuration.
+            than the model's, a model that does not say what it undoes, or pictures of another
+            configuration.
         UserError: the image set is damaged.
     """
-    where = path_of(given.input)
+    given, sets, size = config.given, config.sets, bundle.size
     if sets.lq:
         raise UsageError(f"--lq {sets.lq}: the LQ pictures are those of --input; leave it out")
-    if not where.exists():
+    if not path_of(given.input).exists():
         raise UsageError(f"--input {given.input}: no such folder or archive")
-    if not where.is_dir() or read_manifest(where) is None:
-        if has_hq and sets.reference:
+    if not is_image_set(given.input):
+        if has_hq(config):
             require_size(f"--reference {sets.reference}", first_size(sets, output), size)
         return replace(sets, lq=given.input)
     for option in ("reference", "degradations"):
@@ -75,13 +94,30 @@ def prepared(
                 "pictures and degradations are compared with; leave it out"
             )
     folder = output.path / FOLDER
-    degraded(given, opened(given, size), folder, output, engine)
+    degradation = degradation_of(given, bundle)
+    degraded(given, opened(given, size), degradation, folder, output, engine)
     return replace(
         sets,
         lq=str(folder / LQ),
         reference=str(folder / HQ),
         degradations=str(folder / DEGRADATIONS),
     )
+
+
+def degradation_of(given: InputConfig, bundle: BundleConfig) -> DegradationConfig:
+    """Return what makes LQ of an image set: what is asked for, else what the model learnt to undo.
+
+    Raises:
+        UsageError: the model does not say what that was.
+    """
+    if given.degradation is not None:
+        return degradation_preset(given.degradation)
+    if not bundle.training.degradation:
+        raise UsageError(
+            "--model does not say which degradations it was trained to undo; give --degradation, "
+            f"one of {', '.join(PRESETS)}"
+        )
+    return from_dict(DegradationConfig, bundle.training.degradation, "--model: degradation")
 
 
 def opened(given: InputConfig, size: int) -> ImageSet:
@@ -92,11 +128,12 @@ def opened(given: InputConfig, size: int) -> ImageSet:
     """
     try:
         images = ImageSet(path_of(given.input), split=given.split, limit=given.limit)
-        require_size(f"--input {given.input}", (images.size, images.size), size)
+        side = images.size
     except EmptySplitError as error:
         raise UsageError(f"--input {error}, or give --split train") from error
     except UserError as error:
         raise UsageError(f"--input {error}") from error
+    require_size(f"--input {given.input}", (side, side), size)
     return images
 
 
@@ -118,17 +155,25 @@ def first_size(sets: SetsConfig, output: SetFolder) -> tuple[int, int]:
     """Return width and height of the first picture of the reference.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it cannot be opened.
     """
     found = list_images((sets.reference,), output.state / "sources").images
     if not found:
         raise UsageError(f"--reference {sets.reference}: no picture in it")
-    with opened_image(read(found[0])) as image:
-        return image.size
+    try:
+        with opened_image(read(found[0])) as image:
+            return image.size
+    except UnusableImage as error:
+        raise UsageError(f"--reference {sets.reference}: {found[0].file}: {error}") from error
 
 
 def degraded(
-    given: InputConfig, images: ImageSet, folder: AnyPath, output: SetFolder, engine: Engine
+    given: InputConfig,
+    images: ImageSet,
+    degradation: DegradationConfig,
+    folder: AnyPath,
+    output: SetFolder,
+    engine: Engine,
 ) -> None:
     """Write what is not written yet of the pictures of an image set and of their table.
 
@@ -136,11 +181,19 @@ def degraded(
         UsageError: the folder has those of another set or configuration.
         UserError: the image set is damaged.
     """
+    spec = DegradeSpec(
+        images=given.input,
+        output=str(folder),
+        degradation=degradation,
+        seed=given.degradation_seed,
+    )
+    rows = [images.row(number) for number in range(len(images))]
+    refuse_too_small(images.size, degradation, spec.parameters(rows[0]["key"]))
     identity = plain(
         {
             "input": images.digest,
             "limit": given.limit,
-            "degradation": to_dict(degradation_preset(given.degradation)),
+            "degradation": to_dict(degradation),
             "degradation_seed": given.degradation_seed,
         }
     )
@@ -150,19 +203,32 @@ def degraded(
         mark.unlink(missing_ok=True)  # first, so that a kill leaves nothing of two configurations
         paths.remove_tree(folder)
         write_bytes(mark, wanted)
-    rows = [images.row(number) for number in range(len(images))]
-    todo = [row for row in rows if not files_of(row["key"]) <= there(folder)]
-    spec = DegradeSpec(
-        images=given.input,
-        output=str(folder),
-        degradation=given.degradation,
-        seed=given.degradation_seed,
-    )
-    for _ in engine.run("degrade", units(todo), DegradeImages, (spec,), len(todo)):
-        pass
-    table = folder / DEGRADATIONS
-    if todo or not table.is_file():
-        write_bytes(table, severities(spec, [row["key"] for row in rows]))
+    done = there(folder)
+    todo = [row for row in rows if not files_of(row["key"]) <= done]
+    known: dict[str, Mapping[str, float]] = {}
+    for made in engine.run("degrade", units(todo), DegradeImages, (spec,), len(todo)):
+        known |= made["severities"]
+    if todo or DEGRADATIONS not in done:  # those of an earlier run are drawn again
+        keys = [row["key"] for row in rows]
+        table = [{"key": key, **(known.get(key) or spec.severity(key))} for key in keys]
+        write_bytes(folder / DEGRADATIONS, parquet_bytes(pa.Table.from_pylist(table)))
+
+
+def refuse_too_small(side: int, config: DegradationConfig, drawn: DegradationParameters) -> None:
+    """Refuse images that a degradation may be unable to downscale or to blur.
+
+    Args:
+        side: of the images, in pixels.
+        config: the degradation.
+        drawn: any of its draws.
+
+    Raises:
+        UsageError: says how large they must be.
+    """
+    try:
+        check_size(side, side, replace(drawn, downscale=max(config.downscale)))
+    except ValueError as error:
+        raise UsageError(f"--degradation: {error}") from error
 
 
 def files_of(key: str) -> set[str]:
@@ -189,12 +255,16 @@ class DegradeSpec:
     """The image set."""
     output: str
     """Folder of the pictures."""
-    degradation: str
+    degradation: DegradationConfig
     seed: int
 
     def parameters(self, key: str) -> DegradationParameters:
         """Draw the degradation of a key."""
-        return draw_parameters(degradation_preset(self.degradation), seed=self.seed, key=key)
+        return draw_parameters(self.degradation, seed=self.seed, key=key)
+
+    def severity(self, key: str) -> Mapping[str, float]:
+        """Return the numbers of a key's degradation that values are sliced by."""
+        return self.parameters(key).severity
 
 
 class DegradeImages:
@@ -207,22 +277,18 @@ class DegradeImages:
         self.watch = Stopwatch()
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Degrade the images of ``unit["rows"]``."""
-        samples = self.watch.between("write", self.images.samples(unit["rows"]))
-        for sample in samples:
+        """Degrade the images of ``unit["rows"]``; returns the severity of each by its key."""
+        severities: dict[str, Mapping[str, float]] = {}
+        for sample in self.watch.between("degrade and write", self.images.samples(unit["rows"])):
             pair = degrade(sample.image, self.spec.parameters(sample.key))
+            severities[sample.key] = pair.parameters.severity
             for name, picture in ((LQ, pair.lq), (HQ, pair.hq)):
                 write_bytes(self.folder / name / f"{sample.key}.png", encode_png(levels(picture)))
-        return {"done": len(unit["rows"]), "seconds": self.watch.take()}
+        seconds = self.watch.take()
+        return {"done": len(unit["rows"]), "seconds": seconds, "severities": severities}
 
 
 def levels(picture: Image) -> Pixels:
     """[H, W, 3] in [0, 1] => uint8, to the nearest level."""
     rounded: Pixels = np.rint(picture * 255).astype(np.uint8)
     return rounded
-
-
-def severities(spec: DegradeSpec, keys: Sequence[str]) -> bytes:
-    """Encode the table of degradations: a row for each key, a column for each parameter."""
-    rows = [{"key": key, **spec.parameters(key).severity} for key in keys]
-    return parquet_bytes(pa.Table.from_pylist(rows))

@@ -31,6 +31,7 @@ from pipelines.evaluate.results import Results
 from pipelines.evaluate.summarise import summarise
 from pipelines.evaluate.summary import PAGE, SUMMARY, VALUES, Summary, encoded
 from pipelines.evaluate.worker import BATCH_ON_GPU, Failure, Group, MeasurePictures, MeasureSpec
+from pipelines.evaluate.writing import by_reason
 from pipelines.jobs.folder import SetFolder
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 
@@ -96,6 +97,7 @@ class Evaluation:
         """
         with started(engine, self.config.measure.workers) as running:
             device, resources = placed(self.config.measure, running, "metrics")
+            known.forget_features(paths.sizes(self.state / "features"))
             groups = [*wanted_groups(pairs, found, known.by_mark, device)]
             failures = self._measure(groups, found, known, running, device, resources)
         if failures:
@@ -182,33 +184,35 @@ def wanted_groups(
     """
     identities = {name: identity(name, weights, device) for name, weights in found.digests.items()}
     singles = [name for name in found.digests if METRICS[name].kind == "image"]
-    networks = {  # one metric of each network stands for all
+    networks = {  # one metric of each network stands for all: the first, whose weights were found
         features_identity(name, found.digests[name], device): name
-        for name in found.digests
+        for name in reversed([*found.digests])
         if METRICS[name].kind == "set"
     }
 
     def lacks(one: str, marks: Mapping[str, str]) -> tuple[str, ...]:
         have = known[one].values if one in known else {}
-        compared = {name: marks.get(METRICS[name].against, "") for name in singles}
-        return tuple(n for n in singles if value_name(identities[n], compared[n]) not in have)
+        return tuple(
+            name
+            for name in singles
+            if value_name(identities[name], marks.get(METRICS[name].against, "")) not in have
+        )
 
     def lacks_features(one: str) -> tuple[str, ...]:
         have = known[one].features if one in known else {}
         return tuple(name for features, name in networks.items() if features not in have)
 
+    roles = pairs.roles
     for key in pairs.keys:
-        roles = pairs.of_key(key)
-        marks = {role: mark(ref) for role, ref in roles.items()}
-        restored = [role for role in roles if role.startswith(METHOD)]
-        values = {role: lacks(marks[role], marks) for role in restored}
-        features = {role: lacks_features(marks[role]) for role in restored}
+        marks = {role: mark(refs[key]) for role, refs in roles.items()}
+        values = {role: lacks(marks[role], marks) for role in roles if role.startswith(METHOD)}
+        features = {role: lacks_features(marks[role]) for role in values}
         if pairs.distribution is pairs.hq and "hq" in roles:
             features["hq"] = lacks_features(marks["hq"])
         needed = {METRICS[name].against for names in values.values() for name in names}
         pictures = {
-            role: ref
-            for role, ref in roles.items()
+            role: refs[key]
+            for role, refs in roles.items()
             if values.get(role) or features.get(role) or role in needed or marks[role] not in known
         }
         if pictures:
@@ -230,9 +234,9 @@ def as_units(groups: Sequence[Group], size: int) -> Iterator[dict[str, object]]:
 
 
 def say_missing(missing: Mapping[str, str]) -> None:
-    """Write a line for each metric that cannot be computed, with what to do."""
-    for name, why in missing.items():
-        sys.stderr.write(f"missing\t{name}\t{why}\n")
+    """Write a line for each reason for which metrics cannot be computed, with what to do."""
+    for why, names in by_reason(missing).items():
+        sys.stderr.write(f"missing\t{', '.join(names)}\t{why}\n")
 
 
 def say_failures(failures: Sequence[Failure]) -> None:

@@ -1,6 +1,6 @@
 """The metrics of an evaluation: which can be had, of which weights, and loaded ones in a worker."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -31,7 +31,7 @@ class Found:
     """Why each of the others cannot be had, and what to do."""
 
 
-def look(asked: Iterable[str], weights: str, pairs: Pairs) -> Found:
+def look(asked: Sequence[str], weights: str, pairs: Pairs) -> Found:
     """Find out which metrics can be had: there are pictures and weights for them.
 
     Each network is loaded once to learn the digest of its weights, one after the other.
@@ -44,12 +44,14 @@ def look(asked: Iterable[str], weights: str, pairs: Pairs) -> Found:
     Raises:
         UsageError: weights that are damaged or of another network.
     """
+    asked = tuple(asked)
     digests: dict[str, str] = {}
     missing: dict[str, str] = {}
     shared: dict[str, str] = {}  # one network serves several metrics of sets
+    stored_of = next((name for name in asked if METRICS[name].takes_statistics), "fid")
     for name in asked or METRICS:
         metric = METRICS[name]
-        if lacks := lacking(name, pairs):
+        if lacks := lacking(name, pairs, stored_of):
             missing[name] = lacks
             continue
         try:
@@ -63,13 +65,29 @@ def look(asked: Iterable[str], weights: str, pairs: Pairs) -> Found:
     return Found(digests, missing)
 
 
-def lacking(name: str, pairs: Pairs) -> str:
-    """Say which pictures a metric needs that are not given; "" if it has all."""
+def lacking(name: str, pairs: Pairs, stored_of: str) -> str:
+    """Say which pictures a metric needs that are not given; "" if it has all.
+
+    Args:
+        name: of the metric.
+        pairs: the pictures.
+        stored_of: the metric for whose statistics a file of them is taken, which says of itself
+            neither of which network nor after which resize it is.
+    """
     metric = METRICS[name]
-    if metric.kind == "set":
-        if pairs.statistics and not metric.takes_statistics:
+    if metric.kind == "set" and pairs.stored is not None:
+        if not metric.takes_statistics:
             return "a file of statistics will not do for it; give --distribution FOLDER"
-        given = pairs.statistics or pairs.distribution is not None
+        return (
+            ""
+            if name == stored_of
+            else (
+                f"the file of statistics is taken for that of {stored_of}, and holds those of one "
+                f"network and resize; give {name} its own file in another evaluation, or a folder"
+            )
+        )
+    if metric.kind == "set":
+        given = pairs.distribution is not None
         return "" if given else "it compares whole sets; give --reference or --distribution"
     if metric.against == "hq" and pairs.hq is None:
         return "it compares with HQ pictures, which this test set has not"

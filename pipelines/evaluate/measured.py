@@ -7,11 +7,12 @@ that it was compared with.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from infra.errors import UserError
 from infra.growing import GrowingFile
 from infra.paths import AnyPath
 from infra.storage import explained
@@ -73,7 +74,7 @@ class MeasuredFile:
         """Take the file for this process, and read what it holds.
 
         Raises:
-            UserError: another process writes it, or it cannot be written.
+            UserError: another process writes it, it cannot be written, or it is damaged.
         """
         with ExitStack() as opened:
             opened.enter_context(self._growing.held())
@@ -86,14 +87,25 @@ class MeasuredFile:
             self._file.seek(0)
             text = self._file.read()
             complete = text[: text.rfind(b"\n") + 1]
-            for line in complete.splitlines():
-                self._add(Measured.from_values(json.loads(line)))
+            for number, line in enumerate(complete.splitlines(), start=1):
+                self._add(_read(line, f"{local}, line {number}"))
             self._file.truncate(len(complete))
             self._open = opened.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
+
+    def forget_features(self, there: Container[str]) -> None:
+        """Take features whose file is gone for not measured.
+
+        Args:
+            there: the names of the files that are there.
+        """
+        for name, one in self.by_mark.items():
+            kept = {who: place for who, place in one.features.items() if place[0] in there}
+            if len(kept) < len(one.features):
+                self.by_mark[name] = replace(one, features=kept)
 
     def append(self, measured: Sequence[Measured]) -> None:
         """Add measurements; they are on this machine's disk on return."""
@@ -108,3 +120,12 @@ class MeasuredFile:
     def _add(self, one: Measured) -> None:
         earlier = self.by_mark.get(one.mark)
         self.by_mark[one.mark] = one if earlier is None else earlier.with_more(one)
+
+
+def _read(line: bytes, where: str) -> Measured:
+    try:
+        return Measured.from_values(json.loads(line))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: damaged ({error}); delete this line to measure its picture anew, or the file"
+        ) from error

@@ -1,13 +1,17 @@
 """Which picture is compared with which: by their keys, and every mismatch by name."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from datasets.sources import ImageRef, list_images
+from datasets.sources import ImageRef
 from infra.config import digest
 from infra.errors import UsageError
-from infra.paths import AnyPath, path_of
+from infra.paths import AnyPath, fetched, path_of
+from models.checkpoint import CheckpointError
+from models.metrics.frechet import Statistics, read_statistics
 from pipelines.evaluate.config import SetsConfig
+from pipelines.jobs import inputs
 from pipelines.restore.config import STATE as RESTORED
 from pipelines.restore.outputs import is_first_restoration
 
@@ -16,6 +20,15 @@ METHOD = "="  # before a method's name, in the roles of its pictures
 
 Pictures = Mapping[str, ImageRef]
 """Pictures by key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A set that is given by its statistics alone."""
+
+    sha256: str
+    """Of the file."""
+    statistics: Statistics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,22 +42,20 @@ class Pairs:
     lq: Pictures | None = None
     distribution: Pictures | None = None
     """The set that whole sets are compared with; None: statistics in a file, or nothing."""
-    statistics: str = ""
-    """A file with those."""
+    stored: Stored | None = None
+    """The set that takes its place, of a file."""
     left_out: int = 0
     """Keys that not all folders have."""
 
-    def of_key(self, key: str) -> dict[str, ImageRef]:
-        """Return the pictures of a key that are measured or compared with, by role.
+    @property
+    def roles(self) -> dict[str, Pictures]:
+        """Return the pictures that are measured or compared with key by key, by their role.
 
         A role is "hq", "posterior_mean", or "=NAME" for the method NAME.
         """
-        roles = {f"{METHOD}{name}": found[key] for name, found in self.methods.items()}
-        if self.hq is not None:
-            roles["hq"] = self.hq[key]
-        if self.posterior_mean is not None:
-            roles["posterior_mean"] = self.posterior_mean[key]
-        return roles
+        roles = {f"{METHOD}{name}": found for name, found in self.methods.items()}
+        others = {"hq": self.hq, "posterior_mean": self.posterior_mean}
+        return roles | {role: found for role, found in others.items() if found is not None}
 
     @property
     def keys(self) -> list[str]:
@@ -61,38 +72,82 @@ def find_pairs(sets: SetsConfig, kept: AnyPath, has_hq: bool) -> Pairs:
         has_hq: whether --reference holds the HQ picture of every key.
 
     Raises:
-        UsageError: an empty folder, a folder given twice, or pictures without a partner, by name.
+        UsageError: an empty folder, a name given twice, a file of statistics that cannot be used,
+            or pictures without a partner, by name.
     """
     folders = named_folders(sets.restored)
+    hq, distribution, stored = references(sets, kept, has_hq)
     methods = {name: listed(f"--restored {name}", where, kept) for name, where in folders.items()}
-    reference = listed("--reference", sets.reference, kept) if sets.reference else None
     others = {
         name: listed(f"--{name.replace('_', '-')}", where, kept)
         for name in ("posterior_mean", "lq")
         if (where := getattr(sets, name))
     }
-    distribution, statistics = reference, ""
-    if sets.distribution.endswith(".npz"):
-        distribution, statistics = None, sets.distribution
-    elif sets.distribution:
-        distribution = listed("--distribution", sets.distribution, kept)
     aligned = {f"--restored {name}": found for name, found in methods.items()}
-    aligned |= {"--reference": reference} if has_hq and reference is not None else {}
+    aligned |= {"--reference": hq} if hq is not None else {}
     aligned |= {f"--{name.replace('_', '-')}": found for name, found in others.items()}
     keys = common_keys(aligned) if sets.common else equal_keys(aligned)
 
     def of(found: Pictures) -> Pictures:
         return {key: found[key] for key in keys}
 
-    hq = of(reference) if has_hq and reference is not None else None
+    paired = of(hq) if hq is not None else None
     return Pairs(
         methods={name: of(found) for name, found in methods.items()},
-        hq=hq,
-        distribution=hq if distribution is reference and hq is not None else distribution,
-        statistics=statistics,
+        hq=paired,
+        distribution=paired if distribution is hq else distribution,
+        stored=stored,
         left_out=len({key for found in aligned.values() for key in found}) - len(keys),
         **{name: of(found) for name, found in others.items()},
     )
+
+
+def references(
+    sets: SetsConfig, kept: AnyPath, has_hq: bool
+) -> tuple[Pictures | None, Pictures | None, Stored | None]:
+    """Return the HQ pictures, and the pictures or the statistics that whole sets are compared with.
+
+    Raises:
+        UsageError: what cannot be that.
+    """
+    option, where = "--distribution", sets.distribution
+    hq = None
+    if has_hq and sets.reference:
+        if is_statistics(sets.reference):
+            raise UsageError(
+                f"--reference {sets.reference}: statistics, and --protocol {sets.protocol} pairs "
+                "every picture with its HQ one; give their folder, and this file as --distribution"
+            )
+        hq = listed("--reference", sets.reference, kept)
+    elif sets.reference:
+        if where:
+            raise UsageError(
+                f"--protocol {sets.protocol} has no HQ pictures, so that --reference and "
+                "--distribution both name the set to compare whole sets with; give one of them"
+            )
+        option, where = "--reference", sets.reference
+    if is_statistics(where):
+        return hq, None, stored_statistics(option, where)
+    return hq, listed(option, where, kept) if where else hq, None
+
+
+def is_statistics(where: str) -> bool:
+    """Tell a file of statistics by its name from pictures."""
+    return where.endswith(".npz")
+
+
+def stored_statistics(option: str, where: str) -> Stored:
+    """Read a file of a set's statistics.
+
+    Raises:
+        UsageError: there is none, or it holds something else.
+    """
+    try:
+        with fetched(path_of(where)) as file:
+            statistics = read_statistics(file)
+            return Stored(hashlib.sha256(file.read_bytes()).hexdigest(), statistics)
+    except CheckpointError as error:
+        raise UsageError(f"{option} {error}") from error
 
 
 def named_folders(restored: Sequence[str]) -> dict[str, str]:
@@ -120,13 +175,13 @@ def listed(option: str, where: str, kept: AnyPath) -> Pictures:
     Raises:
         UsageError: there is nothing, or no picture in it.
     """
-    if not path_of(where).exists():
-        raise UsageError(f"{option} {where}: no such folder")
-    found = list_images((where,), kept).images
+    listing = inputs.listed((where,), kept, option)
+    listing.prepare()
+    found = listing.images
     if (path_of(where) / RESTORED).is_dir():
         found = tuple(ref for ref in found if is_first_restoration(ref.file))
     if not found:
-        raise UsageError(f"{option} {where}: no picture in it")
+        raise UsageError(f"{option} {where}: a job of pipelines.restore has restored none yet")
     return {ref.key: replace(ref, origin=option) for ref in found}
 
 

@@ -3,10 +3,12 @@
 import hashlib
 
 from infra import paths
-from infra.config import pretty_json
+from infra.config import digest, pretty_json
 from infra.paths import AnyPath
+from infra.tracking.record import LOG, Resume, described
+from infra.tracking.rules import flatten
 from infra.tracking.run import start_run
-from pipelines.evaluate.summary import PAGE, SUMMARY, Summary, encoded
+from pipelines.evaluate.summary import PAGE, SUMMARY, Method, Summary, encoded
 
 EXPERIMENT, TRACKING, RECORDED = "latent-pmrf/evaluate", "tracking", "recorded.json"
 
@@ -22,12 +24,19 @@ def record(folder: AnyPath, state: AnyPath, summary: Summary) -> str:
     Returns:
         A line that says where to see the run.
     """
-    mark = pretty_json({"summary": hashlib.sha256(encoded(summary)).hexdigest()})
+    sha256 = hashlib.sha256(encoded(summary)).hexdigest()
+    mark = pretty_json({"summary": sha256})
     if paths.read_if_there(state / RECORDED) == mark:
         return ""
-    settings = {**summary.settings, "test_set": summary.test_set.keys, "n": summary.test_set.n}
+    settings = {
+        **summary.settings,
+        **{"test_set": summary.test_set.keys, "n": summary.test_set.n, "summary": sha256},
+    }
     own = paths.local_twin(state / TRACKING)
-    with start_run(EXPERIMENT, folder=own, name=folder.name, params=settings) as run:
+    begun = described(own / LOG)  # by a job that was killed before its mark
+    is_same = begun.get("params") == digest(flatten(settings))
+    resume = Resume(begun["token"]) if is_same else None
+    with start_run(EXPERIMENT, folder=own, name=folder.name, params=settings, resume=resume) as run:
         context, data = "evaluation", summary.test_set.hq or summary.test_set.keys
         run.log_dataset(summary.test_set.protocol, data, settings["sets.reference"], context)
         run.log_metrics(numbers(summary))
@@ -37,6 +46,11 @@ def record(folder: AnyPath, state: AnyPath, summary: Summary) -> str:
         run.close()
         paths.write_bytes(state / RECORDED, mark)
         return f"MLflow: {run.where()}\n"
+
+
+def restored(summary: Summary) -> list[tuple[str, Method]]:
+    """List the methods whose pictures `pipelines.restore` has made, with their names."""
+    return [(name, one) for name, one in summary.methods.items() if one.restored]
 
 
 def numbers(summary: Summary) -> dict[str, float]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from datasets.test_sets import PROTOCOLS
 from infra.errors import BudgetExceeded, UsageError, UserError
 from infra.paths import AnyPath, path_of
 from models.bundle_facts import BundleConfig
@@ -100,8 +99,7 @@ def restored_and_evaluated(
     named_folders([*own, *config.sets.restored])  # refuses a name that comes twice
     with started(engine, config.measure.workers) as running:
         with output.held():
-            has_hq = PROTOCOLS[config.sets.protocol].has_hq
-            sets = prepared(config.given, config.sets, has_hq, bundle.size, output, running)
+            sets = prepared(config, bundle, output, running)
             for name, method in made.items():
                 pictures = sets.reference if method.of_hq else sets.lq
                 job = restoring(pictures, folders[name], method.rule, config)

@@ -1,13 +1,11 @@
 """From what is measured to the numbers of a summary: means, intervals, differences, distances."""
 
-import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,8 +14,8 @@ import torch
 from datasets.test_sets import count_note
 from infra import paths
 from infra.config import flat, to_dict
+from infra.paths import AnyPath
 from models.metrics.catalog import METRICS
-from models.metrics.frechet import Statistics, read_statistics
 from pipelines.evaluate.bootstrap import (
     interval,
     mean_of_defined,
@@ -61,25 +59,15 @@ def summarise(results: Results, config: EvaluateConfig) -> Summary:
         differences=[*work.differences()],
         slices=[*slices(results, config.sets.degradations, measure.bootstrap)],
         notes=[*work.notes()],
-        settings={**flat(to_dict(config)), **how_restored(config.sets.restored)},
+        settings=flat(to_dict(config)),
     )
 
 
-def how_restored(restored: Sequence[str]) -> dict[str, Any]:
-    """Return what pictures depend on, of the folders that `pipelines.restore` has made.
-
-    Args:
-        restored: NAME=FOLDER of each method.
-
-    Returns:
-        Each setting as ``restored.NAME.SETTING``; ``model`` is the digest of the bundle.
-    """
-    found: dict[str, Any] = {}
-    for name, where in named_folders(restored).items():
-        state = paths.path_of(where) / MADE_BY_RESTORE
-        if state.is_dir() and (text := paths.read_if_there(state / IDENTITY)) is not None:
-            found |= flat(json.loads(text), f"restored.{name}.")
-    return found
+def how_restored(folder: AnyPath) -> dict[str, Any]:
+    """Return what the pictures of a folder depend on, if `pipelines.restore` has made them."""
+    state = folder / MADE_BY_RESTORE
+    found = paths.read_if_there(state / IDENTITY) if state.is_dir() else None
+    return {} if found is None else flat(json.loads(found))
 
 
 class _Distance(NamedTuple):
@@ -109,9 +97,8 @@ class _Summarising:
         for role in ("hq", "posterior_mean"):
             if (refs := getattr(pairs, role)) is not None:
                 found[role] = self.results.pixels(refs.values())
-        if pairs.statistics:
-            with paths.fetched(paths.path_of(pairs.statistics)) as file:
-                found["set"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if pairs.stored is not None:
+            found["set"] = pairs.stored.sha256
         elif pairs.distribution is not None and self.results.metrics("set"):
             found["set"] = self.results.pixels(pairs.distribution.values())
         return found
@@ -130,8 +117,10 @@ class _Summarising:
 
     def method(self, name: str) -> Method:
         pairs = self.results.pairs
+        folder = named_folders(self.config.sets.restored)[name]
         return Method(
-            folder=dict(one.split("=", 1) for one in self.config.sets.restored)[name],
+            folder=folder,
+            restored=how_restored(paths.path_of(folder)),
             pixels=self.results.pixels(pairs.methods[name].values()),
             values={
                 metric: self._of_images(name, metric)
@@ -157,12 +146,8 @@ class _Summarising:
             device=self.results.device,
         )
 
-    @cached_property
-    def _columns(self) -> dict[str, dict[str, Floats]]:
-        return {method: self.results.columns(method) for method in self.results.pairs.methods}
-
     def _of_images(self, method: str, name: str) -> Value:
-        values = self._columns[method][name]
+        values = self.results.column(method, name)
         undefined = int(np.isnan(values).sum())
         if undefined == self.n:
             return Value(
@@ -190,32 +175,6 @@ class _Summarising:
     def _resampled(self, *columns: Floats) -> Floats:
         return resampled_means(np.stack(columns, axis=1), self.config.measure.bootstrap)
 
-    @cached_property
-    def _statistics(self) -> Statistics | None:
-        if not self.results.pairs.statistics:
-            return None
-        with paths.fetched(paths.path_of(self.results.pairs.statistics)) as file:
-            return read_statistics(file)
-
-    @cached_property
-    def _prepared(self) -> dict[tuple[str, str], "Compared"]:
-        """Keep what is made of the reference, by its features and by the function."""
-        return {}
-
-    def _reference(self, name: str) -> "Compared":
-        """Return what a metric of sets makes of the features that it compares the methods' with.
-
-        Raises:
-            ValueError: too few pictures for it.
-        """
-        metric = METRICS[name]
-        what = (metric.features, metric.prepare)
-        if what not in self._prepared:
-            refs = [*(self.results.pairs.distribution or {}).values()]
-            features = torch.from_numpy(self.results.features(refs, name))
-            self._prepared[what] = metric.prepared(features)
-        return self._prepared[what]
-
     def _of_sets(self, method: str, name: str) -> Value:
         found = self._distances[name][method]
         if found.value is None:
@@ -233,31 +192,54 @@ class _Summarising:
     @cached_property
     def _distances(self) -> dict[str, dict[str, _Distance]]:
         """By metric of whole sets and method."""
+        methods = self.results.pairs.methods
         return {
-            name: {method: self._distance(method, name) for method in self.results.pairs.methods}
+            name: {method: self._distance(method, name) for method in methods}
             for name in self.results.metrics("set")
         }
 
-    def _distance(self, method: str, name: str) -> _Distance:
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str], "Compared"]:
+        """What sets are compared with: by features, and by what is made of them."""
+        return {}
+
+    def _reference(self, name: str) -> "Compared":
+        """Return what the sets of all methods are compared with, once for all of them."""
+        metric = METRICS[name]
+        what = (metric.features, metric.prepare)
+        if what not in self._compared:
+            self._compared[what] = self._made_reference(name)
+        return self._compared[what]
+
+    def _made_reference(self, name: str) -> "Compared":
         pairs = self.results.pairs
-        distance, given = METRICS[name].distance_function(), self._statistics
-        mine = torch.from_numpy(self.results.features([*pairs.methods[method].values()], name))
+        if pairs.stored is not None:
+            return pairs.stored.statistics
+        refs = [*(pairs.distribution or {}).values()]
+        return METRICS[name].prepared(torch.from_numpy(self.results.features(refs, name)))
+
+    def _distance(self, method: str, name: str) -> _Distance:
+        distance = METRICS[name].distance_function()
+        refs = [*self.results.pairs.methods[method].values()]
+        mine = torch.from_numpy(self.results.features(refs, name))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
-                other = self._reference(name) if given is None else given
-                value = distance(mine, other)
+                reference = self._reference(name)
+                value = distance(mine, reference)
             except ValueError as error:  # one picture, or statistics of another network
                 return _Distance(None, np.empty(0), str(error))
             again = resampled_rows(
-                self.n, self.config.measure.set_bootstrap, lambda rows: distance(mine[rows], other)
+                self.n,
+                self.config.measure.set_bootstrap,
+                lambda rows: distance(mine[rows], reference),
             )
         return _Distance(value, again, str(said[0].message) if said else "")
 
     def differences(self) -> Iterator[Difference]:
         """Yield the difference of every two methods in every metric that has an interval."""
         for name in self.results.metrics("image"):
-            columns = {method: found[name] for method, found in self._columns.items()}
+            columns = {m: self.results.column(m, name) for m in self.results.pairs.methods}
             yield from paired(name, columns, self.config.measure.bootstrap)
         if self.config.measure.set_bootstrap:
             for name, found in self._distances.items():

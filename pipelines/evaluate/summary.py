@@ -4,8 +4,8 @@ Two values are compared only if their fingerprints are equal. Elsewhere the same
 scored an FID of 49.81 or 22.24, by which pictures they were compared with.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from infra.config import from_dict, pretty_json, read_object
@@ -41,13 +41,14 @@ class Fingerprint:
 def differing(one: Fingerprint, other: Fingerprint) -> list[str]:
     """Name what differs between two fingerprints, with both values."""
     return [
-        f"{part.name} {_short(getattr(one, part.name))} and {_short(getattr(other, part.name))}"
+        f"{part.name} {short(getattr(one, part.name))} and {short(getattr(other, part.name))}"
         for part in fields(Fingerprint)
         if getattr(one, part.name) != getattr(other, part.name)
     ]
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Write a part of a fingerprint: of a SHA-256 the first 12 digits, which tell any two apart."""
     text = str(value)
     return text[:12] if len(text) == 64 else text or "none"
 
@@ -77,6 +78,9 @@ class Method:
     """SHA-256 of its pictures' keys and levels."""
     values: Mapping[str, Value]
     """By metric."""
+    restored: Mapping[str, Any] = field(default_factory=dict)
+    """What its pictures depend on beside the inputs, if `pipelines.restore` has made them; "model"
+    is the digest of the bundle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +100,17 @@ class Difference:
     def is_clear(self) -> bool:
         """Tell whether the interval leaves out 0, and is of enough pictures to be believed."""
         return self.n >= FEWEST and (self.low > 0 or self.high < 0)
+
+    def turned(self) -> "Difference":
+        """Return the second minus the first."""
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            value=-self.value,
+            low=-self.high,
+            high=-self.low,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +164,13 @@ class Summary:
         """Return the metrics that any method has, in the order of the catalogue."""
         return list(dict.fromkeys(name for one in self.methods.values() for name in one.values))
 
+    def difference(self, metric: str, one: str, other: str) -> Difference | None:
+        """Return by how much a method's value is above another's; None where that is not known."""
+        for found in self.differences:
+            if found.metric == metric and {found.first, found.second} == {one, other}:
+                return found if found.first == one else found.turned()
+        return None
+
 
 def encoded(summary: Summary) -> bytes:
     """Return a summary as JSON."""
@@ -174,11 +196,3 @@ def read_summary(folder: AnyPath) -> Summary:
             "again into the same folder, which measures nothing anew"
         )
     return from_dict(Summary, found, str(path))
-
-
-def clear(differences: Iterable[Difference], metric: str, one: str, other: str) -> bool | None:
-    """Tell whether two methods clearly differ in a metric; None where that is not known."""
-    for difference in differences:
-        if difference.metric == metric and {difference.first, difference.second} == {one, other}:
-            return difference.is_clear
-    return None

@@ -66,6 +66,11 @@ class Group:
     features: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By role: metrics of sets whose features are wanted, one for each network."""
 
+    @property
+    def name(self) -> str:
+        """Tell it from other groups; another set may have a picture of the same key."""
+        return f"{self.key} of the distribution" if "distribution" in self.pictures else self.key
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
@@ -126,14 +131,14 @@ class MeasurePictures:
         self, group: Group, begun: Attempt, files: "FeatureFiles", failures: list[Failure]
     ) -> list[Measured]:
         """Measure a group of a unit that has killed a process; nothing else is under way."""
-        if begun.has_killed(group.key):
-            said = "measuring it killed the process twice"
+        if begun.has_killed(group.name):
+            said = "measuring the pictures of this key killed the process twice"
             failures += [
                 Failure(option=ref.origin, key=group.key, reason="crashed", detail=said)
                 for ref in group.pictures.values()
             ]
             return []
-        with begun.doing(group.key):
+        with begun.doing(group.name):
             return list(self._together([group], files, failures))
 
     def _together(

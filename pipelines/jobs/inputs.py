@@ -9,14 +9,15 @@ from infra.paths import AnyPath
 from pipelines.jobs.progress import progress
 
 
-def listed(inputs: Sequence[str], kept: AnyPath) -> Listing:
+def listed(inputs: Sequence[str], kept: AnyPath, option: str = "--input") -> Listing:
     """List everything in all inputs, with a line and a progress bar for archives that are new.
 
     Args:
         inputs: as `list_images` takes them.
         kept: folder of what is kept of archives.
+        option: that names the inputs, for the messages.
     """
-    return list_images(inputs, kept, _watch)
+    return list_images(inputs, kept, _watch, option)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,12 @@ th { font-weight: 600; border-bottom: 1px solid var(--faint); }
 td { overflow-wrap: anywhere; }
 td:first-child { min-width: 7em; }
 td.number, th.number { text-align: right; white-space: nowrap; }
+td small { display: block; color: var(--soft); font-size: .82em; }
+.best { font-weight: 700; }
+.second { text-decoration: underline; text-underline-offset: .2em; }
+.faint { color: var(--soft); }
+.wide { overflow-x: auto; }
+.grid { display: grid; gap: 0 2em; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(8em, 1fr)); gap: 1em;
   margin: 0; }
 dt { color: var(--soft); font-size: .85em; }
@@ -47,12 +54,14 @@ figcaption b { color: var(--ink); }
 .beside p { flex-basis: 100%; margin: 0; overflow-wrap: anywhere; }
 .beside figure { width: auto; flex: 1 1 9.5em; }
 .beside img { width: 100%; height: auto; }
+.grid .beside figure { flex-basis: 5em; }
 svg { display: block; max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink); font-variant-numeric: tabular-nums; }
 @media print {
   body { margin: 0; padding: 0; font-size: 11px; print-color-adjust: exact; }
   h2 { break-after: avoid; }
   figure, svg, tr, .beside { break-inside: avoid; }
+  .wide { overflow: visible; }
   .gallery figure, .gallery img { width: 106px; }
   .gallery img { height: 106px; }
 }
@@ -69,6 +78,17 @@ class Thumbnail:
     """First line below the picture, in bold, such as a score."""
     caption: str
     """Second line below the picture, such as a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A value in a table with what is said of it; such a column is set to the right."""
+
+    text: str
+    below: str = ""
+    """In small print."""
+    mark: Literal["best", "second", "faint"] | None = None
+    """How it stands out: bold, underlined, or grey."""
 
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
@@ -99,17 +119,23 @@ def facts(values: Mapping[str, str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Show a table; columns of numbers are set to the right with as many decimals in each row."""
+    """Show a table; columns of numbers are set to the right with as many decimals in each row.
+
+    A table that is wider than the page is moved sideways by itself.
+    """
     numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
 
     def line(tag: str, cells: Sequence[object]) -> str:
         return "".join(
-            f"<{tag}{' class=number' * right}>{escape(_text(cell, exact=not right))}</{tag}>"
+            f"<{tag}{' class=number' * right}>{_inside(cell, exact=not right)}</{tag}>"
             for cell, right in zip(cells, numeric, strict=True)
         )
 
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
+    return (
+        f'<div class="wide"><table><thead><tr>{line("th", header)}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def bars(values: Mapping[str, float], *, unit: str = "", colour: str = DROPPED) -> str:
@@ -240,6 +266,12 @@ def beside(
     return f'<div class="beside"><p><b>{_breakable(title)}</b></p>{figures}{remarks}</div>'
 
 
+def grid(items: Sequence[str], least: int) -> str:
+    """Show pieces in as many columns as the page has room for, ``least`` CSS pixels wide each."""
+    columns = f"repeat(auto-fill, minmax(min(100%, {least}px), 1fr))"
+    return f'<div class="grid" style="grid-template-columns:{columns}">{"".join(items)}</div>'
+
+
 def data_uri(image: npt.NDArray[np.uint8], side: int) -> str:
     """Encode RGB uint8 [H, W, 3] as a small JPEG inside a URI."""
     picture = Image.fromarray(image)
@@ -281,7 +313,16 @@ def _box(x: float, y: float, width: float, height: float, colour: str, title: st
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float | Cell) and not isinstance(value, bool)
+
+
+def _inside(cell: object, *, exact: bool) -> str:
+    """Return what stands in a cell of a table."""
+    if not isinstance(cell, Cell):
+        return escape(_text(cell, exact=exact))
+    text = escape(cell.text)
+    marked = f'<span class="{cell.mark}">{text}</span>' if cell.mark else text
+    return marked + (f"<small>{escape(cell.below)}</small>" if cell.below else "")
 
 
 def _text(value: object, *, exact: bool = False) -> str:

@@ -162,7 +162,7 @@ def plot(
 
 def _axes(across: Scale, up: Scale, width: int, height: int) -> Iterator[str]:
     base, end = height - BOTTOM, width - RIGHT
-    for tick in up.ticks(max(3, height // 60)):
+    for tick in up.ticks(max(5, height // 60)):
         yield f'<path d="M{LEFT} {up(tick):.1f}H{end}" stroke="{FAINT}"/>'
         yield _text(LEFT - 8, up(tick) + 4, _number(tick), "end")
     for tick in across.ticks(max(3, width // 90)):

@@ -14,6 +14,8 @@ STATE = ".restore"
 """Folder of an output with the state of its job."""
 Method = Literal["latent-pmrf", "pmrf", "posterior-mean", "vae-reconstruction", "spandrel"]
 Device = Literal["cuda", "cpu"]
+Solver = Literal["euler", "heun"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -28,7 +30,7 @@ class ModelRule:
     of another restorer, such as GFPGAN, with the extra `comparators`."""
     steps: PositiveInt | None = None
     """Of the solver; None: as the model says, 25 in the paper."""
-    solver: Literal["euler", "heun"] | None = None
+    solver: Solver | None = None
     """Heun's method evaluates the network twice in a step; None: as the model says."""
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
     """How far the flow may go from the posterior mean, 0, to what it was trained for, 1."""
@@ -36,7 +38,7 @@ class ModelRule:
     """Standard deviation of the source's noise; None: as the model was trained."""
     seed: int = 0
     """Of the noise, which is a function of (seed, key)."""
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the networks: float32, in which an encoder that was trained in less stays as it was; tf32:
     in products on NVIDIA GPUs; bfloat16: autocast."""
 
@@ -72,7 +74,7 @@ class RestoreRule(ModelRule):
         refuse_tf32(self.precision, self.device)
 
 
-def refuse_tf32(precision: str, device: Device | None) -> None:
+def refuse_tf32(precision: Precision, device: Device | None) -> None:
     """Refuse a precision that a device has not.
 
     Raises:

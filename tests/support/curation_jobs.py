@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class InProcess:
     ) -> Iterator[dict[str, Any]]:
         """Do every unit, backwards: no result may depend on the order."""
         self.times.append(StageTime(name))
+        sent = pickle.dumps((worker, tuple(arguments)))  # as Ray sends them to a process
+        worker, arguments = pickle.loads(sent)
         work = worker(*arguments) if units else None
         for unit in reversed(units):
             assert work is not None

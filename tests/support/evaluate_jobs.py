@@ -1,13 +1,20 @@
 """Evaluation without Ray: the same workers in this process, small folders and jobs for them."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
+from models.metrics.catalog import METRICS, Judge
 from pipelines.evaluate.config import EvaluateConfig, MeasureConfig, SetsConfig
 from pipelines.evaluate.job import Evaluation
 from pipelines.evaluate.summary import Summary
@@ -73,3 +80,35 @@ def numbers(summary: Summary) -> dict[str, dict[str, float | None]]:
         method: {name: value.value for name, value in one.values.items()}
         for method, one in summary.methods.items()
     }
+
+
+def small_sets(patch: pytest.MonkeyPatch) -> list[int]:
+    """Have FID's metrics compare the features of a small network, for Inception's file has 95 MB.
+
+    Args:
+        patch: undoes it.
+
+    Returns:
+        A list that grows by the number of pictures of each pass of the network.
+    """
+    passes: list[int] = []
+    monkey = f"{__name__}:load_small_network"
+    for name in ("fid", "fid_legacy"):
+        patch.setitem(METRICS, name, replace(METRICS[name], loader=monkey))
+    patch.setattr(f"{__name__}.PASSES", passes)
+    return passes
+
+
+PASSES: list[int] = []
+
+
+def load_small_network(variant: str, folder: object, device: torch.device | str) -> Judge:
+    """Load a convolution with seeded weights, whose means over places are 6 features."""
+    generator = torch.Generator().manual_seed(len(variant))
+    weights = torch.randn(6, 3, 3, 3, generator=generator).to(device)
+
+    def compute(images: Tensor) -> Tensor:
+        PASSES.append(len(images))
+        return F.conv2d(images.float() / 255, weights).abs().mean(dim=(2, 3))
+
+    return Judge(compute, hashlib.sha256(weights.cpu().numpy().tobytes()).hexdigest())

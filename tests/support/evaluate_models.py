@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.folders.bucket_path import BucketPath
 from pipelines.evaluate.config import EvaluateConfig, InputConfig, MeasureConfig, SetsConfig
 from pipelines.evaluate.restoring import run
 from pipelines.evaluate.summary import Summary
@@ -42,7 +43,7 @@ def parts(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
         **defaults,
         **fields,
     }
-    plain = {n: str(v) if hasattr(v, "joinpath") else v for n, v in given.items()}
+    plain = {n: str(v) if isinstance(v, Path | BucketPath) else v for n, v in given.items()}
     return {
         name: cls(**{f.name: plain.pop(f.name) for f in dataclasses.fields(cls) if f.name in plain})
         for name, cls in PARTS.items()

@@ -1,18 +1,20 @@
 """What a network costs, counted without running it, and what the device that runs it can do."""
 
 import copy
+import functools
 import resource
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from infra.distributed import gathered, world_size
+from models.flops import counted
 from trainers.loop.config import Precision
 
+C = TypeVar("C")
 A100: dict[Precision, float] = {"bf16": 312, "fp32": 156}
 PEAKS: dict[str, dict[Precision, float]] = {
     # TFLOP/s of dense matrices, by the name that CUDA reports. `fp32` is the rate of TF32, in which
@@ -46,10 +48,18 @@ def forward_flops(build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> i
         build: makes the network; nothing is allocated for it.
         shapes: of its inputs.
     """
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network: Any = build()
-        network(*(torch.empty(shape) for shape in shapes))
-    return int(counter.get_total_flops())
+    with torch.device("meta"):
+        return counted(build(), *(torch.empty(shape) for shape in shapes))
+
+
+@functools.cache
+def flops_of(build: Callable[[C], nn.Module], config: C, *shapes: tuple[int, ...]) -> int:
+    """Count as `forward_flops` the network that ``build`` makes of ``config``, once in a process.
+
+    To count is to walk the whole network in Python, which for a small one takes longer than to
+    build and to run it.
+    """
+    return forward_flops(lambda: build(config), *shapes)
 
 
 def encoder_flops(vae: Any, shape: tuple[int, ...]) -> int:
@@ -76,11 +86,16 @@ def memory_gb(parameters: int, ranks: int, zero_stage: int, averages: int) -> di
     return {**sharded, "averages": (averages + 1) * gb}
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name that CUDA reports, or the type of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def peak_tflops(device: torch.device, precision: Precision) -> float | None:
     """Look up what a device computes at most, TFLOP/s; None for CPUs and GPUs not in `PEAKS`."""
     if device.type != "cuda":
         return None
-    return PEAKS.get(torch.cuda.get_device_name(device), {}).get(precision)
+    return PEAKS.get(device_name(device), {}).get(precision)
 
 
 def job_peak_tflops(device: torch.device, precision: Precision) -> float | None:

@@ -32,7 +32,7 @@ from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
 from trainers.loop.changes import check_changes, clipping_at, rate_at
 from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.config import TrainerConfig
-from trainers.loop.cost import job_peak_tflops, memory_gb, peak_memory_gb
+from trainers.loop.cost import device_name, job_peak_tflops, memory_gb, peak_memory_gb
 from trainers.loop.dry_run import dry_run
 from trainers.loop.engine import Engine, join, leave, leave_refused
 from trainers.loop.log import StepAverages, clock
@@ -83,7 +83,11 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
             folder=place.folder,
             name=path_of(loop.output).name,
             params={**to_dict(config), **task.facts()},
-            resume=Resume(training.token, training.first or -1, tags(training.origin)),
+            resume=Resume(
+                training.token,
+                training.first or -1,
+                {**tags(training.origin), "ranks": str(plan.ranks), "device": device_name(device)},
+            ),
             track=loop.track,
         ) as tracked:
             place.send_files()

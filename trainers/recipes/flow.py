@@ -26,7 +26,7 @@ from models.predictor.swinir import SwinIR
 from models.rectified_flow import flow_matching_loss, interpolate, regress
 from models.restorer import Restorer
 from models.velocity import hdit, looformer
-from trainers.loop.cost import encoder_flops, forward_flops
+from trainers.loop.cost import encoder_flops, flops_of, forward_flops
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Finished, Runner, Validation, by_name, unwatched
@@ -221,16 +221,19 @@ class FlowTask:
             except CheckpointError as error:
                 raise UserError(f"--regressor {self.config.regressor}: {error}") from error
         try:
-            self.flops_per_sample()
+            self._flops = self._count()
         except ValueError as error:
             raise UserError(f"--model {self.config.model}: {error}") from error
 
     def flops_per_sample(self) -> int:
-        """Count forward and backward of the network, and online the frozen networks' forward."""
+        """Return what forward and backward take, and online the frozen networks' forward."""
+        return self._flops
+
+    def _count(self) -> int:
         inputs = [(1, *self.shape), (1,)]
         if self.config.conditional:
             inputs.append((1, *self.shape))
-        flops = 3 * forward_flops(lambda: _build(self._config), *inputs)
+        flops = 3 * flops_of(_build, self._config, *inputs)
         if self.config.draws == "online":
             predicting, encoding = self._frozen_flops()
             flops += predicting + 2 * encoding
@@ -243,7 +246,7 @@ class FlowTask:
         side = (1, 3, self.shape[1] * factor, self.shape[2] * factor)
         predicting = 0
         if predictor is not None and self.config.source != "lq":
-            predicting = forward_flops(lambda: SwinIR(predictor.config), side)
+            predicting = flops_of(SwinIR, predictor.config, side)
         return predicting, 0 if vae is None else encoder_flops(vae, side)
 
     def facts(self) -> dict[str, Any]:
@@ -278,6 +281,12 @@ class FlowTask:
         """Tell what restores with the network beside it; a regressor by itself restores nothing."""
         return None if self.config.stage == "regressor" else to_dict(self._facts)
 
+    def _degradation(self) -> dict[str, Any]:
+        """Return what makes LQ of HQ in this run; empty where the latents do not say."""
+        if self.config.degradation is None and "degradation" not in self.identity:
+            return {}
+        return to_dict(degradation(self.config, self.identity))
+
     @functools.cached_property
     def _facts(self) -> FlowFacts:
         config = self.config
@@ -286,6 +295,7 @@ class FlowTask:
             max_steps=config.loop.max_steps,
             batch=config.engine.global_batch_size,
             data=by_name(self.data()),
+            degradation=self._degradation(),
             held_out=None if judged is None else held_out_count(judged, config.loop),
             versions=versions(),
         )

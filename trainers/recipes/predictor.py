@@ -17,7 +17,7 @@ from infra.tracking.models import FinishedModel
 from models.checkpoint import save_checkpoint
 from models.predictor.swinir import SwinIR, load_predictor, preset
 from models.ranges import model_to_unit, to_uint8, unit_to_model
-from trainers.loop.cost import forward_flops
+from trainers.loop.cost import flops_of
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Finished, Runner, Validation, unwatched
@@ -99,7 +99,7 @@ class PredictorTask:
     def flops_per_sample(self) -> int:
         """Count forward and backward of the predictor."""
         height, width, _ = self.sets[0].pixels(0).shape
-        return 3 * forward_flops(lambda: SwinIR(self.network.config), (1, 3, height, width))
+        return 3 * flops_of(SwinIR, self.network.config, (1, 3, height, width))
 
     def data(self) -> list[tuple[str, str, str, str]]:
         """Name the image sets."""

@@ -21,7 +21,7 @@ from models.noise import Purpose
 from models.ranges import to_uint8
 from models.vae.folder import load_sim_vae, save_sim_vae
 from models.vae.sim_vae import SimVAE, preset
-from trainers.loop.cost import forward_flops
+from trainers.loop.cost import flops_of
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Finished, Runner, Validation, unwatched
@@ -156,11 +156,11 @@ class VAETask:
     def flops_per_sample(self) -> int:
         """Count forward and backward of the autoencoder, and VGG on both images and back once."""
         side = self.config.crop
-        vae = forward_flops(lambda: SimVAE(self.network.config), (1, 3, side, side))
+        vae = flops_of(SimVAE, self.network.config, (1, 3, side, side))
         vgg = 0
         if self.loss.perceptual is not None:
             layers = tuple(self.loss.perceptual.layers)
-            vgg = forward_flops(lambda: _Features(layers), (1, 3, side, side))
+            vgg = flops_of(_Features, layers, (1, 3, side, side))
         return 3 * (vae + vgg)
 
     def data(self) -> list[tuple[str, str, str, str]]:

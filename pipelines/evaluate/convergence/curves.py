@@ -18,11 +18,11 @@ from pipelines.evaluate.convergence.records import SECONDS, TFLOPS, VALIDATION, 
 Floats = npt.NDArray[np.float64]
 COSTS = {
     "steps": "optimizer steps",
-    "flops": "FLOPs of the training steps",
-    "flops_and_encoding": "FLOPs with the encoding of the latents",
-    "hours": "hours of training",
+    "flops": "training FLOPs",
+    "flops_and_encoding": "FLOPs with encoding",
+    "hours": "training hours",
 }
-"""What quality is paid in."""
+"""What quality is paid in; with encoding, the latents of the training set are counted too."""
 FORK = "parent.run"  # the tag of a run that was forked from another
 
 

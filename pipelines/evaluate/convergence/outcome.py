@@ -1,21 +1,14 @@
-"""Runs in groups, their curves and comparisons, and what a reader has to know of them."""
+"""Runs in groups, their curves, and how every group compares with the first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.errors import UsageError
 from models.metrics.catalog import METRICS
-from pipelines.evaluate.convergence.comparable import (
-    metrics_of,
-    partly_recorded,
-    refuse_incomparable,
-)
-from pipelines.evaluate.convergence.curves import COSTS, FORK, Curve, curve, unknown_costs
+from pipelines.evaluate.convergence.comparable import metrics_of, refuse_incomparable
+from pipelines.evaluate.convergence.curves import COSTS, Curve, curve, unknown_costs
 from pipelines.evaluate.convergence.records import RunRecord, read_run
 from pipelines.evaluate.convergence.speedup import Comparison, compare
-
-BATCH = "engine.global_batch_size"
-OF_THE_LOOP = ("loop.seed", "loop.max_steps")  # what else the loop is told changes no curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +26,11 @@ class Group:
 
     name: str
     members: tuple[Member, ...]
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """Return the runs."""
+        return [member.record for member in self.members]
 
     def curves(self, metric: str) -> list[Curve]:
         """Return the curves of all seeds."""
@@ -57,7 +55,6 @@ class Outcome:
     """The first is the baseline."""
     metrics: tuple[str, ...]
     compared: tuple[Compared, ...]
-    notes: tuple[str, ...]
 
     @property
     def baseline(self) -> Group:
@@ -67,18 +64,7 @@ class Outcome:
     @property
     def records(self) -> list[RunRecord]:
         """Return all runs."""
-        return [member.record for group in self.groups for member in group.members]
-
-    def differing(self) -> dict[str, list[str]]:
-        """Return the settings in which runs differ, with the value of each run."""
-        records = self.records
-        names = dict.fromkeys(name for one in records for name in one.params)
-        values = {
-            name: [one.params.get(name, "not recorded") for one in records]
-            for name in names
-            if name in OF_THE_LOOP or not name.startswith(("loop.", "validation."))
-        }
-        return {name: some for name, some in values.items() if len(set(some)) > 1}
+        return [record for group in self.groups for record in group.records]
 
 
 def find(named: Sequence[tuple[str, Sequence[str]]], asked: Sequence[str]) -> Outcome:
@@ -108,7 +94,7 @@ def find(named: Sequence[tuple[str, Sequence[str]]], asked: Sequence[str]) -> Ou
         for other in groups[1:]
         for cost in COSTS
     )
-    return Outcome(groups, metrics, compared, tuple(_notes(groups)))
+    return Outcome(groups, metrics, compared)
 
 
 def _refuse_twice(records: Sequence[RunRecord]) -> None:
@@ -146,36 +132,3 @@ def _compared(baseline: Group, other: Group, metric: str, cost: str) -> Comparis
         cost,
         higher_is_better=METRICS[metric].higher_is_better,
     )
-
-
-def _notes(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield what else bears on the comparison, in sentences."""
-    members = [member for group in groups for member in group.members]
-    records = [member.record for member in members]
-    batches = {one.source: one.params.get(BATCH, "an unknown number of") for one in records}
-    if len(set(batches.values())) > 1:
-        sizes = ", ".join(f"{size} samples in {source}" for source, size in batches.items())
-        yield f"Steps are of different batches ({sizes}): compare FLOPs rather than steps."
-    hosts = sorted({one.tags.get("host", "not recorded") for one in records})
-    if len(hosts) > 1:
-        yield f"Hours are of different machines (hosts: {', '.join(hosts)})."
-    for record in records:
-        if FORK in record.tags:
-            yield f"{record.source} is a fork of the run {record.tags[FORK]}."
-        if begun := record.tags.get("init.from"):
-            yield f"{record.source} did not begin with random weights, but with those of {begun}."
-        for cost, why in unknown_costs(record).items():
-            yield f"{record.source}: {COSTS[cost]} are unknown: {why}."
-    for member in members:
-        for metric, one in member.curves.items():
-            if one.undefined:
-                yield (
-                    f"{member.record.source}: {one.undefined} of its validations have no finite "
-                    f"{metric} and are left out."
-                )
-    if before := partly_recorded(records):
-        yield (
-            f"{', '.join(before)}: recorded by a version that did not tell yet what a validation "
-            "depends on. The metrics of LQ and HQ agree, so the pictures are the same; whether the "
-            "weights of the metrics are is not known."
-        )

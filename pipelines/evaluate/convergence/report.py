@@ -20,8 +20,9 @@ from pipelines.evaluate.convergence.curves import (
     flops_of_steps,
     unknown_costs,
 )
-from pipelines.evaluate.convergence.outcome import BATCH, Compared, Group, Member, Outcome
-from pipelines.evaluate.convergence.speedup import RESAMPLES, SEEDS, SpeedUp
+from pipelines.evaluate.convergence.notes import BATCH, NOT_RECORDED, differing, machine, notes
+from pipelines.evaluate.convergence.outcome import Compared, Group, Member, Outcome
+from pipelines.evaluate.convergence.speedup import RESAMPLES, SEEDS, Bound, SpeedUp
 from pipelines.jobs import page
 from pipelines.jobs.plots import Axis, Series, plot
 
@@ -29,6 +30,7 @@ PAGE, EVERYTHING, TABLE = "convergence.html", "convergence.json", "curves.csv"
 VERSION = 1
 DRAWN = ("steps", "flops", "hours")
 EVERY = 4  # of so many levels, one is drawn
+SIDE, HEIGHT = 470, 330  # of a drawing, in CSS pixels
 
 
 def write(outcome: Outcome, folder: AnyPath) -> str:
@@ -42,7 +44,7 @@ def write(outcome: Outcome, folder: AnyPath) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    said = [*_without(outcome), *outcome.notes, str(folder / PAGE)]
+    said = [*_without(outcome), *notes(outcome), str(folder / PAGE)]
     return "\n".join([*(lines if len(rows) > 1 else ()), *said]) + "\n"
 
 
@@ -74,7 +76,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "baseline": outcome.baseline.name,
         "metrics": list(outcome.metrics),
         "costs": COSTS,
-        "notes": list(outcome.notes),
+        "notes": notes(outcome),
         "speedups": [
             {
                 "metric": one.metric,
@@ -83,6 +85,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "cost": one.cost,
                 "headline": None if one.found.headline is None else asdict(one.found.headline),
                 "why_none": one.found.why_none,
+                "bound": None if one.found.bound is None else asdict(one.found.bound),
                 "levels": [asdict(speedup) for speedup in one.found.speedups],
             }
             for one in outcome.compared
@@ -92,7 +95,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             for group in outcome.groups
             for member in group.members
         ],
-        "differing_settings": outcome.differing(),
+        "differing_settings": differing(outcome.records),
     }
 
 
@@ -142,41 +145,45 @@ def _speedups(outcome: Outcome) -> str:
         "Speed-up: what the first group had spent when its best value so far came to the level, "
         "over what the other had; below 1 the other is slower. Between two validations the value "
         "is interpolated in the logarithm of the cost; nothing is extrapolated. The level is the "
-        "best that all runs of both groups reach."
+        "best that all runs of both groups reach, or without one the first of the better group."
     ) + page.note(
-        "Lowest to highest: every crossing anywhere between the two validations around it, and of "
-        f"each group any seed. Over seeds: an interval of 95 % of {RESAMPLES:,} resamples, from "
-        f"{SEEDS} seeds a group on. A run records the mean over its images only, so that neither "
-        "holds what another choice of images would change."
+        "Range: from the lowest to the highest ratio that is possible with every crossing anywhere "
+        "between the two validations around it, and of each group any seed. Over seeds: the "
+        f"interval of 95 % of {RESAMPLES:,} resamples, from {SEEDS} seeds a group on. A run "
+        "records the mean over its images only, so that neither holds what another choice of "
+        "images would change."
     )
-    notes = "".join(map(page.note, [*_without(outcome), *outcome.notes]))
-    return (page.table(_headings(outcome), rows) + explained if rows else "") + notes
+    several = [group.name for group in outcome.groups if len(group.members) > 1]
+    drawn = [
+        f"The curve of {name} is the mean of its seeds, at the steps that all of them validated, "
+        "with bars from the lowest to the highest."
+        for name in several
+    ]
+    remarks = "".join(map(page.note, [*drawn, *_without(outcome), *notes(outcome)]))
+    return (page.table(_headings(outcome), rows) + explained if rows else "") + remarks
 
 
 def _headings(outcome: Outcome) -> list[str]:
     first = f"{outcome.baseline.name} spent"
-    return ["metric", "level", "cost", first, "group", "spent", "speed-up", "range", "over seeds"]
+    return ["level", "cost", first, "group", "spent", "speed-up", "range", "over seeds"]
 
 
 def _headlines(outcome: Outcome) -> Iterator[list[str]]:
-    """Yield a row for each metric, group and cost that has a speed-up: that at the best level."""
+    """Yield a row for each metric, group and cost: the speed-up at the best level, or its bound."""
     for one in outcome.compared:
-        found = one.found.headline
+        found = one.found.headline or one.found.bound
         if found is None:
             continue
         spent = [_spent(value, one.cost) for value in (found.baseline, found.other)]
-        sampled = "-" if found.sampled is None else _range(*found.sampled)
-        yield [
-            f"{one.metric} {_arrow(one.metric)}",
-            f"{found.level:.4g}",
-            COSTS[one.cost],
-            spent[0],
-            one.group,
-            spent[1],
-            f"{found.ratio:.3g}",
-            _range(found.low, found.high),
-            sampled,
-        ]
+        if isinstance(found, Bound):
+            marks = (">", "\N{LESS-THAN OR EQUAL TO}")[:: 1 if found.is_lowest else -1]
+            spent = [f"{mark} {text}" for mark, text in zip(marks, spent, strict=True)]
+            told = [f"{'>' if found.is_lowest else '<'} {found.ratio:.3g}", "-", "-"]
+        else:
+            sampled = "-" if found.sampled is None else _range(*found.sampled)
+            told = [f"{found.ratio:.3g}", _range(found.low, found.high), sampled]
+        level = f"{one.metric} {_arrow(one.metric)} {found.level:.4g}"
+        yield [level, COSTS[one.cost], spent[0], one.group, spent[1], *told]
 
 
 def _without(outcome: Outcome) -> Iterator[str]:
@@ -188,17 +195,19 @@ def _without(outcome: Outcome) -> Iterator[str]:
             reasons.setdefault(key, []).append(COSTS[one.cost])
     for (metric, group, why), costs in reasons.items():
         yield (
-            f"There is no speed-up of {group} over {outcome.baseline.name} by {metric} in "
+            f"The speed-up of {group} over {outcome.baseline.name} by {metric} is not known in "
             f"{', '.join(costs)}: {why}."
         )
 
 
 def _range(low: float, high: float) -> str:
-    return f"{low:.3g} to {high:.3g}"
+    return f"{low:.3g}\N{EN DASH}{high:.3g}"
 
 
 def _spent(value: float, cost: str) -> str:
-    return f"{value:,.0f}" if cost == "steps" else f"{value:.4g}"
+    if cost == "steps":
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if cost == "hours" else _scientific(value)
 
 
 def _arrow(metric: str) -> str:
@@ -206,31 +215,29 @@ def _arrow(metric: str) -> str:
 
 
 def _drawings(outcome: Outcome) -> Iterator[tuple[str, str]]:
-    """Yield the sections of each metric: its curves, and the speed-up against the level."""
+    """Yield a section for each metric: its curves, and the speed-up against the level."""
     for metric in outcome.metrics:
-        y = Axis(label=f"{metric} {_arrow(metric)}")
-        drawn = [
-            plot(
-                [_series(group, metric, cost) for group in outcome.groups],
-                Axis(label=COSTS[cost], is_log=True),
-                y,
-            )
-            for cost in DRAWN
-        ]
-        several = any(len(group.members) > 1 for group in outcome.groups)
-        remark = page.note(
-            "Of several seeds: their mean, at the steps that all of them validated, and bars from "
-            "the lowest to the highest."
-        )
-        yield f"{metric} {_arrow(metric)}", "".join(drawn) + (remark if several else "")
-        for group in outcome.groups[1:]:
-            found = [
-                one for one in outcome.compared if (one.metric, one.group) == (metric, group.name)
-            ]
-            series = [_against_level(one) for one in found if one.found.speedups]
-            x, ratio = Axis(label=f"level of {metric}"), Axis(label="speed-up", is_log=True)
-            title = f"{metric}: speed-up of {group.name} over {outcome.baseline.name} by level"
-            yield title, plot(series, x, ratio)
+        drawn = [_curves(outcome, metric, cost) for cost in DRAWN]
+        drawn += [_by_level(outcome, metric, group.name) for group in outcome.groups[1:]]
+        cells = "".join(f'<div style="width:{SIDE}px">{one}</div>' for one in drawn if one)
+        grid = f'<div style="display:flex;flex-wrap:wrap;gap:0 20px">{cells}</div>'
+        yield f"{metric} {_arrow(metric)}", grid
+
+
+def _curves(outcome: Outcome, metric: str, cost: str) -> str:
+    """Draw a metric against a cost, a line for each group."""
+    series = [_series(group, metric, cost) for group in outcome.groups]
+    y = Axis(label=f"{metric} {_arrow(metric)}")
+    return plot(series, Axis(label=COSTS[cost], is_log=True), y, width=SIDE, height=HEIGHT)
+
+
+def _by_level(outcome: Outcome, metric: str, group: str) -> str:
+    """Draw the speed-up of a group against the level of a metric, a line for each cost."""
+    found = [one for one in outcome.compared if (one.metric, one.group) == (metric, group)]
+    series = [_against_level(one) for one in found if one.found.speedups]
+    x = Axis(label=f"level of {metric} {_arrow(metric)}")
+    y = Axis(label=f"speed-up of {group} over {outcome.baseline.name}", is_log=True)
+    return plot(series, x, y, width=SIDE, height=HEIGHT)
 
 
 def _series(group: Group, metric: str, cost: str) -> Series:
@@ -263,7 +270,7 @@ def _against_level(one: Compared) -> Series:
 
 
 def _runs(outcome: Outcome) -> str:
-    header = ["group", "run", "last step", "batch", "FLOPs a step", "encoding", "hours", "host"]
+    header = ["group", "run", "last step", "batch", "FLOPs a step", "encoding", "hours", "machine"]
     return page.table(
         header,
         [
@@ -286,17 +293,27 @@ def _row(group: str, member: Member, metrics: Sequence[str]) -> list[str]:
         _scientific(_flops_of_a_step(member)),
         "none" if encoding == 0 else _scientific(encoding),
         f"{hours:.3g}" if math.isfinite(hours) else "-",
-        record.tags.get("host", "-"),
+        machine(record),
     ]
 
 
 def _scientific(value: float | None) -> str:
-    return "not recorded" if value is None else f"{value:.4g}"
+    """Write a count of operations, such as 1.2e19."""
+    return NOT_RECORDED if value is None else f"{value:.3g}".replace("e+", "e")
 
 
 def _settings(outcome: Outcome) -> str:
-    rows = [[name, *values] for name, values in outcome.differing().items()]
-    return page.table(["setting", *(one.source for one in outcome.records)], rows) if rows else ""
+    """Show the settings in which runs differ, a column for each group."""
+    rows = [
+        [name, *(_setting(group, name) for group in outcome.groups)]
+        for name in differing(outcome.records)
+    ]
+    return page.table(["setting", *(group.name for group in outcome.groups)], rows) if rows else ""
+
+
+def _setting(group: Group, name: str) -> str:
+    """Return the values that a group's runs have of a setting, each once."""
+    return ", ".join(dict.fromkeys(one.params.get(name, NOT_RECORDED) for one in group.records))
 
 
 def _validated(outcome: Outcome) -> str:

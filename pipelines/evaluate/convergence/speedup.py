@@ -8,7 +8,9 @@ validations, a before it and b: with the best values q_a and q_b, and the costs 
 The speed-up is the ratio of the geometric means of the costs of two groups, the baseline's over the
 other's. Its lowest and highest value take every crossing anywhere from c_a to c_b, and of each
 group any seed. A level that a run has reached at its first validation after step 0 is crossed at an
-unknown cost, and one that it never reaches at none: there is no ratio at either.
+unknown cost, and one that it never reaches at none: there is no ratio at either. If one group was
+better at its first validation than the other ever was, there is a bound: it had spent at most what
+it had then, and the other would have had to spend more than all that it did.
 """
 
 import math
@@ -53,6 +55,19 @@ class SpeedUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """What is known of the speed-up at a level that one group had at first, the other never."""
+
+    level: float
+    ratio: float
+    is_lowest: bool
+    """Whether the speed-up is more than ``ratio``, for the other group was the better; or less."""
+    baseline: float
+    """What the baseline had spent at its last validation, or if it was the better at its first."""
+    other: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rising:
     """A curve turned so that more is better, without step 0 and what has no known cost."""
 
@@ -85,6 +100,8 @@ class Comparison:
     """At levels from the worst that can be compared to the best that all runs reach."""
     why_none: str = ""
     """Why there is none, in a sentence."""
+    bound: Bound | None = None
+    """What is known without one."""
 
     @property
     def headline(self) -> SpeedUp | None:
@@ -112,18 +129,30 @@ def compare(
         return Comparison((), "a run has no validation whose cost is known")
     worst = max(float(one.best[0]) for one in both)
     best = min(float(one.best[-1]) for one in both)
+    sign = 1 if higher_is_better else -1
     if best <= worst:
-        sign = 1 if higher_is_better else -1
-        return Comparison(
-            (),
+        why = (
             "no level was reached by all runs after their first validations: one was at "
-            f"{sign * worst:.4g} at its first, and one never came beyond {sign * best:.4g}",
+            f"{sign * worst:.4g} at its first, and one never came beyond {sign * best:.4g}"
         )
+        bound = _bound(mine, theirs)
+        return Comparison((), why, bound and replace(bound, level=sign * bound.level))
     levels = np.linspace(worst, best, LEVELS + 1)[1:]
     found = [_at(float(level), mine, theirs) for level in levels]
-    if higher_is_better:
-        return Comparison(tuple(found))
-    return Comparison(tuple(replace(one, level=-one.level) for one in found))
+    return Comparison(tuple(replace(one, level=sign * one.level) for one in found))
+
+
+def _bound(baseline: Sequence[Rising], other: Sequence[Rising]) -> Bound | None:
+    """Return the bound, if all seeds of one group began better than any of the other ended."""
+    for better, worse in ((other, baseline), (baseline, other)):
+        level = float(min(one.best[0] for one in better))
+        if max(one.best[-1] for one in worse) < level:
+            least = float(min(one.costs[-1] for one in worse))
+            most = float(max(one.costs[0] for one in better))
+            is_lowest = better is other
+            spent = (least, most) if is_lowest else (most, least)
+            return Bound(level, spent[0] / spent[1], is_lowest, *spent)
+    return None
 
 
 def _at(level: float, baseline: Sequence[Rising], other: Sequence[Rising]) -> SpeedUp:

@@ -7,7 +7,7 @@ from infra.errors import UsageError
 from models.metrics.catalog import METRICS
 from pipelines.evaluate.differences import leads, paired
 from pipelines.evaluate.ranking import Mark, marks, ranked
-from pipelines.evaluate.summary import Difference
+from pipelines.evaluate.summary import FEWEST, Difference
 from pipelines.evaluate.table.columns import labels, ordered
 from pipelines.evaluate.table.comparable import accepted_differences, refuse_unlike, used
 from pipelines.evaluate.table.config import TableConfig
@@ -131,6 +131,9 @@ def _of_the_marks(compared: dict[str, _Ranking], places: Sequence[Evaluated]) ->
     """Say what a mark means, and in which columns there could be none."""
     if all(len(one.order) < 2 for one in compared.values()):
         yield "Nothing is marked: no column has two values to compare"
+        return
+    if places[0].summary.test_set.n < FEWEST:
+        yield f"Nothing is marked: an interval of fewer than {FEWEST} pictures supports nothing"
         return
     resamples = max(one.resamples for one in places)
     yield (

@@ -66,7 +66,7 @@ def latex(table: Exhibit) -> str:
     lines = [
         "% needs \\usepackage{booktabs}, and text in UTF-8",
         r"\begin{table*}",
-        r"\centering",
+        r"\centering\small\setlength{\tabcolsep}{4pt}",
         rf"\begin{{tabular}}{{l{' '.join('r' * count for _, count in groups)}}}",
         r"\toprule",
         rf" & {over} \\",

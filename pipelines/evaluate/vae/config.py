@@ -12,10 +12,12 @@ from datasets.names import NAME_RULE, is_valid_prefix
 from infra.config import STRICT
 from pipelines.evaluate.config import MeasureConfig
 from pipelines.jobs.paths import absolute, absolute_if_there
+from pipelines.restore.config import refuse_tf32
 
 STATE, ORIGINALS, RECONSTRUCTED, EVALUATION = ".vae", "originals", "reconstructed", "evaluation"
 """Folders of an output, as `pipelines.evaluate.vae.job` describes them."""
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+"""Float16 beside those of `pipelines.restore`: of the authors' numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -38,15 +40,15 @@ class VAEsConfig:
     """The metrics, and what computes."""
 
     def __post_init__(self) -> None:
-        if self.precision == "tf32" and self.measure.device == "cpu":
-            raise ValueError("precision 'tf32': a format of NVIDIA GPUs; on a CPU take float32")
-        named = [text.partition("=") for text in self.vae]
-        for name, _, where in named:
-            if not where or "/" in name or not is_valid_prefix(name):
-                raise ValueError(
-                    f"vae {name!r}: give NAME=DIR, such as ours=runs/vae; {NAME_RULE}, and no '/'"
-                )
-        names = [name for name, _, _ in named]
+        if self.precision != "float16":
+            refuse_tf32(self.precision, self.measure.device)
+        for text in self.vae:
+            name, _, where = text.partition("=")
+            if not name or not where:
+                raise ValueError(f"vae {text!r}: give NAME=DIR, such as ours=runs/vae")
+            if "/" in name or not is_valid_prefix(name):
+                raise ValueError(f"vae {text!r}: {NAME_RULE}, and none inside")
+        names = [text.partition("=")[0] for text in self.vae]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"vae: the name {twice[0]} comes twice; give each its own")
 

@@ -40,7 +40,7 @@ class Target:
     """A folder that is filled."""
 
     name: str
-    """Of the stage: in the progress bar, and in the lines on pictures that fail."""
+    """Of the stage."""
     folder: str
     records: str
     notes: str
@@ -191,4 +191,4 @@ class Filler:
 
     def _failure(self, ref: ImageRef, error: UnusableImage) -> Failure:
         said = str(error).removeprefix(f"{error.reason}: ")
-        return Failure(option=self.target.name, key=ref.key, reason=error.reason, detail=said)
+        return Failure(option=ref.origin, key=ref.key, reason=error.reason, detail=said)

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from datasets.decoding import Pixels, decode
 from infra.config import pretty_json
 from infra.paths import AnyPath, write_bytes
-from pipelines.evaluate.report import direction, number
 from pipelines.evaluate.summary import VALUES
 from pipelines.evaluate.vae.config import EVALUATION, ORIGINALS, RECONSTRUCTED
 from pipelines.evaluate.vae.result import Result, Row
+from pipelines.evaluate.writing import named, written
 from pipelines.jobs import page
 
 JSON, PAGE = "vae.json", "vae.html"
@@ -44,10 +44,11 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the table: the metrics that were asked for, or else the paper's."""
     metrics = result.asked or PAPER
     header = ["VAE", "latent", "parameters, M", "GFLOP"]
-    header += [f"{name} {direction(name)}" for name in metrics]
+    header += map(named, metrics)
+    values = [written([row.values.get(one) for row in result.vaes.values()]) for one in metrics]
     rows = [
-        [name, *_costs(row), *(number(row.values.get(metric)) for metric in metrics)]
-        for name, row in result.vaes.items()
+        [name, *_costs(row), *(column[place] for column in values)]
+        for place, (name, row) in enumerate(result.vaes.items())
     ]
     return header, rows
 
@@ -55,8 +56,13 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
 def _costs(row: Row) -> list[str]:
     costs = row.costs
     millions = [f"{count / 1e6:.3g}" for count in costs["parameters"].values()]
-    giga = [f"{count / 1e9:,.4g}" for count in costs["flops"].values()]
+    giga = [_short(count / 1e9) for count in costs["flops"].values()]
     return [f"f{costs['factor']}c{costs['latent'][0]}", " + ".join(millions), " + ".join(giga)]
+
+
+def _short(value: float) -> str:
+    """Write a number with three digits, or with all that it has before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def what(result: Result) -> str:
@@ -66,7 +72,7 @@ def what(result: Result) -> str:
         f"{result.test_set.n:,} pictures through D(mode of E(x)) in {result.precision} on a "
         f"{'GPU' if result.device == 'cuda' else 'CPU'}, compared with themselves. Intervals are "
         "of 95 %. Parameters and operations are those of encoder + decoder, the latter for a "
-        f"picture of {wide} x {high}, a multiplication and an addition being two"
+        f"picture of {wide} x {high}, a multiplication and an addition being two."
     )
 
 
@@ -105,9 +111,9 @@ def latents(result: Result) -> tuple[list[str], list[list[str]]]:
             name,
             " x ".join(map(str, row.costs["latent"])),
             f"{row.costs['values']:,}",
-            f"{row.costs['bytes_bfloat16'] / 1000:,.4g}",
-            f"{3 * wide * high / row.costs['bytes_bfloat16']:.3g}",
-            *(f"{row.latents[key]:.4g}" for key in ("std_of_all", "posterior_std", "kl_nats")),
+            _short(row.costs["bytes_bfloat16"] / 1000),
+            _short(3 * wide * high / row.costs["bytes_bfloat16"]),
+            *(_short(row.latents[key]) for key in ("std_of_all", "posterior_std", "kl_nats")),
             row.weights[:12],
         ]
         for name, row in result.vaes.items()
@@ -130,11 +136,12 @@ def _pictures(folder: AnyPath, result: Result) -> Iterator[str]:
         said = {name: f"{name} {_decibels(psnr[name, key])}" for name in made}
         beside = [("original", original), *((said[name], made[name]) for name in made)]
         yield page.beside(key, [(text, page.data_uri(x, SIDE)) for text, x in beside], WIDEST)
-        amplified = [
-            (f"{name}, difference x {AMPLIFIED}", page.data_uri(difference(x, original), SIDE))
+        below = [("", np.full_like(original, 255))]  # so that each lies below its picture
+        below += [
+            (f"{name}, difference x {AMPLIFIED}", difference(x, original))
             for name, x in made.items()
         ]
-        yield page.beside("", amplified, WIDEST)
+        yield page.beside("", [(text, page.data_uri(x, SIDE)) for text, x in below], WIDEST)
 
 
 def _decibels(value: float | None) -> str:
@@ -148,7 +155,8 @@ def shown(keys: Sequence[str], psnr: Mapping[str, Sequence[float | None]]) -> li
         keys: of all pictures.
         psnr: of each by every autoencoder; None where it was not measured.
     """
-    even = [keys[number * len(keys) // EVEN] for number in range(min(EVEN, len(keys)))]
+    count = min(EVEN, len(keys))
+    even = [keys[number * len(keys) // count] for number in range(count)]
     lowest = {key: [value for value in values if value is not None] for key, values in psnr.items()}
     worst = sorted((min(values), key) for key, values in lowest.items() if values)
     return sorted({*even, *(key for _, key in worst[:WORST])})

@@ -67,7 +67,7 @@ class ReconstructPictures:
     @torch.no_grad()
     def _reconstructed(self, pixels: Pixels) -> tuple[Pixels, list[Any]]:
         height, width = pixels.shape[:2]
-        levels = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device)
+        levels = torch.tensor(pixels, device=self.device).permute(2, 0, 1)[None]
         half = HALVES.get(self.spec.precision)
         try:
             posterior = self.restorer.posterior(uint8_to_unit(levels))
