@@ -456,6 +456,16 @@ def _steps(outcome: Outcome) -> Comparison:
     return next(one.found for one in outcome.compared if one.cost == "steps")
 
 
+def test_a_metric_that_gets_worse_in_training_is_warned_of(record: Callable[..., str]) -> None:
+    """A flow's PSNR falls as it learns texture: no speed-up by it is one of learning."""
+    one, falls = record("one", falling(1)), record("falls", lambda step: 0.1 + step / 1000)
+    found = find([("", [one]), ("", [falls])], ["lpips"])
+    (warning,) = (note for note in notes(found) if "never better than at the first" in note)
+
+    assert falls in warning
+    assert one not in warning
+
+
 def test_the_hours_of_a_fork_are_unknown(record: Callable[..., str]) -> None:
     """Its first steps were taken by another run; its steps and FLOPs count from the first on."""
     one = record("one", falling(1))

@@ -36,7 +36,6 @@ from trainers.recipes.flow import FlowTask
 from trainers.recipes.flow_config import PRESETS, FlowConfig
 from trainers.recipes.flow_pairs import from_latents
 
-pytestmark = pytest.mark.usefixtures("probe_of_two")
 CPU = torch.device("cpu")
 
 

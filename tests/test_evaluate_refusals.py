@@ -98,11 +98,20 @@ def _nan(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (_cut, "truncated\t--restored a face-1\ttruncated"),
-        (lambda path: path.write_bytes(b""), "empty_file\t--restored a face-1\t"),
-        (lambda path: path.write_text("text"), "not_an_image\t--restored a face-1\t"),
-        (_glass, "transparent\t--restored a face-1\ttransparent: not opaque throughout"),
-        (_nan, "unsupported_mode\t--restored a face-1\tunsupported_mode: pixels of mode F"),
+        (_cut, "truncated\t--restored a face-1\tit cannot be decoded to its end, or a part"),
+        (
+            lambda path: path.write_bytes(b""),
+            "empty_file\t--restored a face-1\tthe file has no byte; copy",
+        ),
+        (
+            lambda path: path.write_text("text"),
+            "not_an_image\t--restored a face-1\tits content is no",
+        ),
+        (
+            _glass,
+            "transparent\t--restored a face-1\tit has transparent pixels, behind",
+        ),
+        (_nan, "unsupported_mode\t--restored a face-1\tits numbers have no known white; save"),
         (
             _large,
             "unequal_sizes\t--restored a face-1\t18 x 16 pixels, and the picture of --reference is "

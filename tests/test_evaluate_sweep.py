@@ -202,7 +202,7 @@ def test_the_page_holds_all_it_needs() -> None:
     assert '<b>&"' not in page
     assert "&lt;b&gt;&amp;&quot;" in page
     assert "http" not in page
-    assert page.count('<svg viewBox="0 0 470') == 2
+    assert page.count('<svg viewBox="0 0 450') == 2
     assert "<td>-</td>" in page
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from infra.config import from_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
 from infra.paths import path_of
 from models.flops import counted
@@ -22,11 +23,13 @@ from models.vae.autoencoder import Posterior
 from models.vae.folder import save_sim_vae
 from models.vae.public import save_public_vae
 from models.vae.sim_vae import SimVAE, preset
+from pipelines.evaluate.summary import Value
 from pipelines.evaluate.vae import filling
 from pipelines.evaluate.vae.job import Reconstruction
 from pipelines.evaluate.vae.latents import LatentSums
 from pipelines.evaluate.vae.networks import Compared, inside
 from pipelines.evaluate.vae.report import difference, shown
+from pipelines.evaluate.writing import written
 from tests.conftest import picture
 from tests.support import vae_jobs
 from tests.support.curation_jobs import InProcess
@@ -427,12 +430,13 @@ def test_the_table_is_the_papers(world: Path) -> None:
     """A row for each autoencoder; of metrics those that were asked for."""
     page = (world / "whole" / "vae.html").read_text()
     found = said(world / "whole")["vaes"]
-    value = found["ours"]["values"]["psnr"]
+    values = [from_dict(Value, row["values"]["psnr"]) for row in found.values()]
 
     for cell in ("VAE", "latent", "parameters, M", "GFLOP", "psnr ↑", "f8c4"):
         assert f">{cell}</t" in page
-    assert f"{value['value']:.4g} [{value['low']:.4g}, {value['high']:.4g}]" in page
-    assert value["fingerprint"]["n"] == COUNT
+    assert list(found) == ["ours", "public"]
+    assert all(f">{cell}</td>" in page for cell in written(values))
+    assert {value.fingerprint.n for value in values} == {COUNT}
     assert "http" not in page.replace("https://github.com", "")
     assert page.count("data:image/jpeg") >= 2 * (2 * 2 + 2)
 

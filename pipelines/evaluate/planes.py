@@ -22,11 +22,11 @@ PERCEPTIONS = (
 )
 OPTIONS = ("solver", "steps", "sigma_s", "strength")
 ALONG = ("steps", "strength", "sigma_s")  # of which a line goes along the first that varies
-SIDE = 470  # pixels of the width of a plane, so that two stand side by side
+SIDE = 450  # pixels of the width of a plane, so that two stand side by side
 READING = (
     "Beside each point of the flow stands the option that its line goes along. Bars are intervals "
-    "of 95 %. Where the VAE's reconstruction of the HQ pictures is on the left, the other points "
-    "are on the right, from nearer."
+    "of 95 %. Where a plane has the VAE's reconstruction of the HQ pictures, a second one shows "
+    "the other points from nearer."
 )
 
 
@@ -85,7 +85,7 @@ def planes(points: Sequence[Point], x: str, y: str) -> str:
     if len(near) < len(points):  # so far away that the labels of the others would cover each other
         drawn.insert(0, [replace(one, labels=None) for one in series(points, x, y)])
     plotted = [plots.plot(one, axis(x), axis(y), width=SIDE, has_legend=False) for one in drawn]
-    return f'<div class="beside">{"".join(plotted)}</div>'
+    return page.grid(plotted, SIDE)
 
 
 def axis(metric: str) -> Axis:

@@ -31,6 +31,7 @@ from pipelines.evaluate.measured import Measured, value_name
 from pipelines.evaluate.pairs import mark
 from pipelines.jobs.attempts import Attempt, attempt
 from pipelines.jobs.stage import Stopwatch
+from pipelines.restore.reasons import sentence
 
 BATCH_ON_GPU, DECODERS_BESIDE_A_GPU = 8, 8
 
@@ -132,7 +133,10 @@ class MeasurePictures:
     ) -> list[Measured]:
         """Measure a group of a unit that has killed a process; nothing else is under way."""
         if begun.has_killed(group.name):
-            said = "measuring the pictures of this key killed the process twice"
+            said = (
+                "it, or another picture of its key, killed the process that measured them, twice; "
+                "save it anew in another program"
+            )
             failures += [
                 Failure(option=ref.origin, key=group.key, reason="crashed", detail=said)
                 for ref in group.pictures.values()
@@ -165,7 +169,9 @@ class MeasurePictures:
             with self.watch("decode"):
                 return decoded(data)
         except UnusableImage as error:
-            return Failure(option=ref.origin, key=ref.key, reason=error.reason, detail=str(error))
+            _, _, known = str(error).partition(": ")
+            detail = sentence(error.reason, known)
+            return Failure(option=ref.origin, key=ref.key, reason=error.reason, detail=detail)
 
     @torch.no_grad()
     def _pass(self, opened: Sequence[Opened], files: "FeatureFiles") -> Iterator[Measured]:

@@ -1,6 +1,5 @@
 """The flow as a task of the loop: its network, its loss, its validation."""
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -266,8 +265,7 @@ class FlowTask:
         targets, sources = 2 * totals["samples"] + totals["gray"], totals["pairs"]
         regressor, regressing = self.restorer.regressor, 0
         if made == "regressed" and regressor is not None:
-            meta = copy.deepcopy(regressor).to("meta")
-            regressing = forward_flops(lambda: meta, (1, *self.shape), (1,))
+            regressing = flops_of(_build, regressor.config, (1, *self.shape), (1,))
         return (targets + sources) * encoding + sources * (predicting + regressing)
 
     def data(self) -> list[tuple[str, str, str, str]]:

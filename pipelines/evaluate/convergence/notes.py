@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from models.metrics.catalog import METRICS
 from pipelines.evaluate.convergence.comparable import partly_recorded
 from pipelines.evaluate.convergence.curves import COSTS, FORK, unknown_costs
 from pipelines.evaluate.convergence.outcome import Member, Outcome
@@ -28,6 +29,7 @@ def notes(outcome: Outcome) -> list[str]:
         *(note for group in outcome.groups for note in _of_seeds(group.name, group.records)),
         *(note for record in records for note in _of_run(record)),
         *(note for group in outcome.groups for one in group.members for note in _of_gaps(one)),
+        *(note for metric in outcome.metrics for note in _of_falling(outcome, metric)),
         *_of_version(records),
     ]
 
@@ -89,6 +91,22 @@ def _of_gaps(member: Member) -> Iterator[str]:
                 f"{member.record.source}: {one.undefined} of its validations have no finite "
                 f"{metric} and are left out."
             )
+
+
+def _of_falling(outcome: Outcome, metric: str) -> Iterator[str]:
+    """Warn of a metric that gets worse in training, as PSNR does while a flow learns texture."""
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    worse = []
+    for group in outcome.groups:
+        for record, one in zip(group.records, group.curves(metric), strict=True):
+            values = sign * one.values[one.steps > 0]
+            if len(values) > 1 and values[0] == values.max():
+                worse.append(record.source)
+    if worse:
+        yield (
+            f"{metric} was never better than at the first validation after step 0 in "
+            f"{', '.join(worse)}: by it, nothing is said of how fast they converge."
+        )
 
 
 def _of_version(records: Sequence[RunRecord]) -> Iterator[str]:

@@ -14,7 +14,7 @@ it had then, and the other would have had to spend more than all that it did.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -138,7 +138,7 @@ def compare(
         bound = _bound(mine, theirs)
         return Comparison((), why, bound and replace(bound, level=sign * bound.level))
     levels = np.linspace(worst, best, LEVELS + 1)[1:]
-    found = [_at(float(level), mine, theirs) for level in levels]
+    found = _speedups(levels.tolist(), mine, theirs)
     return Comparison(tuple(replace(one, level=sign * one.level) for one in found))
 
 
@@ -155,26 +155,39 @@ def _bound(baseline: Sequence[Rising], other: Sequence[Rising]) -> Bound | None:
     return None
 
 
-def _at(level: float, baseline: Sequence[Rising], other: Sequence[Rising]) -> SpeedUp:
-    """Return the speed-up at a level that all runs cross."""
-    mine, theirs = ([one.crossing(level) for one in some] for some in (baseline, other))
-    a, b = (np.log([one.at for one in some]) for some in (mine, theirs))
-    return SpeedUp(
-        level=level,
-        ratio=math.exp(a.mean() - b.mean()),
-        low=min(one.low for one in mine) / max(one.high for one in theirs),
-        high=max(one.high for one in mine) / min(one.low for one in theirs),
-        sampled=_resampled(a, b) if min(len(a), len(b)) >= SEEDS else None,
-        baseline=math.exp(a.mean()),
-        other=math.exp(b.mean()),
+def _speedups(
+    levels: Sequence[float], baseline: Sequence[Rising], other: Sequence[Rising]
+) -> Iterator[SpeedUp]:
+    """Yield the speed-up at each of some levels that all runs cross."""
+    mine, theirs = (
+        [[one.crossing(level) for one in some] for level in levels] for some in (baseline, other)
     )
+    a, b = (
+        np.log([[found.at for found in at_level] for at_level in some]) for some in (mine, theirs)
+    )
+    sampled = _resampled(a, b) if min(len(baseline), len(other)) >= SEEDS else [None] * len(levels)
+    logs = zip(a.mean(axis=1).tolist(), b.mean(axis=1).tolist(), strict=True)
+    for level, ours, others, (x, y), ends in zip(levels, mine, theirs, logs, sampled, strict=True):
+        yield SpeedUp(
+            level=level,
+            ratio=math.exp(x - y),
+            low=min(one.low for one in ours) / max(one.high for one in others),
+            high=max(one.high for one in ours) / min(one.low for one in others),
+            sampled=ends,
+            baseline=math.exp(x),
+            other=math.exp(y),
+        )
 
 
-def _resampled(baseline: Floats, other: Floats) -> tuple[float, float]:
-    """Return the interval of the ratio over resampled seeds, from logarithms of their costs."""
+def _resampled(baseline: Floats, other: Floats) -> list[tuple[float, float]]:
+    """Return the interval of the ratio at each level over resampled seeds.
+
+    Args:
+        baseline: logarithms of the costs, [levels, seeds].
+        other: likewise.
+    """
     means = [
-        resampled_means(costs[:, None], RESAMPLES, seed)[:, 0]
-        for seed, costs in enumerate((baseline, other))
+        resampled_means(costs.T, RESAMPLES, seed) for seed, costs in enumerate((baseline, other))
     ]
-    low, high = interval(means[0] - means[1])
-    return math.exp(low), math.exp(high)
+    ends = [interval(column) for column in (means[0] - means[1]).T]
+    return [(math.exp(low), math.exp(high)) for low, high in ends]
