@@ -41,7 +41,8 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         ValueError: different shapes, or a side below 11 pixels.
     """
     check_pair(images, reference, WINDOW, "the window needs")
-    luminance, contrast = _similarities(images.double(), reference.double())
+    x, y = (some.double().contiguous() for some in (images, reference))  # colour by colour
+    luminance, contrast = _similarities(x, y)
     return (luminance * contrast).mean(dim=(1, 2, 3))
 
 
@@ -160,12 +161,12 @@ def _similarities(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     at = torch.arange(WINDOW, dtype=torch.float64, device=x.device) - WINDOW // 2
     window = torch.exp(-at.square() / (2 * SIGMA**2))
-    window /= window.sum()
+    window = (window / window.sum()).expand(x.shape[1], 1, 1, WINDOW)
 
     def blur(image: Tensor) -> Tensor:
-        rows = F.conv2d(image.flatten(0, 1)[:, None], window.view(1, 1, -1, 1))
-        blurred = F.conv2d(rows, window.view(1, 1, 1, -1))
-        return blurred.view(*image.shape[:2], *blurred.shape[2:])
+        # by groups: channels as a batch of images of one take PyTorch three times as long on a CPU
+        rows = F.conv2d(image, window.transpose(2, 3), groups=image.shape[1])
+        return F.conv2d(rows, window, groups=image.shape[1])
 
     mean_x, mean_y = blur(x), blur(y)
     variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2

@@ -1,6 +1,7 @@
 """Time and memory of evaluation: `python -m tests.benchmarks.evaluate [NAME ...]`.
 
     job                          the job beside a plain loop of torchmetrics over the same pictures
+    ray                          the same by the command with two workers of Ray
     metrics                      every metric on its own, and how long its weights take to load
     fid, fid_dinov2, mmd_dinov2  the distance of two sets of 70,000 features, without the networks
 
@@ -14,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from tests.benchmarks.evaluations import job, metrics
+from tests.benchmarks.evaluations import job, metrics, ray
 from tests.benchmarks.harness import save
 from tests.benchmarks.sets_of_features import WIDTHS, distance_of_sets
 
 BENCHES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "job": job,
+    "ray": ray,
     "metrics": metrics,
     **{name: partial(distance_of_sets, name) for name in WIDTHS},
 }
