@@ -25,7 +25,7 @@ from models.predictor.swinir import SwinIR
 from models.rectified_flow import flow_matching_loss, interpolate, regress
 from models.restorer import Restorer
 from models.velocity import hdit, looformer
-from trainers.loop.cost import encoder_flops, flops_of, forward_flops
+from trainers.loop.cost import encoder_flops, flops_of
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Finished, Runner, Validation, by_name, unwatched
