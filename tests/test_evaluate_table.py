@@ -18,7 +18,7 @@ from infra.errors import UsageError
 from models.metrics.catalog import METRICS
 from pipelines.evaluate.__main__ import main
 from pipelines.evaluate.differences import leads, paired
-from pipelines.evaluate.ranking import marks, ranked
+from pipelines.evaluate.ranking import marks, ranked, ranked_in
 from pipelines.evaluate.summary import (
     FEWEST,
     SUMMARY,
@@ -632,3 +632,11 @@ def test_values_that_are_not_the_summarys_are_refused(
 
     with pytest.raises(UsageError, match=rf"{VALUES}: .*run its .* again"):
         shown([str(folder), str(evaluations["noise-12"])])
+
+
+def test_the_posterior_mean_is_not_ranked_by_its_distance_from_itself() -> None:
+    """It is at 0 by definition; among the others the nearest is first, as in any metric."""
+    values = {"mean": 0.0, "ours": 0.04, "others": 0.07, "none": None}
+
+    assert ranked_in("indrmse", values) == ["ours", "others"]
+    assert ranked_in("lpips", values) == ["mean", "ours", "others"]

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from models.metrics.catalog import METRICS
+
 Mark = Literal["best", "second"]
 
 
@@ -10,6 +12,16 @@ def ranked(values: Mapping[str, float | None], higher_is_better: bool) -> list[s
     """Order methods from the best value on; those without a value are left out."""
     defined = {name: value for name, value in values.items() if value is not None}
     return sorted(defined, key=lambda name: defined[name], reverse=higher_is_better)
+
+
+def ranked_in(metric: str, values: Mapping[str, float | None]) -> list[str]:
+    """Order methods from the best value of a metric on.
+
+    What is the posterior mean itself is at no distance from it, and has no rank there.
+    """
+    itself = 0 if METRICS[metric].against == "posterior_mean" else None
+    others = {name: value for name, value in values.items() if value != itself}
+    return ranked(others, METRICS[metric].higher_is_better)
 
 
 def marks(order: Sequence[str], leads: Callable[[str, str], bool]) -> dict[str, Mark]:

@@ -7,7 +7,7 @@ from infra.paths import AnyPath
 from models.metrics.catalog import METRICS
 from pipelines.evaluate import worst
 from pipelines.evaluate.differences import leads
-from pipelines.evaluate.ranking import Mark, marks, ranked
+from pipelines.evaluate.ranking import Mark, marks, ranked_in
 from pipelines.evaluate.results import Results
 from pipelines.evaluate.summary import FEWEST, PAGE, Slice, Summary, Value, short
 from pipelines.evaluate.writing import by_reason, decimals, interval, named, number, written
@@ -56,7 +56,7 @@ def best_and_second(summary: Summary, name: str) -> dict[str, Mark]:
         difference = summary.difference(name, one, other)
         return difference is not None and leads(difference, one)
 
-    return marks(ranked(values, METRICS[name].higher_is_better), clearly)
+    return marks(ranked_in(name, values), clearly)
 
 
 def value_notes(summary: Summary) -> Iterator[str]:
@@ -181,12 +181,15 @@ def _differences(summary: Summary) -> str:
 
 def _from_best(summary: Summary, name: str) -> Iterator[page.Cell]:
     values = {m: one.values[name].value for m, one in summary.methods.items() if name in one.values}
-    best = ranked(values, METRICS[name].higher_is_better)[0]
+    order = ranked_in(name, values)
+    best = order[0] if order else ""
     found = {method: summary.difference(name, method, best) for method in summary.methods}
     places = decimals(one.value for one in found.values() if one is not None)
     for method, one in found.items():
         if method == best:
             yield page.Cell("best value")
+        elif values.get(method) is not None and method not in order:
+            yield page.Cell("-", "it is what the others are compared with", "faint")
         elif one is None:
             yield page.Cell("-", "no picture in common", "faint")
         else:

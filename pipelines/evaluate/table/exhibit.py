@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from infra.errors import UsageError
 from models.metrics.catalog import METRICS
 from pipelines.evaluate.differences import leads, paired
-from pipelines.evaluate.ranking import Mark, marks, ranked
+from pipelines.evaluate.ranking import Mark, marks, ranked_in
 from pipelines.evaluate.summary import FEWEST, Difference
 from pipelines.evaluate.table.columns import labels, ordered
 from pipelines.evaluate.table.comparable import accepted_differences, refuse_unlike, used
@@ -88,7 +88,7 @@ class _Ranking:
         self.metric = metric
         self._rows = {row.method: row for row in found}
         values = {row.method: value.value for row in found if (value := row.value(metric))}
-        self.order = ranked(values, METRICS[metric].higher_is_better)
+        self.order = ranked_in(metric, values)
         self.unknown: list[tuple[str, str]] = []
         """Methods of whose difference there is no interval."""
         self.marks = marks(self.order, self._leads)
