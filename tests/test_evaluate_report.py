@@ -241,6 +241,18 @@ def test_the_worst_are_ranked_by_lpips(done: Evaluated) -> None:
     assert f"brisque {done.results.column('poor', 'brisque').max():.2f}"[:9] in done.text
 
 
+def test_a_picture_s_value_has_the_unit_of_the_mean(tmp_path: Path) -> None:
+    """The distance from the posterior mean is shown in levels, though its squares are averaged."""
+    mean, ours = (write_pictures(tmp_path / str(x), noise=x) for x in (0, 30))
+    metrics = ("indrmse", "indrmse_pmrf")
+    done = evaluated(tmp_path / "out", {"ours": ours}, posterior_mean=mean, metrics=metrics)
+    authors, pmrf = (done.results.column("ours", name)[0] for name in metrics)
+    shown = float(worst._values(done.results, "ours", 0)["indrmse_pmrf"])
+
+    assert pmrf == pytest.approx((255 * authors) ** 2)
+    assert shown == pytest.approx(255 * authors, rel=1e-2)
+
+
 def test_identity_that_was_not_measured_is_said_to_be_missing(done: Evaluated) -> None:
     """Nothing takes its place, and nobody has to guess why."""
     part = done.html.split("<h2>Worst by identity</h2>")[1].partition("<h2>")[0]

@@ -12,6 +12,7 @@ from datasets.photographs import read_photograph
 from datasets.sources import ImageRef
 from datasets.unusable import UnusableImage
 from models.metrics.catalog import METRICS
+from pipelines.evaluate.differences import pooled
 from pipelines.evaluate.pairs import mark, names
 from pipelines.evaluate.results import Results
 from pipelines.evaluate.writing import by_reason, decimals, named, number
@@ -148,7 +149,8 @@ def _section(
 def _values(results: Results, method: str, place: int) -> dict[str, str]:
     """Return every value of a picture, as it is written; of metrics that any picture has."""
     found = {}
-    for name, values in results.columns(method).items():
+    for name, column in results.columns(method).items():
+        values = pooled(name, column)
         defined = values[~np.isnan(values)]
         if len(defined):
             value = float(values[place])
