@@ -5,17 +5,21 @@ twin (`infra.paths.local_twin`) and sent whole, at the beginning, now and then, 
 another machine, whoever goes on with it begins with what was sent last.
 """
 
+import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, Self
 
 from infra import storage
 from infra.errors import UserError
 from infra.folders.bucket_path import BucketPath
 from infra.folders.contract import Unavailable
 from infra.paths import AnyPath, local_twin, read_if_there
+from infra.storage import explained
 
 EVERY = 30.0  # seconds between two sendings, at least
 SHARE = 20.0  # times as long as the last sending took, at least: 5 % of the time goes there at most
@@ -104,3 +108,64 @@ class GrowingFile:
         path.parent.folder.put_file(path.name, self.local, storage.sha256(self.local))
         now = time.monotonic()
         self._due = now + max(EVERY, SHARE * (now - start))
+
+
+class GrowingLines:
+    """A growing file of JSON lines, open for appending inside a `with` block.
+
+    A line that a kill left unfinished is cut off.
+
+    Args:
+        path: the file; it is made if it is not there.
+    """
+
+    def __init__(self, path: AnyPath) -> None:
+        self._growing = GrowingFile(path)
+
+    def __enter__(self) -> Self:
+        """Take the file for this process, and read what it holds.
+
+        Raises:
+            UserError: another process writes it, it cannot be written, or a line is damaged.
+        """
+        with ExitStack() as opened:
+            opened.enter_context(self._growing.held())
+            local = self._growing.local
+            try:
+                local.parent.mkdir(parents=True, exist_ok=True)
+                self._file = opened.enter_context(local.open("a+b"))
+            except OSError as error:
+                raise explained(error, local) from error
+            self._file.seek(0)
+            lines = complete_lines(self._file.read())
+            self.take(lines, str(local))
+            self._file.truncate(sum(map(len, lines)))
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    def take(self, lines: Sequence[bytes], where: str) -> None:
+        """Read the lines that the file held.
+
+        Args:
+            lines: each with its end.
+            where: the file, for messages.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        raise NotImplementedError
+
+    def write(self, values: Iterable[object]) -> None:
+        """Add a line for each JSON value; they are on this machine's disk on return."""
+        self._file.write(b"".join(json.dumps(value).encode() + b"\n" for value in values))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._growing.send_now_and_then()
+
+
+def complete_lines(text: bytes) -> list[bytes]:
+    """Return the lines of a file that a kill may have ended in mid-line, without such a line."""
+    return text[: text.rfind(b"\n") + 1].splitlines(keepends=True)

@@ -1,6 +1,5 @@
 """The dry run: whether pictures and metrics are there, and how long the measuring takes."""
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from infra.errors import UsageError, UserError
+from infra.growing import complete_lines
 from infra.paths import AnyPath, path_of, read_if_there
 from pipelines.evaluate.config import EvaluateConfig, MeasureConfig
 from pipelines.evaluate.job import (
@@ -21,7 +21,7 @@ from pipelines.evaluate.job import (
     wanted_groups,
 )
 from pipelines.evaluate.judges import Found, look
-from pipelines.evaluate.measured import Measured
+from pipelines.evaluate.measured import by_mark
 from pipelines.evaluate.pairs import find_pairs
 from pipelines.evaluate.worker import BATCH_ON_GPU, Failure, Group, MeasurePictures, MeasureSpec
 
@@ -56,7 +56,8 @@ def estimate(config: EvaluateConfig) -> str:
         pairs = find_pairs(job.config.sets, kept, job.has_hq)
         found = look(measure.metrics, measure.weights, pairs)
         say_missing(found.missing)
-        known = read_measured(job.state / "measured.jsonl")
+        file = job.state / "measured.jsonl"
+        known = by_mark(complete_lines(read_if_there(file) or b""), str(file))
         groups = [*wanted_groups(pairs, found, known, device)]
         steps = _seconds(measure, found, device, groups, Path(temporary))
     if device == "cuda":
@@ -83,16 +84,6 @@ def _measured(steps: Seconds, keys: int, device: str) -> str:
     dearest = sorted(steps, key=lambda name: -steps[name])[:DEAREST]
     named = [f"{name} {100 * steps[name] / total:.0f} %" for name in dearest]
     return f"{total / keys:.3g} s a key on one worker ({device}): {', '.join(named)}"
-
-
-def read_measured(path: AnyPath) -> dict[str, Measured]:
-    """Read what is measured so far, by mark, without holding the file."""
-    text = read_if_there(path) or b""
-    known: dict[str, Measured] = {}
-    for line in text[: text.rfind(b"\n") + 1].splitlines():
-        one = Measured.from_values(json.loads(line))
-        known[one.mark] = known[one.mark].with_more(one) if one.mark in known else one
-    return known
 
 
 def _seconds(

@@ -6,16 +6,13 @@ that it was compared with.
 """
 
 import json
-import os
-from collections.abc import Container, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from infra.errors import UserError
-from infra.growing import GrowingFile
+from infra.growing import GrowingLines
 from infra.paths import AnyPath
-from infra.storage import explained
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,44 +54,20 @@ def value_name(identity: str, against: str) -> str:
     return f"{identity}:{against}" if against else identity
 
 
-class MeasuredFile:
+class MeasuredFile(GrowingLines):
     """The file of measurements, open for appending inside a `with` block.
-
-    A line that a kill left unfinished is cut off.
 
     Args:
         path: the file; it is made if it is not there.
     """
 
     def __init__(self, path: AnyPath) -> None:
-        self._growing = GrowingFile(path)
+        super().__init__(path)
         self.by_mark: dict[str, Measured] = {}
 
-    def __enter__(self) -> Self:
-        """Take the file for this process, and read what it holds.
-
-        Raises:
-            UserError: another process writes it, it cannot be written, or it is damaged.
-        """
-        with ExitStack() as opened:
-            opened.enter_context(self._growing.held())
-            local = self._growing.local
-            try:
-                local.parent.mkdir(parents=True, exist_ok=True)
-                self._file = opened.enter_context(local.open("a+b"))
-            except OSError as error:
-                raise explained(error, local) from error
-            self._file.seek(0)
-            text = self._file.read()
-            complete = text[: text.rfind(b"\n") + 1]
-            for number, line in enumerate(complete.splitlines(), start=1):
-                self._add(_read(line, f"{local}, line {number}"))
-            self._file.truncate(len(complete))
-            self._open = opened.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+    def take(self, lines: Sequence[bytes], where: str) -> None:
+        """Read the measurements of the file."""
+        self.by_mark = by_mark(lines, where)
 
     def forget_features(self, there: Container[str]) -> None:
         """Take features whose file is gone for not measured.
@@ -109,17 +82,30 @@ class MeasuredFile:
 
     def append(self, measured: Sequence[Measured]) -> None:
         """Add measurements; they are on this machine's disk on return."""
-        lines = b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in measured)
-        self._file.write(lines)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.write(asdict(one) for one in measured)
         for one in measured:
-            self._add(one)
-        self._growing.send_now_and_then()
+            _add(self.by_mark, one)
 
-    def _add(self, one: Measured) -> None:
-        earlier = self.by_mark.get(one.mark)
-        self.by_mark[one.mark] = one if earlier is None else earlier.with_more(one)
+
+def by_mark(lines: Iterable[bytes], where: str) -> dict[str, Measured]:
+    """Read the complete lines of a file of measurements.
+
+    Args:
+        lines: of the file.
+        where: the file, for messages.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    known: dict[str, Measured] = {}
+    for number, line in enumerate(lines, start=1):
+        _add(known, _read(line, f"{where}, line {number}"))
+    return known
+
+
+def _add(known: dict[str, Measured], one: Measured) -> None:
+    earlier = known.get(one.mark)
+    known[one.mark] = one if earlier is None else earlier.with_more(one)
 
 
 def _read(line: bytes, where: str) -> Measured:

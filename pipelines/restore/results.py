@@ -5,18 +5,15 @@ machine that is sent there now and then (`infra.growing`).
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence, Set
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 from datasets.sources import ImageRef
 from datasets.unusable import TRANSIENT
 from infra.config import from_dict
-from infra.growing import GrowingFile
+from infra.growing import GrowingLines, complete_lines
 from infra.paths import AnyPath
-from infra.storage import explained
 
 AGAIN = TRANSIENT | {"too_small"}
 """Reasons for which the next run tries a picture again: --min-face may be another."""
@@ -52,7 +49,10 @@ class Result:
 
 def by_key(text: bytes) -> dict[str, Result]:
     """Read the complete lines of a file of results; the last result of a picture counts."""
-    lines = text[: text.rfind(b"\n") + 1].splitlines()
+    return _by_key(complete_lines(text))
+
+
+def _by_key(lines: Iterable[bytes]) -> dict[str, Result]:
     results = [from_dict(Result, json.loads(line)) for line in lines]
     return {result.key: result for result in results}
 
@@ -75,43 +75,20 @@ def left(refs: Iterable[ImageRef], known: Mapping[str, Result], there: Set[str])
     return [ref for ref in refs if not is_done(ref)]
 
 
-class Results:
+class Results(GrowingLines):
     """The file of results, open for appending inside a `with` block.
-
-    A line that a kill left unfinished is cut off.
 
     Args:
         path: the file; it is made if it is not there.
     """
 
     def __init__(self, path: AnyPath) -> None:
-        self._growing = GrowingFile(path)
+        super().__init__(path)
         self.by_key: dict[str, Result] = {}
 
-    def __enter__(self) -> Self:
-        """Take the file for this process, and read what it holds.
-
-        Raises:
-            UserError: another process writes it, or it cannot be written.
-        """
-        with ExitStack() as opened:
-            opened.enter_context(self._growing.held())
-            local = self._growing.local
-            try:
-                local.parent.mkdir(parents=True, exist_ok=True)
-                self._file = opened.enter_context(local.open("a+b"))
-            except OSError as error:
-                raise explained(error, local) from error
-            self._file.seek(0)
-            text = self._file.read()
-            complete = text[: text.rfind(b"\n") + 1]
-            self.by_key = by_key(complete)
-            self._file.truncate(len(complete))
-            self._open = opened.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+    def take(self, lines: Sequence[bytes], where: str) -> None:
+        """Read the results of the file."""
+        self.by_key = _by_key(lines)
 
     def superseded(self, result: Result) -> list[str]:
         """Name the files that an earlier result of the picture left, and that this one has not."""
@@ -127,9 +104,5 @@ class Results:
 
     def append(self, results: Sequence[Result]) -> None:
         """Add results; they are on this machine's disk on return."""
-        lines = b"".join(json.dumps(asdict(result)).encode() + b"\n" for result in results)
-        self._file.write(lines)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.write(asdict(result) for result in results)
         self.by_key |= {result.key: result for result in results}
-        self._growing.send_now_and_then()
