@@ -105,7 +105,7 @@ def build(results: Results, summary: Summary) -> str:
         ("Differences from the best", _differences(summary)),
         *_severities(summary),
         *worst.sections(results),
-        ("Missing metrics", _missing(summary)),
+        ("Missing metrics", missing_metrics(summary.missing)),
         ("What the values depend on", _fingerprints(summary)),
         ("How the pictures were restored", _restored(summary)),
         ("How", page.table(["setting", "value"], [[name, value] for name, value in given.items()])),
@@ -246,9 +246,13 @@ def _restored(summary: Summary) -> str:
     return f'<div style="overflow-x:auto">{page.table(["pictures", *options], rows)}</div>{said}'
 
 
-def _missing(summary: Summary) -> str:
-    """List what could not be computed, a row for each thing to get."""
-    rows = [[", ".join(names), why] for why, names in by_reason(summary.missing).items()]
+def missing_metrics(missing: Mapping[str, str]) -> str:
+    """List what could not be computed, a row for each thing to get.
+
+    Args:
+        missing: why, by metric.
+    """
+    rows = [[", ".join(names), why] for why, names in by_reason(missing).items()]
     return page.table(["metrics", "why, and what to do"], rows) if rows else ""
 
 

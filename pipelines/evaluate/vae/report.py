@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from datasets.decoding import Pixels, decode
 from infra.config import pretty_json
 from infra.paths import AnyPath, write_bytes
+from pipelines.evaluate.report import missing_metrics
 from pipelines.evaluate.summary import VALUES
 from pipelines.evaluate.vae.config import EVALUATION, ORIGINALS, RECONSTRUCTED
 from pipelines.evaluate.vae.result import Result, Row
@@ -83,12 +84,12 @@ def build(folder: AnyPath, result: Result) -> str:
         folder: the output folder, with the pictures and the evaluation.
         result: the numbers.
     """
-    missing = [f"{name} is missing: {why}" for name, why in result.missing.items()]
-    notes = [what(result), *result.notes, *missing]
+    notes = [what(result), *result.notes]
     sections = [
         ("", page.table(*table(result)) + "".join(map(page.note, notes))),
         ("Latents", page.table(*latents(result)) + page.note(LATENTS)),
         ("Pictures", "".join(_pictures(folder, result))),
+        ("Missing metrics", missing_metrics(result.missing)),
     ]
     return page.page("Autoencoders", f"{result.input}, {result.test_set.n:,} pictures", sections)
 
