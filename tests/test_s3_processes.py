@@ -44,7 +44,7 @@ def large(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_other_processes_make_their_own_client(folder: Folder, method: str) -> None:
-    """However they are started, while threads of their parent use its client.
+    """However they are started, behind or (not by `fork`) beside the use of their parent's client.
 
     The parent is a process of its own: one that has run other tests has a fork server already, with
     the variables of those, and handlers of signals that its children would have too.

@@ -1,7 +1,9 @@
 """One boto3 client per process, and the requests that go through it.
 
 Everything about the server comes from the standard AWS variables and files. A client is never used
-in another process than the one that made it: a forked process makes its own.
+in another process than the one that made it: a forked process makes its own. Forking while another
+thread sends a request is not safe: OpenSSL's locks, which that thread may hold, stay locked in the
+new process for ever.
 """
 
 import os

@@ -34,6 +34,9 @@ def upload(uri: str, path: str) -> None:
 def start(method: str, uri: str) -> None:
     """Start processes that read the file `name`, while a thread of this one does so too.
 
+    Not with `fork`: OpenSSL has locks of its own, for hashes and for TLS, and a process that is
+    forked while another thread holds one waits for it for ever.
+
     Prints this process's id, whether a new one had a client, and what `digest` returned, as JSON.
     """
     folder, stop = open_folder(uri), threading.Event()
@@ -43,6 +46,9 @@ def start(method: str, uri: str) -> None:
             folder.read("name")
 
     busy = threading.Thread(target=keep_busy)
+    if method == "fork":
+        folder.read("name")  # the client is used before, and not meanwhile
+        stop.set()
     busy.start()
     try:
         with multiprocessing.get_context(method).Pool(2) as pool:
