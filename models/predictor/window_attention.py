@@ -56,8 +56,9 @@ class WindowAttention(nn.Module):
     def _bias(self, dtype: torch.dtype) -> Tensor:
         """Look up the bias of each pair of positions, [1, heads, MM, MM]."""
         bias = self.relative_position_bias_table[self.relative_position_index]  # [MM, MM, heads]
-        # Fused attention on CUDA reads rows without gaps.
-        return bias.permute(2, 0, 1).unsqueeze(0).to(dtype, memory_format=torch.contiguous_format)
+        # Fused attention on CUDA reads rows without gaps. `to` reorders only what it casts.
+        bias = bias.permute(2, 0, 1).unsqueeze(0)
+        return bias.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
 
 class _ToHeads(nn.Linear):
