@@ -572,6 +572,8 @@ def _restored_batch(
     faces = [torch.from_numpy(face(sizes, number).copy()) for number in range(batch)]
     lq = torch.stack(faces).permute(0, 3, 1, 2).to(device).float() / 255
     restorer, noise = bundle.restorer, NamedNoise(0, names)
+    halves = {"precision": "bfloat16", "predictor_precision": "bfloat16"}
+    restorer.rule = replace(restorer.rule, **halves)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
