@@ -27,6 +27,7 @@ from trainers.loop.batches import plan_batches
 from trainers.loop.checkpoints import step_of
 from trainers.loop.config import EngineConfig, TrainerConfig
 from trainers.loop.cost import memory_gb
+from trainers.loop.engine import autocast
 from trainers.loop.noise import Noise
 from trainers.loop.task import Task
 
@@ -68,8 +69,7 @@ class Plain:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context of the forward pass's precision."""
-        is_bf16 = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16)
+        return autocast(self.config, self.device)
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -132,6 +132,8 @@ def dry_run(
     count = sum(value.numel() for value in task.network.parameters())
     found = measured(task, config, device)
     rate = per_sample * found.samples / found.seconds / 1e12
+    fixed = config.engine.zero_stage
+    stage = "ZeRO 0 for one rank, and 1 for several" if fixed is None else f"ZeRO {fixed}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "one CPU"
     lines = [
         f"{count:,} parameters; {flops:.4g} TFLOP per step; {total:.4g} TFLOP in all, for steps "
@@ -141,8 +143,8 @@ def dry_run(
         "",
         *table(config, count, found, total / rate / 3600),
         "",
-        f"GB of each rank at ZeRO stage {config.engine.zero_stage}. Hours are at the measured rate "
-        "for each rank, without reading, validating and saving; at another rate, they are "
+        f"GB of each rank at {stage}. Hours are at the measured rate for each rank, "
+        " without reading, validating and saving; at another rate, they are "
         f"{total / 3600:.4g} divided by the TFLOP/s of all ranks together.",
         files(config, count, saved),
         "Nothing was written.",
@@ -162,7 +164,7 @@ def table(
         hours_of_one: what one rank takes.
     """
     engine, averages = config.engine, len(config.ema.decays)
-    parts = list(memory_gb(parameters, 1, engine.zero_stage, averages))
+    parts = list(memory_gb(parameters, 1, 0, averages))
     names = ["ranks", "micro-batch", *parts, "frozen", "activations", "total", "hours"]
     yield "  ".join(names)
     for ranks in sorted({world_size(), *RANKS}):
@@ -170,7 +172,7 @@ def table(
             plan = plan_batches(engine, ranks)
         except UsageError:  # so many ranks cannot share the batch
             continue
-        held = memory_gb(parameters, ranks, engine.zero_stage, averages).values()
+        held = memory_gb(parameters, ranks, engine.stage(ranks), averages).values()
         numbers = [*held, found.frozen / 1e9, found.activations_gb(plan.micro_batch_size)]
         shown = [*(f"{value:.3g}" for value in (*numbers, sum(numbers), hours_of_one / ranks))]
         cells = [str(ranks), str(plan.micro_batch_size), *shown]
