@@ -174,8 +174,8 @@ class Engine:
         their norm only: the update is queued by then, and keeps the GPU busy while the host goes on
         to the next step. So it cannot decide whether to update, and the fused update decides: it
         leaves weights, moments and the count of updates as they are if the norm is not finite.
-        Below that the host has to look first; where it is the CPU that computes, it waits for
-        nothing. From stage 1 on DeepSpeed does so itself, which is a second wait.
+        Before another update the host has to look, which on a CPU, where that is used, waits for
+        nothing. From stage 1 on DeepSpeed looks by itself, so that there the host waits again.
 
         Args:
             learning_rate: of this update.

@@ -22,7 +22,8 @@ def asked_for(values: Tensor) -> Callable[[], list[float]]:
     It waits for what was queued before this call, and for nothing that was queued after it.
     """
     if values.device.type != "cuda":
-        return values.tolist
+        found = values.tolist()
+        return lambda: found
     on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     on_host.copy_(values, non_blocking=True)
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
