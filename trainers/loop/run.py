@@ -36,6 +36,7 @@ from trainers.loop.cost import device_name, job_peak_tflops, memory_gb, peak_mem
 from trainers.loop.dry_run import dry_run
 from trainers.loop.engine import Engine, join, leave, leave_refused
 from trainers.loop.log import StepAverages, clock
+from trainers.loop.memory import advice, room
 from trainers.loop.noise import Noise
 from trainers.loop.not_finite import Micro, examined, remedy, said
 from trainers.loop.place import OTHER, Place, held, looked_at
@@ -160,6 +161,8 @@ class Training:
         before = self.checkpoints.find(loop.resume)
         is_own = before is None or self.checkpoints.is_own(before)
         self.origin = begun(task, config, before, is_own=is_own)
+        self.parameters = sum(value.numel() for value in task.network.parameters())
+        self.memory = self._memory()
         self.ema = EMA(task.network, config.ema)
         if before is not None:
             refuse_other_run(config, before)
@@ -411,15 +414,23 @@ class Training:
             "compiled": "blocks" if self.engine.is_compiled else "nothing",
         }
 
+    def _memory(self) -> str:
+        """Say what memory a rank needs, before an engine has the weights."""
+        device = next(self.task.network.parameters()).device
+        if device.type == "cuda":
+            return advice(self.task, self.config, self.plan, device, room(device))
+        ranks, averages = self.plan.ranks, len(self.config.ema.decays)
+        stage = self.config.engine.stage(ranks)
+        held = sum(memory_gb(self.parameters, ranks, stage, averages).values())
+        return (
+            f"{held:.3g} GB on each rank at ZeRO {stage} for weights, gradients, moments, averages "
+            "and validation, without activations"
+        )
+
     def _describe(self) -> str:
         """Return a line with the cost of a step and the memory that a rank needs."""
-        count = sum(value.numel() for value in self.task.network.parameters())
-        stage, averages = self.engine.stage, len(self.ema.config.decays)
-        held = sum(memory_gb(count, self.plan.ranks, stage, averages).values())
         compiled = "compiled block by block" if self.engine.is_compiled else "not compiled"
         return (
-            f"{count:,} parameters, {compiled}; {self.flops / 1e12:.4g} TFLOP per step; "
-            f"{held:.3g} GB on each rank at ZeRO {stage} for weights, gradients, moments, averages "
-            "and validation, without activations; "
-            f"steps {self.step} to {self.config.loop.max_steps}\n"
+            f"{self.parameters:,} parameters, {compiled}; {self.flops / 1e12:.4g} TFLOP per step; "
+            f"{self.memory}; steps {self.step} to {self.config.loop.max_steps}\n"
         )
