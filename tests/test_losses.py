@@ -81,6 +81,36 @@ def test_l1_averages_all_values() -> None:
     assert torch.allclose(l1(x.repeat(3, 1, 1, 1), y.repeat(3, 1, 1, 1)), l1(x, y))
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_l1_of_half_maps_needs_no_copy_in_float32(half: torch.dtype) -> None:
+    """It is within 1e-4 of the float32 copies' own, and its gradient is theirs to the bit.
+
+    Differences are rounded, which averages out; the sum is in float32 and counts every value.
+    """
+    x, y = (noise(4, 64, 64, 64, seed=seed).to(half).requires_grad_() for seed in (1, 2))
+    expected = (x.float() - y.float()).abs().mean()
+    (gradient,) = torch.autograd.grad(expected, x)
+
+    value = l1(x, y)
+
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert torch.equal(torch.autograd.grad(value, x)[0], gradient)
+
+
+def test_the_forward_pass_reads_no_value() -> None:
+    """On the meta device, where a value cannot be read, the whole loss and its gradient are made.
+
+    On a GPU, to read one would make the host wait.
+    """
+    with torch.device("meta"):
+        loss = SimVAELoss(SimVAELossConfig(), PerceptualLoss(VGG19()))
+        x, mean = torch.empty(1, 3, 32, 32, requires_grad=True), torch.empty(1, 4, 4, 4)
+        loss(x, torch.empty(1, 3, 32, 32), mean, mean).total.backward()
+
+    assert x.grad is not None
+
+
 def test_l1_does_not_broadcast() -> None:
     """Two shapes are an error, also where PyTorch would make them one."""
     with pytest.raises(ValueError, match=r"\[2, 3, 32, 32\] and images \[1, 3, 32, 32\]"):

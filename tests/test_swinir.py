@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoint import CheckpointError, CheckpointNotFoundError
 from models.predictor.swinir import PRESETS, SwinIR, SwinIRConfig, load_predictor, preset
+from models.predictor.window_attention import shift_mask
 
 TINY = PRESETS["tiny"]
 
@@ -226,16 +227,46 @@ def test_channels_last_and_bfloat16_stay_within_bounds(model: SwinIR) -> None:
 
 
 @pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_it_compiles_as_one_graph(dynamic: bool) -> None:
-    """torch.compile meets nothing that it cannot trace, with sides fixed or left open."""
+@torch.no_grad()  # which is left, whatever a graph that fails does not undo
+def test_the_posterior_mean_compiles_once_as_one_graph(dynamic: bool) -> None:
+    """torch.compile meets nothing that it cannot trace; other values, or open sides, are no news.
+
+    The check of values is inside the graph.
+    """
     config = SwinIRConfig(
         embed_dim=8, depths=(2,), heads=2, window_size=2, unshuffle=2, image_size=16
     )
     model = SwinIR(config).eval().requires_grad_(False)
-    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=dynamic)
+    torch.compiler.reset()
+    compiled = torch.compile(model.posterior_mean, backend="eager", fullgraph=True, dynamic=dynamic)
+    others = [images(2, 20, 24)] if dynamic else []
 
-    for lq in (images(2, 12, 14), images(2, 20, 24))[: 1 + dynamic]:
-        torch.testing.assert_close(compiled(lq), model(lq), rtol=0, atol=2e-6)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for lq in (images(2, 12, 14), images(2, 12, 14, seed=1), *others):
+            torch.testing.assert_close(compiled(lq), model.posterior_mean(lq), rtol=0, atol=2e-6)
+        with pytest.raises(RuntimeError, match=r"expected finite values in \[0, 1\]: map uint8"):
+            compiled(2 * lq)
+
+
+def test_a_group_compiles_once_as_one_graph(model: SwinIR) -> None:
+    """A plain block and a shifted one are captured whole; other values are no news."""
+    group, tokens = model.layers[0], torch.rand(1, 8, 8, TINY.embed_dim)
+    mask = shift_mask(8, 8, TINY.window_size)
+    torch.compiler.reset()
+    compiled = torch.compile(group, backend="eager", fullgraph=True)
+
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.autocast("cpu", torch.bfloat16):
+        for values in (tokens, -tokens):
+            assert torch.equal(compiled(values, mask), group(values, mask))
+
+
+@pytest.mark.parametrize("side", [64, 48])
+def test_a_prediction_reads_no_value(side: int) -> None:
+    """On the meta device, where no value can be read, it is made; a GPU's host need not wait."""
+    with torch.device("meta"):
+        prediction = SwinIR(TINY).posterior_mean(torch.empty(1, 3, side, side))
+
+    assert prediction.shape == (1, 3, side, side)
 
 
 def test_gradients_reach_every_parameter_and_the_input() -> None:

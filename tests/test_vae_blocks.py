@@ -3,9 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.vae.blocks import Downsample, SimResBlock
+from models.vae.blocks import (
+    Downsample,
+    PixelShuffleUpsample,
+    SDResBlock,
+    SelfAttention,
+    SimResBlock,
+    Upsample,
+)
 from tests.support.tiny_vae import build, by_design, draw_images, relative_error
 
 
@@ -158,6 +165,29 @@ def test_halves_compile_without_a_graph_break(design: str) -> None:
     vae.decoder.compile(backend="eager", fullgraph=True)
 
     torch.testing.assert_close(vae(images)[0], expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        SimResBlock(8, 8, "layer_norm", 1),
+        SDResBlock(8, 16, "group_norm", 2),
+        SelfAttention(8, "layer_norm", 1),
+        Downsample(8, 8, symmetric=False),
+        Upsample(8, 8),
+        PixelShuffleUpsample(8, 8),
+    ],
+    ids=lambda block: type(block).__name__,
+)
+def test_each_block_compiles_once_as_one_graph(block: nn.Module) -> None:
+    """Every kind of block is captured whole under autocast, and other values are no news."""
+    torch.compiler.reset()
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.autocast("cpu", torch.bfloat16):
+        for values in (x, -x):
+            assert torch.equal(compiled(values), block(values))
 
 
 def test_a_compiled_model_samples() -> None:

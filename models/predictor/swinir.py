@@ -19,6 +19,7 @@ from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from models.autocast import LayerNorm, repeat_pixels
 from models.checkpoint import CheckpointNotFoundError, load_strict, read_state_dict
 from models.configuration import STRICT
 from models.pixel_shuffle import PixelUnshuffle
@@ -32,6 +33,7 @@ WHERE = (
     f"get {CHECKPOINT} from https://github.com/zsyOAOA/DifFace/releases/download/V1.0/{CHECKPOINT} "
     f"and put it there (licence: {LICENCE})"
 )
+EXPECTED = "expected finite values in [0, 1]: map uint8 by x / 255 and [-1, 1] by (x + 1) / 2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -114,7 +116,7 @@ class SwinIR(nn.Module):
         )
         self.patch_embed = _PatchEmbed(width)
         self.layers = nn.ModuleList(_Group(config, depth) for depth in config.depths)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.conv_after_body = _conv3x3(width, width)
         self.conv_before_upsample = nn.Sequential(
             _conv3x3(width, config.features), nn.LeakyReLU(0.01)
@@ -132,14 +134,12 @@ class SwinIR(nn.Module):
         Raises:
             TypeError: not floating point.
             ValueError: as `forward`; or values outside [0, 1], or not finite.
+            RuntimeError: instead, for such values on a GPU or in a compiled graph, where no one
+                waits to read them. A GPU raises it with the next call that waits for it, and
+                serves the process no longer.
         """
         _check_images(lq, self.config.multiple)
-        low, high = torch.stack(torch.aminmax(lq.float())).tolist()
-        if not (low >= 0 and high <= 1):  # false for NaN too
-            raise ValueError(
-                f"lq ranges over [{low:.4g}, {high:.4g}]; expected finite values in [0, 1]: map "
-                "uint8 by x / 255 and [-1, 1] by (x + 1) / 2"
-            )
+        _check_range(lq)
         prediction: Tensor = self(lq)
         return prediction.clamp(0, 1)
 
@@ -167,7 +167,7 @@ class SwinIR(nn.Module):
         side = self.config.image_size // self.config.unshuffle
         mask = None
         if (h, w) != (side, side):
-            mask = shift_mask(h, w, self.config.window_size).to(features)
+            mask = shift_mask(h, w, self.config.window_size, features.device)
         tokens = self.patch_embed(features.permute(0, 2, 3, 1))
         for layer in self.layers:
             tokens = run_block(layer, tokens, mask, recompute=self.activation_checkpointing)
@@ -177,8 +177,7 @@ class SwinIR(nn.Module):
     def _upsample(self, x: Tensor) -> Tensor:
         """Map [B, 64, h, w] to images [B, 3, H, W]: repeat pixels, convolve, three times over."""
         for number in range(1, 1 + int(math.log2(self.config.unshuffle))):
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = F.leaky_relu(self.get_submodule(f"conv_up{number}")(x), 0.2)
+            x = F.leaky_relu(self.get_submodule(f"conv_up{number}")(repeat_pixels(x)), 0.2)
         images: Tensor = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2))
         return images
 
@@ -188,7 +187,7 @@ class _PatchEmbed(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map [B, h, w, C] to the same shape."""
@@ -224,9 +223,9 @@ class _Block(nn.Module):
         width, side = config.embed_dim, config.image_size // config.unshuffle
         self.window_size = config.window_size
         self.shift = config.window_size // 2 if shifted else 0
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn = WindowAttention(width, config.heads, config.window_size)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.mlp = nn.ModuleDict(
             {
                 "fc1": nn.Linear(width, config.mlp_ratio * width),
@@ -290,6 +289,16 @@ def _check_images(images: Tensor, multiple: int) -> None:
             f"lq is {images.shape[2]} x {images.shape[3]}; sides are padded by reflection to "
             f"multiples of {multiple}, so give more than {multiple // 2} pixels: resize first"
         )
+
+
+def _check_range(lq: Tensor) -> None:
+    """Refuse values outside [0, 1], and NaN; on a GPU and when compiled, without reading them."""
+    low, high = torch.aminmax(lq)
+    is_unit = (low >= 0) & (high <= 1)  # false for NaN too
+    if lq.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(is_unit, f"lq leaves its range; {EXPECTED}")
+    elif not is_unit:
+        raise ValueError(f"lq ranges over [{low:.4g}, {high:.4g}]; {EXPECTED}")
 
 
 def _missing(side: int, multiple: int) -> int:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.autocast import GroupNorm, layer_norm, repeat_pixels
 from models.pixel_shuffle import pixel_shuffle
 from models.recomputation import run_block
 
@@ -29,15 +30,14 @@ class PixelLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to the same shape; in channels-last memory no copy is made."""
         x_bhwc = x.permute(0, 2, 3, 1)
-        normed = F.layer_norm(x_bhwc, self.weight.shape, self.weight, self.bias, EPS)
-        return normed.permute(0, 3, 1, 2)
+        return layer_norm(x_bhwc, self.weight, self.bias, EPS).permute(0, 3, 1, 2)
 
 
 def norm(norm_type: str, channels: int, groups: int) -> nn.Module:
     """Build the normalisation ``norm_type``, ``layer_norm`` or ``group_norm``."""
     if norm_type == "layer_norm":
         return PixelLayerNorm(channels)
-    return nn.GroupNorm(groups, channels, eps=EPS)
+    return GroupNorm(groups, channels, eps=EPS)
 
 
 def conv3x3(channels: int, channels_out: int) -> nn.Conv2d:
@@ -135,7 +135,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C_out, 2 H, 2 W]."""
-        h: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        h: Tensor = self.conv(repeat_pixels(x))
         return h
 
 
