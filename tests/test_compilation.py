@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 from models import compilation
 from models.compilation import blocks, compile_blocks
+from models.losses import PerceptualLoss
 from models.metrics.backbones import VGG19
 from models.predictor.swinir import SwinIR
 from models.predictor.swinir import preset as predictor_preset
@@ -121,6 +122,23 @@ def test_nothing_is_compiled_after_the_second_step(
     assert "up to rounding, from another layout" in again.said
     record = json.loads((tmp_path / "run/checkpoints/step-00000004/record.json").read_bytes())
     assert record["layout"]["compiled"]
+
+
+def test_the_perceptual_loss_of_a_step_is_captured_once() -> None:
+    """VGG with gradients, and without for the reference; the loss and its gradient are the same."""
+    loss = PerceptualLoss(VGG19())
+    generator = torch.Generator().manual_seed(0)
+    images, made = torch.rand(2, 1, 3, 16, 16, generator=generator) * 2 - 1
+    made.requires_grad_()
+    plain = loss(made, images)
+    expected = torch.autograd.grad(plain, made)[0]
+    compile_blocks(loss)
+    for _ in range(2):
+        found = loss(made, images)
+        torch.testing.assert_close(found, plain)
+        torch.testing.assert_close(torch.autograd.grad(found, made)[0], expected)
+
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.parametrize(

@@ -10,25 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.training_sets import digests, write_image_set, write_latent_set
+from tests.support.tiny_tasks import CPU, tiny_task
+from tests.support.training_sets import digests, write_image_set
 from trainers.loop.batches import plan_batches
-from trainers.loop.config import EngineConfig, LoopConfig
 from trainers.loop.cost import memory_gb
 from trainers.loop.dry_run import SAMPLES, Measured, measured, table
 from trainers.loop.memory import LiveBytes, Plain, advice, needs, peak_bytes, samples_of
 from trainers.loop.noise import Noise
-from trainers.loop.task import Task
-from trainers.recipes import predictor_config, vae_config
-from trainers.recipes.flow import FlowTask
 from trainers.recipes.flow_config import PRESETS
-from trainers.recipes.predictor import PredictorTask
-from trainers.recipes.vae import VAETask
 
 if TYPE_CHECKING:
     from tests.support.trainers_here import Train
 
 pytest_plugins = ["tests.support.trainers_here"]
-CPU = torch.device("cpu")
 
 
 def cells(said: str) -> Iterator[dict[str, float]]:
@@ -144,25 +138,6 @@ def test_what_does_not_fit_is_told_with_what_does(tmp_path: Path) -> None:
     assert float(found[3]) == pytest.approx(expected, rel=1e-2)
 
     assert "fit" not in advice(task, task.config, plan, CPU, most / 0.8)
-
-
-def tiny_task(program: str, folder: Path, *, is_recomputed: bool = False) -> Task:
-    """Build a task on small data."""
-    images = folder / "images"
-    if not images.exists():
-        write_image_set(images, size=32)
-        write_latent_set(folder / "latents")
-    engine = EngineConfig(global_batch_size=8, activation_checkpointing=is_recomputed)
-    shared = {"model": "tiny", "engine": engine, "loop": LoopConfig(workers=0)}
-    match program:
-        case "flow":
-            latents = str(folder / "latents")
-            return FlowTask(replace(PRESETS["tiny"], latents=latents, **shared), CPU)
-        case "vae":
-            vae = replace(vae_config.PRESETS["tiny"], crop=16, data=(str(images),), **shared)
-            return VAETask(vae, CPU)
-    tiny = predictor_config.PRESETS["tiny"]
-    return PredictorTask(replace(tiny, images=(str(images),), **shared), CPU)
 
 
 def test_a_run_that_is_there_is_looked_at_and_left_alone(

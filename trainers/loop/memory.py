@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -71,7 +71,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._is_new(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count the storages that are new."""
+        """Run an operation, and count the storages that are new.
+
+        A network that asks whether its input is in order, and is given a shape alone, is told so.
+        """
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return args[0].dtype == torch.bool or func(*args)
         self.given += sum(map(self._is_new, _tensors((args, kwargs))))
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):

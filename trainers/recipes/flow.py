@@ -123,8 +123,7 @@ class FlowTask:
 
     def losses(self, engine: Runner, batch: Any, noise: Noise) -> dict[str, Tensor]:
         """Compute the loss of Eq. 5, or the regressor's squared error."""
-        with engine.autocast():
-            pairs = self._pairs(batch, noise)
+        pairs = self._pairs(batch, noise)
         if self.config.stage == "regressor":
             return {"loss": F.mse_loss(regress(engine, pairs.source).float(), pairs.target)}
         x_0, t = self.restorer.x_0(pairs.source, noise), noise.times(self.config.times)
@@ -138,8 +137,8 @@ class FlowTask:
         averages, is_flow = Averages(), self.config.stage == "flow"
         batches = sweep(self.held_out, self.config.loop, self.device, between, "pairs")
         for batch, count, noise in batches:
+            pairs = self._pairs(batch, noise)
             with autocast(self.config.engine, self.device):
-                pairs = self._pairs(batch, noise)
                 losses = (
                     self._losses_by_time(network, pairs, noise)
                     if is_flow
@@ -181,10 +180,11 @@ class FlowTask:
         return losses
 
     def _pairs(self, batch: Any, noise: Noise) -> FlowBatch:
-        if self.config.draws == "online":
-            return from_images(self.restorer, batch, noise)
         is_regressed = self.identity.get("source") == "regressed"
-        return from_latents(self.restorer, batch, noise, is_regressed=is_regressed)
+        with autocast(self.config.engine, self.device):
+            if self.config.draws == "online":
+                return from_images(self.restorer, batch, noise)
+            return from_latents(self.restorer, batch, noise, is_regressed=is_regressed)
 
     def _pictures(self) -> OnlinePairs:
         images = held_out(self.config.images[0], self.config.loop)
