@@ -85,8 +85,8 @@ class EMA:
         parameters = self._matching(model)
         for decay, averages in self._averages.items():
             weight = 1 - decay_at(self.updates, decay, self.config.warmup)
-            for name, average in averages.items():
-                average.lerp_(parameters[name].to(average), weight)
+            values = [parameters[name].to(average) for name, average in averages.items()]
+            torch._foreach_lerp_(list(averages.values()), values, weight)  # few kernels on CUDA
 
     @contextmanager
     def applied(self, model: nn.Module, decay: float | None = None) -> Iterator[None]:

@@ -10,22 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.training_sets import digests, write_image_set, write_latent_set
-from trainers.loop.config import EngineConfig, LoopConfig
+from tests.support.tiny_tasks import CPU, tiny_task
+from tests.support.training_sets import digests, write_image_set
+from trainers.loop.batches import plan_batches
 from trainers.loop.cost import memory_gb
-from trainers.loop.dry_run import LiveBytes, Measured, measured, peak_bytes, table
-from trainers.loop.task import Task
-from trainers.recipes import predictor_config, vae_config
-from trainers.recipes.flow import FlowTask
+from trainers.loop.dry_run import SAMPLES, Measured, measured, table
+from trainers.loop.memory import LiveBytes, Plain, advice, needs, peak_bytes, samples_of
+from trainers.loop.noise import Noise
 from trainers.recipes.flow_config import PRESETS
-from trainers.recipes.predictor import PredictorTask
-from trainers.recipes.vae import VAETask
 
 if TYPE_CHECKING:
     from tests.support.trainers_here import Train
 
 pytest_plugins = ["tests.support.trainers_here"]
-CPU = torch.device("cpu")
 
 
 def cells(said: str) -> Iterator[dict[str, float]]:
@@ -98,39 +95,49 @@ def test_every_trainer_says_what_it_costs_and_writes_nothing(
 
 @pytest.mark.parametrize("program", ["flow", "vae", "predictor"])
 @pytest.mark.parametrize("is_recomputed", [False, True])
-def test_two_small_passes_tell_what_a_larger_one_needs(
+def test_two_small_counts_tell_what_a_larger_step_needs(
     tmp_path: Path, program: str, is_recomputed: bool
 ) -> None:
-    """Six samples at once, counted, are within 3 % of what two and four samples tell.
+    """Six real samples are within 3 % of what two and four samples of shapes alone tell.
 
     With activation checkpointing they need less.
     """
     task = tiny_task(program, tmp_path, is_recomputed=is_recomputed)
     found = measured(task, task.config, CPU)
-    peak, _ = peak_bytes(task, task.config, CPU, 6)
-    plain, _ = peak_bytes(tiny_task(program, tmp_path), task.config, CPU, 6)
+    plain, _ = peak_bytes(tiny_task(program, tmp_path), task.config, CPU, SAMPLES[1])
+    noise = Noise(seed=0, step=0, positions=range(6), total=6, device=CPU)
+    batch, weights = samples_of(task, 6), list(task.trained.parameters())
+    for value in weights:
+        value.grad = torch.zeros_like(value)
+    with LiveBytes([*weights, *(one.grad for one in weights if one.grad is not None)]) as live:
+        runner = Plain(task.trained, task.config.engine, CPU)
+        task.losses(runner, batch, noise)["loss"].backward()
 
-    assert found.activations_gb(6) * 1e9 == pytest.approx(peak, rel=0.03)
-    assert (peak < plain) == is_recomputed
+    told = 1e9 * found.activations_gb(6) + found.frozen
+    assert told == pytest.approx(live.peak + live.given, rel=0.03)
+    assert (found.peaks[1] < plain) == is_recomputed
 
 
-def tiny_task(program: str, folder: Path, *, is_recomputed: bool = False) -> Task:
-    """Build a task on small data."""
-    images = folder / "images"
-    if not images.exists():
-        write_image_set(images, size=32)
-        write_latent_set(folder / "latents")
-    engine = EngineConfig(global_batch_size=8, activation_checkpointing=is_recomputed)
-    shared = {"model": "tiny", "engine": engine, "loop": LoopConfig(workers=0)}
-    match program:
-        case "flow":
-            latents = str(folder / "latents")
-            return FlowTask(replace(PRESETS["tiny"], latents=latents, **shared), CPU)
-        case "vae":
-            vae = replace(vae_config.PRESETS["tiny"], crop=16, data=(str(images),), **shared)
-            return VAETask(vae, CPU)
-    tiny = predictor_config.PRESETS["tiny"]
-    return PredictorTask(replace(tiny, images=(str(images),), **shared), CPU)
+def test_what_does_not_fit_is_told_with_what_does(tmp_path: Path) -> None:
+    """Options are proposed whose need, counted as they would have it, is below nine tenths."""
+    task, recomputed = (tiny_task("vae", tmp_path, is_recomputed=one) for one in (False, True))
+    plan = plan_batches(task.config.engine, 1)
+    least, most = (needs(task, task.config, plan, CPU, samples).total for samples in (1, 8))
+    expected = needs(recomputed, recomputed.config, plan, CPU, 8).total
+    room = 1.01 * expected / 0.9
+    said = advice(task, task.config, plan, CPU, room)
+    found = re.search(
+        r"does not fit: give --micro-batch-size (\d) \((\S+) GB\), .*, or "
+        r"--activation-checkpointing \((\S+) GB\)",
+        said,
+    )
+    assert found, said
+    smaller = int(found[1])
+    assert least < float(found[2]) < 0.9 * room
+    assert needs(task, task.config, plan, CPU, 2 * smaller).total > 0.9 * room
+    assert float(found[3]) == pytest.approx(expected, rel=1e-2)
+
+    assert "fit" not in advice(task, task.config, plan, CPU, most / 0.8)
 
 
 def test_a_run_that_is_there_is_looked_at_and_left_alone(

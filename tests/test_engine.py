@@ -43,7 +43,7 @@ def train(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> Results:
 
 def job(name: str, **values: Any) -> dict[str, Any]:
     """Describe a job; its engine's options besides those of the job itself."""
-    known = {"start", "stop", "load", "from", "save_at", "poisoned", "without", "clipping"}
+    known = {"start", "stop", "load", "from", "save_at", "poisoned", "without", "clipping", "fused"}
     engine = {key: value for key, value in values.items() if key not in known}
     rest = {key: value for key, value in values.items() if key in known}
     return {"name": name, "stop": STEPS, "engine": engine, **rest}
@@ -65,11 +65,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, Resul
     ]
     two += [job(f"poisoned-{stage}", zero_stage=stage, poisoned=HALF) for stage in STAGES]
     two += [job(f"without-{stage}", zero_stage=stage, without=HALF) for stage in STAGES]
+    two.append(job("poisoned-fused", zero_stage=0, fused=True, poisoned=HALF))
+    two.append(job("without-fused", zero_stage=0, fused=True, without=HALF))
     two += [job(f"clipped-{stage}", zero_stage=stage, clipping=CLIPPING) for stage in STAGES]
     results_of_two = train(2, two, folder)
     one = [job(f"one-{stage}", zero_stage=stage) for stage in STAGES]
     one.append(job("accumulated", micro_batch_size=BATCH // 4))
     one.append(job("bf16", precision="bf16"))
+    one.append(job("fused", zero_stage=0, fused=True))
+    half = str(folder / "half-1.0.pt")
+    one.append(job("moved-fused", zero_stage=0, fused=True, start=HALF, **{"from": half}))
     for stage in STAGES:  # what two ranks had at one stage, one rank continues at the next
         before = str(folder / f"half-{stage}.0.pt")
         name = f"moved-{stage}"
@@ -163,11 +168,14 @@ def test_resumed_on_another_layout_within_rounding(
     assert torch.equal(weights(folder, f"moved-{stage}")["frozen"], torch.ones(3))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "fused"])
 def test_a_step_whose_loss_is_not_finite_on_one_rank_is_dropped_whole(
-    runs: tuple[Path, Results, Results], stage: int
+    runs: tuple[Path, Results, Results], stage: int | str
 ) -> None:
-    """Though its gradients would be finite; weights, moments and later losses know nothing."""
+    """Though its gradients would be finite; weights, moments and later losses know nothing.
+
+    A fused update drops it by itself, before the host has looked at the norm.
+    """
     folder, _, two = runs
     found, expected = two[f"poisoned-{stage}"], two[f"without-{stage}"]
 
@@ -180,6 +188,26 @@ def test_a_step_whose_loss_is_not_finite_on_one_rank_is_dropped_whole(
         )
         for part in ("weights", "moments"):
             assert all(torch.equal(mine[part][name], other[part][name]) for name in mine[part])
+        assert mine["moments"]["step"] == STEPS - 1
+
+
+def test_a_fused_update_learns_what_plain_pytorch_learns(
+    runs: tuple[Path, Results, Results],
+) -> None:
+    """It is the same update, summed in another order."""
+    _, one, _ = runs
+
+    assert one["fused"]["losses"] == pytest.approx(plain(), rel=BOUND)
+    assert one["moved-fused"]["losses"] == pytest.approx(plain()[HALF:], rel=BOUND)
+
+
+@pytest.mark.parametrize(("ranks", "given", "stage"), [(1, None, 0), (2, None, 1), (1, 2, 2)])
+def test_one_rank_shares_nothing_out(ranks: int, given: Any, stage: int) -> None:
+    """Unless a stage is given, it follows from the number of ranks."""
+    config = EngineConfig(zero_stage=given)
+    plan = plan_batches(config, ranks)
+
+    assert deepspeed_json(config, plan)["zero_optimization"] == {"stage": stage}
 
 
 @pytest.mark.parametrize("stage", STAGES)

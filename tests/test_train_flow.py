@@ -1,5 +1,6 @@
 """Training the flow: its pairs under every switch, its validation, what it writes and refuses."""
 
+import copy
 import dataclasses
 import json
 import sys
@@ -33,8 +34,9 @@ from tests.support.training_sets import (
     write_latent_set,
 )
 from trainers import flow
-from trainers.loop.config import LoopConfig
+from trainers.loop.config import EngineConfig, LoopConfig
 from trainers.loop.cost import encoder_flops
+from trainers.loop.memory import Plain, peak_bytes
 from trainers.loop.noise import Noise
 from trainers.loop.task import Finished
 from trainers.recipes.flow import FlowTask
@@ -179,6 +181,44 @@ def test_online_pairs_are_encodings_of_the_posterior_mean_and_of_hq(files: Files
     torch.testing.assert_close(pairs.source, vae.encode(mean * 2 - 1).mean)
     assert pairs.condition is not None
     assert torch.equal(pairs.condition, pairs.source)
+
+
+def test_all_networks_compute_in_the_precision_of_the_step(files: Files) -> None:
+    """In bf16 VAE, predictor and flow do, in a step and in validation; losses stay float32."""
+    engine = EngineConfig(precision="bf16")
+    task, batch, noise = drawn(configured(files, draws="online", engine=engine))
+    assert task.restorer.vae is not None
+    assert task.restorer.predictor is not None
+    averaged = copy.deepcopy(task.network)
+    found: dict[str, set[torch.dtype]] = {}
+    networks = {
+        "vae": task.restorer.vae,
+        "predictor": task.restorer.predictor,
+        "flow": task.network,
+        "averaged": averaged,
+    }
+    for name, network in networks.items():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                seen = found.setdefault(name, set())
+                module.register_forward_hook(lambda *made, seen=seen: seen.add(made[-1].dtype))
+    loss = task.losses(Plain(task.trained, engine, CPU), batch, noise)["loss"]
+    task.validate(averaged)
+
+    assert loss.dtype == torch.float32
+    assert found == {name: {torch.bfloat16} for name in networks}
+    assert task.restorer.rule.precision == "bfloat16"
+
+
+def test_the_memory_of_an_online_step_is_counted(files: Files) -> None:
+    """Frozen networks are beside the flow, though a predictor asks for the range of its input."""
+    online, cached = (
+        FlowTask(configured(files, draws=draws), CPU) for draws in ("online", "cached")
+    )
+    more, fewer = (peak_bytes(task, task.config, CPU, 4) for task in (online, cached))
+
+    assert more[0] > fewer[0]
+    assert more[1] > fewer[1]
 
 
 def test_the_other_sources(files: Files) -> None:

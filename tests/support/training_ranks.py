@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infra.distributed import barrier, rank, sums, world_size
+from infra.distributed import barrier, rank, world_size
 from trainers.loop.batches import plan_batches
 from trainers.loop.config import EngineConfig
 from trainers.loop.engine import Engine, join, leave
@@ -35,13 +35,13 @@ class Net(nn.Module):
         return y
 
 
-def build() -> tuple[Net, torch.optim.AdamW]:
+def build(*, fused: bool | None = None) -> tuple[Net, torch.optim.AdamW]:
     """Build the same model and optimiser in every process."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Net()
     trained = [value for value in model.parameters() if value.requires_grad]
-    return model, torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.01)
+    return model, torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.01, fused=fused)
 
 
 def data(step: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def run(job: dict[str, Any], out: Path) -> dict[str, list[float]]:
     """Train from job["start"] to job["stop"]; returns losses and gradient norms."""
     config = EngineConfig(global_batch_size=BATCH, **job["engine"])
     plan = plan_batches(config, world_size())
-    model, optimizer = build()
+    model, optimizer = build(fused=job.get("fused"))
     before = torch.load(job["from"], weights_only=True) if "from" in job else None
     if before is not None:
         model.load_state_dict(before["weights"])
@@ -77,8 +77,11 @@ def run(job: dict[str, Any], out: Path) -> dict[str, list[float]]:
                 loss = loss + math.inf  # whose gradients are finite
             engine.backward(loss)
             total += loss.item() / plan.accumulation_steps
-        result["norms"].append(engine.step(1e-2, job.get("clipping", {}).get(str(step))))
-        result["losses"].append(sums([total])[0] / plan.ranks)
+        clipping = job.get("clipping", {}).get(str(step))
+        values = torch.tensor([total], dtype=torch.float64)
+        norm, (loss_of_all,) = engine.step(1e-2, clipping, values)
+        result["norms"].append(norm)
+        result["losses"].append(loss_of_all / plan.ranks)
         if step + 1 == job.get("save_at"):
             engine.save(out / job["name"])
     moments = engine.optimizer_state()

@@ -73,7 +73,7 @@ def deepspeed_json(config: EngineConfig, plan: BatchPlan) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,
         "gradient_clipping": config.gradient_clipping,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.stage(plan.ranks)},
         "torch_autocast": {"enabled": config.precision == "bf16"},
     }
     complete = _merged(given, wanted, str(config.deepspeed_config), "")

@@ -113,16 +113,26 @@ class EngineConfig:
     """Samples of one forward pass of one rank; None: the rank's whole share, no accumulation."""
     precision: Precision = "fp32"
     """``bf16`` is autocast over float32 weights."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """What ranks share out: 0 nothing, 1 optimiser state, 2 and gradients, 3 and weights."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """What ranks share out: 0 nothing, 1 optimiser state, 2 and gradients, 3 and weights. None: 0
+    for one rank, which has nobody to share with, and 1 for several."""
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest global norm of a gradient; 0 clips nothing."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: bool | None = None
+    """Compile by torch.compile each block of the networks that a step runs; None: on CUDA, yes, and
+    on CPUs, no."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: a third more work, far less memory."""
     deepspeed_config: str | None = None
     """A JSON file of DeepSpeed's; what follows from this configuration is filled in."""
+
+    def stage(self, ranks: int) -> int:
+        """Return the ZeRO stage of a job of so many ranks."""
+        return min(ranks - 1, 1) if self.zero_stage is None else self.zero_stage
+
+    def compiles(self, device: str) -> bool:
+        """Tell whether blocks are compiled on a type of device, such as ``cuda``."""
+        return device == "cuda" if self.compile is None else self.compile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

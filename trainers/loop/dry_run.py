@@ -1,32 +1,25 @@
 """What a run would cost, said without training: operations, memory, hours and files.
 
-The loss of two and of four real samples goes forward and backward on this device, while the bytes
-of all tensors that live at once are counted. What a pass needs besides weights and gradients grows
-with the samples, so both give the activations of any micro-batch: fixed + samples x each. Another
-pass, without counting, gives the speed that hours are told at.
+What a pass needs besides weights and gradients is counted by `trainers.loop.memory` for two numbers
+of samples, which gives the activations of any micro-batch: fixed + samples x each. A pass of real
+samples on this device gives the speed that hours are told at.
 """
 
 import time
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
-from datasets.reading.order import Layout
 from infra.distributed import world_size
 from infra.errors import UsageError
 from infra.paths import AnyPath
 from trainers.loop.batches import plan_batches
 from trainers.loop.checkpoints import step_of
-from trainers.loop.config import EngineConfig, TrainerConfig
+from trainers.loop.config import TrainerConfig
 from trainers.loop.cost import memory_gb
+from trainers.loop.memory import Plain, advice, peak_bytes, room, samples_of
 from trainers.loop.noise import Noise
 from trainers.loop.task import Task
 
@@ -55,65 +48,6 @@ class Measured:
         return (least + (most - least) * (samples - few) / (more - few)) / 1e9
 
 
-class Plain:
-    """A model that runs by itself as it does in `trainers.loop.engine.Engine`."""
-
-    def __init__(self, module: nn.Module, config: EngineConfig, device: torch.device) -> None:
-        self.module, self.config, self.device = module, config, device
-
-    def __call__(self, *inputs: Any) -> Any:
-        """Run the model's forward pass."""
-        with self.autocast():
-            return self.module(*inputs)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context of the forward pass's precision."""
-        is_bf16 = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16)
-
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that operations make and read inside its context.
-
-    Args:
-        known: tensors that do not count.
-
-    Attributes:
-        given: bytes of what was made before.
-        now: bytes of what was made inside and lives.
-        peak: the most that lived at once.
-    """
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.given = self.now = self.peak = 0
-        self._known = WeakIdKeyDictionary()
-        for tensor in known:
-            self._is_new(tensor)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count the storages that are new."""
-        self.given += sum(map(self._is_new, _tensors((args, kwargs))))
-        made = func(*args, **(kwargs or {}))
-        for tensor in _tensors(made):
-            if size := self._is_new(tensor):
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(tensor.untyped_storage(), self._free, size)
-        return made
-
-    def _is_new(self, tensor: Tensor) -> int:
-        """Return the bytes of a storage that was not met before, else 0."""
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return 0
-        self._known[storage] = True
-        return storage.nbytes()
-
-    def _free(self, size: int) -> None:
-        self.now -= size
-
-
 def dry_run(
     task: Task, config: TrainerConfig, device: torch.device, saved: Sequence[AnyPath]
 ) -> str:
@@ -132,6 +66,8 @@ def dry_run(
     count = sum(value.numel() for value in task.network.parameters())
     found = measured(task, config, device)
     rate = per_sample * found.samples / found.seconds / 1e12
+    fixed = config.engine.zero_stage
+    stage = "ZeRO 0 for one rank, and 1 for several" if fixed is None else f"ZeRO {fixed}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "one CPU"
     lines = [
         f"{count:,} parameters; {flops:.4g} TFLOP per step; {total:.4g} TFLOP in all, for steps "
@@ -140,14 +76,22 @@ def dry_run(
         f"{found.seconds:.3g} s, {rate:.3g} TFLOP/s",
         "",
         *table(config, count, found, total / rate / 3600),
+        *_fitting(task, config, device),
         "",
-        f"GB of each rank at ZeRO stage {config.engine.zero_stage}. Hours are at the measured rate "
-        "for each rank, without reading, validating and saving; at another rate, they are "
+        f"GB of each rank at {stage}. Hours are at the measured rate for each rank, "
+        " without reading, validating and saving; at another rate, they are "
         f"{total / 3600:.4g} divided by the TFLOP/s of all ranks together.",
         files(config, count, saved),
         "Nothing was written.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _fitting(task: Task, config: TrainerConfig, device: torch.device) -> Iterator[str]:
+    """Yield a line that says whether a rank fits its GPU; of a CPU, nothing."""
+    if device.type == "cuda":
+        plan = plan_batches(config.engine, world_size())
+        yield f"On this GPU {advice(task, config, plan, device, room(device))}."
 
 
 def table(
@@ -162,7 +106,7 @@ def table(
         hours_of_one: what one rank takes.
     """
     engine, averages = config.engine, len(config.ema.decays)
-    parts = list(memory_gb(parameters, 1, engine.zero_stage, averages))
+    parts = list(memory_gb(parameters, 1, 0, averages))
     names = ["ranks", "micro-batch", *parts, "frozen", "activations", "total", "hours"]
     yield "  ".join(names)
     for ranks in sorted({world_size(), *RANKS}):
@@ -170,7 +114,7 @@ def table(
             plan = plan_batches(engine, ranks)
         except UsageError:  # so many ranks cannot share the batch
             continue
-        held = memory_gb(parameters, ranks, engine.zero_stage, averages).values()
+        held = memory_gb(parameters, ranks, engine.stage(ranks), averages).values()
         numbers = [*held, found.frozen / 1e9, found.activations_gb(plan.micro_batch_size)]
         shown = [*(f"{value:.3g}" for value in (*numbers, sum(numbers), hours_of_one / ranks))]
         cells = [str(ranks), str(plan.micro_batch_size), *shown]
@@ -206,34 +150,12 @@ def measured(task: Task, config: TrainerConfig, device: torch.device) -> Measure
     samples = min(SAMPLES[0], plan.micro_batch_size)
     if device.type == "cuda" and _fits(counted.activations_gb(plan.micro_batch_size), device):
         samples = plan.micro_batch_size
-    batch = _batch(task, samples)
+    batch = samples_of(task, samples)
     if device.type == "cuda":
         _pass(task, config, device, batch)  # the first of a size chooses its kernels
     began = time.perf_counter()
     _pass(task, config, device, batch)
     return replace(counted, samples=samples, seconds=time.perf_counter() - began)
-
-
-def peak_bytes(
-    task: Task, config: TrainerConfig, device: torch.device, samples: int
-) -> tuple[int, int]:
-    """Count what the gradient of so many samples needs besides weights and gradients.
-
-    Returns:
-        The bytes that live at once, and those of what was there before, such as frozen networks.
-    """
-    weights = list(task.trained.parameters())
-    for value in weights:  # made before, so that they do not count
-        value.grad = torch.zeros_like(value) if value.requires_grad else None
-    gradients = [value.grad for value in weights if value.grad is not None]
-    with LiveBytes([*weights, *gradients]) as live:
-        _pass(task, config, device, _batch(task, samples))
-    return live.peak, live.given
-
-
-def _batch(task: Task, samples: int) -> Any:
-    """Read the first training samples."""
-    return next(iter(task.loader(Layout(ranks=1, rank=0, micro_batch=samples), None)))[0]
 
 
 def _pass(task: Task, config: TrainerConfig, device: torch.device, batch: Any) -> None:
@@ -248,7 +170,3 @@ def _pass(task: Task, config: TrainerConfig, device: torch.device, batch: Any) -
 def _fits(gb: float, device: torch.device) -> bool:
     """Tell whether so much is free on a GPU, with some to spare."""
     return 1e9 * gb < 0.8 * torch.cuda.mem_get_info(device)[0]
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

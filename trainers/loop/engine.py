@@ -4,7 +4,7 @@
     engine = Engine(model, optimizer, EngineConfig(zero_stage=2), plan)
     loss = criterion(engine(inputs), ...)         # the engine runs the model, to average later
     engine.backward(loss)                         # once per micro-batch
-    grad_norm = engine.step(learning_rate)        # after the last of them
+    grad_norm, sums = engine.step(learning_rate, values=values)      # after the last of them
 
 Weights are float32 in every mode: bf16 is PyTorch's autocast around the forward pass, at every ZeRO
 stage, with gradients reduced in float32. So no second copy of the weights is needed, averages are
@@ -27,8 +27,10 @@ from torch import Tensor, nn
 
 from infra.distributed import local_rank, rank
 from infra.errors import UserError
+from models.compilation import blocks, compile_blocks
 from trainers.loop.batches import BatchPlan, deepspeed_json
 from trainers.loop.config import EngineConfig
+from trainers.loop.transfer import asked_for
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's names for the averages of gradient and its square
 TAG = "state"  # DeepSpeed's name for the one folder it saves here
@@ -100,6 +102,12 @@ def leave_refused(kind: type[BaseException] | None, *_: object) -> None:
         leave()
 
 
+def autocast(config: EngineConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context of a step's precision, for whatever runs a network as the step does."""
+    is_bf16 = config.precision == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16)
+
+
 class Engine:
     """A model that all ranks train together.
 
@@ -112,6 +120,8 @@ class Engine:
     Attributes:
         module: the model itself.
         device: the device of the model.
+        stage: of ZeRO.
+        is_compiled: whether the blocks of the model are.
     """
 
     def __init__(
@@ -123,11 +133,15 @@ class Engine:
         self.plan = plan
         self.device = next(model.parameters()).device
         self.module = model
-        if config.compile:
-            model.compile()
+        self.stage = config.stage(plan.ranks)
+        self.is_compiled = config.compiles(self.device.type)
+        if self.is_compiled:
+            self._compile()
+        untimed = {"timers": {"throughput": {"enabled": False}}}  # it waits twice a step for CUDA
         self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_json(config, plan)
+            model=model, optimizer=optimizer, config={**untimed, **deepspeed_json(config, plan)}
         )
+        self._set_clipping(config.gradient_clipping)
         self._parameters = {
             name: value for name, value in model.named_parameters() if value.requires_grad
         }
@@ -138,8 +152,7 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context of the forward pass's precision, for networks beside it, such as VGG."""
-        is_bf16 = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16)
+        return autocast(self.config, self.device)
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients; after the last one they are averaged over the ranks.
@@ -152,34 +165,81 @@ class Engine:
         if not is_last:
             self._engine.step()  # counts the micro-batch without an update
 
-    def step(self, learning_rate: float, clipping: float | None = None) -> float:
-        """Update the weights after the last micro-batch.
+    def step(
+        self, learning_rate: float, clipping: float | None = None, values: Tensor | None = None
+    ) -> tuple[float, list[float]]:
+        """Update the weights after the last micro-batch, and read the step's numbers.
+
+        That is the one place in a step where the host waits for a GPU. It waits for gradients and
+        their norm only: the update is queued by then, and keeps the GPU busy while the host goes on
+        to the next step. So it cannot decide whether to update, and the fused update decides: it
+        leaves weights, moments and the count of updates as they are if the norm is not finite.
+        Before another update the host has to look, which on a CPU, where that is used, waits for
+        nothing. From stage 1 on DeepSpeed looks by itself, so that there the host waits again.
 
         Args:
             learning_rate: of this update.
             clipping: largest global norm of this and later updates; None leaves it as it is.
+            values: of this rank, [N] on the device; equally many on all.
 
         Returns:
-            The gradients' global norm before clipping. If it is not finite, weights and moments are
-            left as they were.
+            The gradients' global norm before clipping, and the sums of the values over the ranks.
+            If the norm is not finite, weights and moments are left as they were.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         if clipping is not None:
-            self._engine._config.gradient_clipping = self._optimizer.clip_grad = clipping
-        if self.config.zero_stage:
+            self._set_clipping(clipping)
+        given = torch.zeros(0, device=self.device) if values is None else values
+        numbers = given.to(torch.float64, copy=True)
+        if self.plan.ranks > 1:
+            torch.distributed.all_reduce(numbers)
+        if self.stage:
             self._engine.step()
-            return float(self._engine.get_global_grad_norm())
-        gradients = [value.grad for value in self._parameters.values() if value.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        settings = self._engine._config
-        limit = settings.gradient_clipping
-        if not math.isfinite(norm):
-            self._engine.zero_grad()
-            settings.gradient_clipping = 0.0  # DeepSpeed fails to clip no gradients
+            read = asked_for(self._with_norm(numbers, self._engine.get_global_grad_norm()))
+        else:
+            gradients = [
+                value.grad for value in self._parameters.values() if value.grad is not None
+            ]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            read = asked_for(self._with_norm(numbers, norm))
+            self._update(norm)
+        *sums, grad_norm = read()
+        return grad_norm, sums
+
+    def _with_norm(self, numbers: Tensor, norm: Tensor | float) -> Tensor:
+        return torch.cat([numbers, torch.as_tensor(norm, device=self.device).double().view(1)])
+
+    def _update(self, norm: Tensor) -> None:
+        """Clip and update at stage 0, unless the norm is not finite."""
+        if self._clipping:
+            weights = self._parameters.values()
+            torch.nn.utils.clip_grads_with_norm_(weights, self._clipping, norm)
+        if self._is_fused:  # by the attribute through which torch.amp has a fused update dropped
+            self._optimizer.found_inf = (~norm.isfinite()).float()
+        elif not norm.isfinite():
+            self._engine.zero_grad()  # a weight without a gradient is not updated
         self._engine.step()
-        settings.gradient_clipping = limit
-        return norm
+
+    def _set_clipping(self, limit: float) -> None:
+        """Set the largest global norm; below stage 1 it is not DeepSpeed that clips."""
+        self._clipping = limit
+        self._engine._config.gradient_clipping = limit if self.stage else 0.0
+        if self.stage:
+            self._optimizer.clip_grad = limit
+
+    def _compile(self) -> None:
+        """Compile the blocks.
+
+        ZeRO 3 gathers the weights of each module in hooks around it, which no graph can hold. So a
+        block becomes the smallest module that it gathers, and is compiled inside of its hooks.
+        """
+        if self.stage == 3:
+            from deepspeed.utils import set_z3_leaf_module
+
+            for block in blocks(self.module):
+                set_z3_leaf_module(block, True)
+        compile_blocks(self.module, inside_hooks=self.stage == 3)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -187,7 +247,7 @@ class Engine:
 
         Below ZeRO stage 3 they always are.
         """
-        if self.config.zero_stage < 3:
+        if self.stage < 3:
             yield
             return
         import deepspeed
@@ -226,7 +286,8 @@ class Engine:
             return
         for flat in self._flat_parameters():
             moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-            self._base.state[flat] = {"step": state["step"].clone(), **moments}
+            where = flat.device if self._is_fused else "cpu"  # of the count, as AdamW has it
+            self._base.state[flat] = {"step": state["step"].to(where, copy=True), **moments}
         self._link_moments()
         for name, parameter in self._parameters.items():
             for moment in MOMENTS:
@@ -235,19 +296,21 @@ class Engine:
     @property
     def _base(self) -> torch.optim.Optimizer:
         """The torch optimiser inside DeepSpeed's."""
-        base: torch.optim.Optimizer = (
-            self._optimizer.optimizer if self.config.zero_stage else self._optimizer
-        )
+        base: torch.optim.Optimizer = self._optimizer.optimizer if self.stage else self._optimizer
         return base
+
+    @property
+    def _is_fused(self) -> bool:
+        return bool(self._base.param_groups[0]["fused"])
 
     def _link_moments(self) -> None:
         """Let parameters find their moments, as DeepSpeed itself does at its first step."""
-        if self.config.zero_stage in (1, 2):
+        if self.stage in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _flat_parameters(self) -> list[Tensor]:
         """Return what the torch optimiser updates: the parameters, or this rank's part of all."""
-        match self.config.zero_stage:
+        match self.stage:
             case 0:
                 return list(self._parameters.values())
             case 3:
@@ -258,7 +321,7 @@ class Engine:
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        if not self.config.zero_stage:
+        if not self.stage:
             return torch.as_tensor(self._base.state[parameter][moment])
         return torch.as_tensor(safe_get_full_optimizer_state(parameter, moment))
 
@@ -269,9 +332,9 @@ class Engine:
             safe_set_local_optimizer_state,
         )
 
-        if not self.config.zero_stage:
+        if not self.stage:
             self._base.state[parameter][moment].copy_(whole)
-        elif self.config.zero_stage < 3:
+        elif self.stage < 3:
             safe_set_full_optimizer_state(parameter, whole, moment)
         else:  # the function for whole tensors fails where the ranks' parts are padded
             part = torch.zeros_like(safe_get_local_optimizer_state(parameter, moment))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.noise import Key, Purpose, fill_normal, keyed_generator
 from models.rectified_flow import TimeDistribution, sample_t
+from trainers.loop.transfer import sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Noise:
         """Draw t, float32 [B]: this micro-batch's share of the global batch's times."""
         generator = keyed_generator(self._key(Purpose.TIME, self.total))
         times = sample_t(self.total, generator, distribution=distribution)
-        return times[list(self.positions)].to(self.device)
+        return sent(times[list(self.positions)], self.device)
 
     def _key(self, purpose: Purpose, position: int) -> Key:
         return (self.seed, self.step, int(purpose), position)

@@ -36,6 +36,7 @@ from trainers.loop.cost import device_name, job_peak_tflops, memory_gb, peak_mem
 from trainers.loop.dry_run import dry_run
 from trainers.loop.engine import Engine, join, leave, leave_refused
 from trainers.loop.log import StepAverages, clock
+from trainers.loop.memory import advice, room
 from trainers.loop.noise import Noise
 from trainers.loop.not_finite import Micro, examined, remedy, said
 from trainers.loop.place import OTHER, Place, held, looked_at
@@ -43,6 +44,7 @@ from trainers.loop.run_files import CONFIG
 from trainers.loop.start import begun, tags
 from trainers.loop.task import Finished, Interrupted, Task, by_name
 from trainers.loop.terminal import say, warn
+from trainers.loop.transfer import sent
 from trainers.loop.validation import Bar, readable, validated_already
 from trainers.loop.watchdog import Watchdog
 
@@ -86,7 +88,7 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
             resume=Resume(
                 training.token,
                 training.first or -1,
-                {**tags(training.origin), "ranks": str(plan.ranks), "device": device_name(device)},
+                {**tags(training.origin), **training.facts()},
             ),
             track=loop.track,
         ) as tracked:
@@ -147,22 +149,27 @@ class Training:
             keep_best=loop.keep_best,
             best=task.best,
         )
+        device = next(task.network.parameters()).device.type
         self.layout = {
             "ranks": plan.ranks,
-            "zero_stage": config.engine.zero_stage,
-            "device": next(task.network.parameters()).device.type,
+            "zero_stage": config.engine.stage(plan.ranks),
+            "device": device,
             "deepspeed": digest(deepspeed_json(config.engine, plan)),
+            **({"compiled": True} if config.engine.compiles(device) else {}),
         }
         self.averaged = copy.deepcopy(task.network).requires_grad_(False).eval()
         before = self.checkpoints.find(loop.resume)
         is_own = before is None or self.checkpoints.is_own(before)
         self.origin = begun(task, config, before, is_own=is_own)
+        self.parameters = sum(value.numel() for value in task.network.parameters())
+        self.memory = self._memory()
         self.ema = EMA(task.network, config.ema)
         if before is not None:
             refuse_other_run(config, before)
             before.load_weights(task.network, self.ema)
         trained = [value for value in task.network.parameters() if value.requires_grad]
-        optimizer = torch.optim.AdamW(trained, **asdict(config.optimizer))
+        fused = device == "cuda" or None  # on CPUs its last bits differ, and nothing is gained
+        optimizer = torch.optim.AdamW(trained, **asdict(config.optimizer), fused=fused)
         self.engine = Engine(task.trained, optimizer, config.engine, plan)
         how = "" if before is None else before.load_engine(self.engine, self.layout)
         self.first = self.step = self.saved = 0 if before is None else before.step
@@ -243,15 +250,15 @@ class Training:
     def _learn(self, batches: Iterator[Any], averages: StepAverages) -> None:
         """Update the weights."""
         losses, micros = self._gradients(batches, averages)
-        mine = (torch.stack(list(losses.values())) / self.plan.accumulation_steps).tolist()
-        is_bad = not all(map(math.isfinite, mine))
-        told = self.notices.take()
-        bad, end, save, *totals = sums([is_bad, *told, *mine], str(self.engine.device))
+        mine = torch.stack(list(losses.values())) / self.plan.accumulation_steps
+        told = torch.tensor(self.notices.take(), dtype=torch.float64)
+        numbers = torch.cat([sent(told, self.engine.device), mine])
+        rate, clipping = (at(self.step, self.config) for at in (rate_at, clipping_at))
+        norm, (end, save, *totals) = self.engine.step(rate, clipping, numbers)
         self._heed(end, save)
-        rate = rate_at(self.step, self.config)
-        norm = self.engine.step(rate, clipping_at(self.step, self.config))
-        if bad or not math.isfinite(norm):
-            self._not_finite("the loss" if bad else "a gradient", micros)
+        is_bad = not all(map(math.isfinite, totals))
+        if is_bad or not math.isfinite(norm):
+            self._not_finite("the loss" if is_bad else "a gradient", micros)
             return
         with self.engine.gathered():
             self.ema.update(self.task.network)
@@ -398,13 +405,32 @@ class Training:
             f"data {metrics['speed/data_share']:.1%}  left {clock(left)}\n"
         )
 
+    def facts(self) -> dict[str, str]:
+        """Tell how steps are computed here, which is no part of what the run is."""
+        return {
+            "ranks": str(self.plan.ranks),
+            "device": device_name(self.engine.device),
+            "zero_stage": str(self.engine.stage),
+            "compiled": "blocks" if self.engine.is_compiled else "nothing",
+        }
+
+    def _memory(self) -> str:
+        """Say what memory a rank needs, before an engine has the weights."""
+        device = next(self.task.network.parameters()).device
+        if device.type == "cuda":
+            return advice(self.task, self.config, self.plan, device, room(device))
+        ranks, averages = self.plan.ranks, len(self.config.ema.decays)
+        stage = self.config.engine.stage(ranks)
+        held = sum(memory_gb(self.parameters, ranks, stage, averages).values())
+        return (
+            f"{held:.3g} GB on each rank at ZeRO {stage} for weights, gradients, moments, averages "
+            "and validation, without activations"
+        )
+
     def _describe(self) -> str:
         """Return a line with the cost of a step and the memory that a rank needs."""
-        count = sum(value.numel() for value in self.task.network.parameters())
-        stage, averages = self.config.engine.zero_stage, len(self.ema.config.decays)
-        held = sum(memory_gb(count, self.plan.ranks, stage, averages).values())
+        compiled = "compiled block by block" if self.engine.is_compiled else "not compiled"
         return (
-            f"{count:,} parameters; {self.flops / 1e12:.4g} TFLOP per step; {held:.3g} GB on each "
-            "rank for weights, gradients, moments, averages and validation, without activations; "
-            f"steps {self.step} to {self.config.loop.max_steps}\n"
+            f"{self.parameters:,} parameters, {compiled}; {self.flops / 1e12:.4g} TFLOP per step; "
+            f"{self.memory}; steps {self.step} to {self.config.loop.max_steps}\n"
         )

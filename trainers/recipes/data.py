@@ -124,7 +124,8 @@ def sweep(
         UserError: there are fewer samples than ranks.
     """
     count, layout = _shares(samples, loop)
-    loader = Loader(samples, layout, LoaderConfig(seed=SEED, workers=loop.workers))
+    settings = LoaderConfig(seed=SEED, workers=loop.workers, pin_memory=device.type == "cuda")
+    loader = Loader(samples, layout, settings)
     batches = -(-count // layout.stride)
     for number, (batch, some) in enumerate(loader.sweep(loop.validate_limit)):
         between(what, number, batches)

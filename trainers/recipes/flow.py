@@ -20,12 +20,14 @@ from infra.errors import UserError
 from infra.tracking.models import FinishedModel
 from models.bundle_facts import FlowFacts, TrainingFacts
 from models.checkpoint import CONFIG, WEIGHTS, CheckpointError, save_checkpoint
+from models.compilation import compile_blocks
 from models.frozen import check_takes
 from models.predictor.swinir import SwinIR
 from models.rectified_flow import flow_matching_loss, interpolate, regress
 from models.restorer import Restorer
 from models.velocity import hdit, looformer
 from trainers.loop.cost import encoder_flops, flops_of
+from trainers.loop.engine import autocast
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Finished, Runner, Validation, by_name, unwatched
@@ -99,6 +101,9 @@ class FlowTask:
         self.best = self._best()
         self._config = self._network_config()
         self._check_shape()
+        if config.draws == "online" and config.engine.compiles(device.type):
+            for frozen in filter(None, (networks.vae, networks.predictor, networks.regressor)):
+                compile_blocks(frozen)
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
             self.network = _build(self._config).to(device)
@@ -133,14 +138,15 @@ class FlowTask:
         batches = sweep(self.held_out, self.config.loop, self.device, between, "pairs")
         for batch, count, noise in batches:
             pairs = self._pairs(batch, noise)
-            losses = (
-                self._losses_by_time(network, pairs, noise)
-                if is_flow
-                else {  # how far the source is by itself
-                    "loss": _per_sample(regress(network, pairs.source), pairs.target),
-                    "reference": _per_sample(pairs.source, pairs.target),
-                }
-            )
+            with autocast(self.config.engine, self.device):
+                losses = (
+                    self._losses_by_time(network, pairs, noise)
+                    if is_flow
+                    else {  # how far the source is by itself
+                        "loss": _per_sample(regress(network, pairs.source), pairs.target),
+                        "reference": _per_sample(pairs.source, pairs.target),
+                    }
+                )
             averages.add({name: loss[:count] for name, loss in losses.items()})
         metrics = averages.over_ranks(self.device)
         if is_flow:
@@ -174,10 +180,11 @@ class FlowTask:
         return losses
 
     def _pairs(self, batch: Any, noise: Noise) -> FlowBatch:
-        if self.config.draws == "online":
-            return from_images(self.restorer, batch, noise)
         is_regressed = self.identity.get("source") == "regressed"
-        return from_latents(self.restorer, batch, noise, is_regressed=is_regressed)
+        with autocast(self.config.engine, self.device):
+            if self.config.draws == "online":
+                return from_images(self.restorer, batch, noise)
+            return from_latents(self.restorer, batch, noise, is_regressed=is_regressed)
 
     def _pictures(self) -> OnlinePairs:
         images = held_out(self.config.images[0], self.config.loop)

@@ -113,15 +113,19 @@ def restoration_rule(config: FlowConfig, identity: Identity) -> RestorationRule:
     """Return which way an image takes in this run; ``config`` as `resolved` returned it.
 
     A run on cached latents without pictures encodes nothing, so that its posterior may be unknown.
+    Where images are encoded in every step, that is in the precision of the step.
     """
+    is_bf16 = config.draws == "online" and config.engine.precision == "bf16"
     return RestorationRule(
         space=config.space,
         source=config.source,
         posterior=config.posterior or "mode",
         sigma_s=config.sigma_s,
         conditional=config.conditional,
-        precision=identity.get("precision", "float32"),
-        predictor_precision=identity.get("predictor_precision", "float32"),
+        precision="bfloat16" if is_bf16 else identity.get("precision", "float32"),
+        predictor_precision=(
+            "bfloat16" if is_bf16 else identity.get("predictor_precision", "float32")
+        ),
     )
 
 

@@ -49,8 +49,8 @@ def from_latents(
 
 def from_images(restorer: Restorer, batch: DegradedBatch, noise: Noise) -> FlowBatch:
     """Compute pairs from images in [-1, 1]."""
-    start = restorer.posterior_mean(lq_levels(batch.lq.to(noise.device)))
-    hq = model_to_unit(batch.hq.to(noise.device))
+    lq, hq = (side.to(noise.device, non_blocking=True) for side in (batch.lq, batch.hq))
+    start, hq = restorer.posterior_mean(lq_levels(lq)).float(), model_to_unit(hq)
     encoding = restorer.encode(start, noise, Purpose.SOURCE_POSTERIOR)
     target = restorer.encode(hq, noise, Purpose.TARGET_POSTERIOR)
     return FlowBatch(restorer.source(encoding, noise), target, restorer.condition(encoding))

@@ -12,6 +12,7 @@ from datasets.reading.images import DegradedBatch, OnlinePairs
 from models.noise import NamedNoise, Purpose
 from models.ranges import model_to_unit, unit_to_uint8
 from models.restorer import Restorer
+from trainers.loop.engine import autocast
 from trainers.loop.task import Between
 from trainers.recipes.data import SEED, judged_on, keys_of_sources, shorter_side, sweep, swept
 from trainers.recipes.flow_config import FlowConfig
@@ -97,21 +98,33 @@ class Restorations:
     def _pass(
         self, network: nn.Module, batch: DegradedBatch, rows: slice, *, has_references: bool
     ) -> dict[str, Tensor]:
-        """Restore some samples, by the steps and the noise of `python -m pipelines.restore`."""
+        """Restore some samples, by the steps and the noise of `python -m pipelines.restore`.
+
+        The networks compute in the precision of training, as that command does if it is given the
+        same as --precision.
+        """
         noise = NamedNoise(SEED, batch.keys[rows])
-        lq = lq_levels(batch.lq[rows].to(self.device))
-        hq = model_to_unit(batch.hq[rows].to(self.device))
-        mean = self.restorer.posterior_mean(lq)
-        restored = self.restorer.restored(network, mean, noise, steps=self.config.sampling_steps)
+        sides = [side[rows].to(self.device, non_blocking=True) for side in (batch.lq, batch.hq)]
+        lq, hq = lq_levels(sides[0]), model_to_unit(sides[1])
+        with autocast(self.config.engine, self.device):
+            mean = self.restorer.posterior_mean(lq)
+            steps = self.config.sampling_steps
+            restored = self.restorer.restored(network, mean, noise, steps=steps)
+            reconstruction = self._reconstruction(hq, noise) if has_references else None
         images = {"restored": restored, "hq": hq}
         if has_references:
             images |= {"lq": lq}
             if self.restorer.predictor is not None and self.config.source != "lq":
                 images["posterior_mean"] = mean
-            if self.config.space == "latent":
-                target = self.restorer.encode(hq, noise, Purpose.TARGET_POSTERIOR)
-                images["reconstruction"] = self.restorer.image(target)
+            if reconstruction is not None:
+                images["reconstruction"] = reconstruction
         return {title: unit_to_uint8(some) for title, some in images.items()}
+
+    def _reconstruction(self, hq: Tensor, noise: NamedNoise) -> Tensor | None:
+        """Carry HQ through the autoencoder, if the flow has one."""
+        if self.config.space == "pixel":
+            return None
+        return self.restorer.image(self.restorer.encode(hq, noise, Purpose.TARGET_POSTERIOR))
 
     def _metrics(self, title: str, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Judge those of one title by themselves, and by their distance from HQ."""

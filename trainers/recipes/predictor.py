@@ -18,6 +18,7 @@ from models.checkpoint import save_checkpoint
 from models.predictor.swinir import SwinIR, load_predictor, preset
 from models.ranges import model_to_unit, to_uint8, unit_to_model
 from trainers.loop.cost import flops_of
+from trainers.loop.engine import autocast
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Finished, Runner, Validation, unwatched
@@ -71,7 +72,8 @@ class PredictorTask:
 
     def losses(self, engine: Runner, batch: DegradedBatch, noise: Noise) -> dict[str, Tensor]:
         """Compute the error of the prediction, both images in [0, 1], not clamped."""
-        lq, hq = (model_to_unit(side.to(self.device)) for side in (batch.lq, batch.hq))
+        sides = (side.to(self.device, non_blocking=True) for side in (batch.lq, batch.hq))
+        lq, hq = map(model_to_unit, sides)
         error = {"mse": F.mse_loss, "l1": F.l1_loss}[self.config.error]
         return {"loss": error(engine(lq).float(), hq)}
 
@@ -85,12 +87,11 @@ class PredictorTask:
         shown = keys_of_sources(self.held_out, swept(self.held_out, loop), self.config.grid_images)
         gallery = Gallery(shown, ("lq", "posterior_mean", "hq"))
         for batch, count, _ in sweep(self.held_out, loop, self.device, between):
-            lq = model_to_unit(batch.lq.to(self.device)).clamp(0, 1)
-            mean = unit_to_model(network.posterior_mean(lq))
-            images = {"lq": batch.lq, "posterior_mean": mean, "hq": batch.hq}
-            pictures = {
-                name: to_uint8(some[:count].to(self.device)) for name, some in images.items()
-            }
+            lq, hq = (side.to(self.device, non_blocking=True) for side in (batch.lq, batch.hq))
+            with autocast(self.config.engine, self.device):
+                mean = network.posterior_mean(model_to_unit(lq).clamp(0, 1)).float()
+            images = {"lq": lq, "posterior_mean": unit_to_model(mean), "hq": hq}
+            pictures = {name: to_uint8(some[:count]) for name, some in images.items()}
             averages.add(self.judges(pictures["posterior_mean"], pictures["hq"]))
             averages.add(self.judges(pictures["lq"], pictures["hq"]), "_lq")
             gallery.add(pictures, batch.keys[:count])

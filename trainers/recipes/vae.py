@@ -15,6 +15,7 @@ from infra.distributed import sums
 from infra.errors import UserError
 from infra.tracking.models import FinishedModel
 from models.checkpoint import CheckpointError, weights_digest
+from models.compilation import compile_blocks
 from models.losses import PerceptualLoss, SimVAELoss
 from models.metrics.backbones import VGG19, load_vgg19
 from models.noise import Purpose
@@ -22,6 +23,7 @@ from models.ranges import to_uint8
 from models.vae.folder import load_sim_vae, save_sim_vae
 from models.vae.sim_vae import SimVAE, preset
 from trainers.loop.cost import flops_of
+from trainers.loop.engine import autocast
 from trainers.loop.noise import Noise
 from trainers.loop.place import work_folder
 from trainers.loop.task import Between, Finished, Runner, Validation, unwatched
@@ -79,6 +81,8 @@ class VAETask:
             try:
                 vgg = load_vgg19(config.vgg and at_hand(config.vgg))
                 perceptual = PerceptualLoss(vgg).to(device)
+                if config.engine.compiles(device.type):
+                    compile_blocks(perceptual)
             except CheckpointError as error:
                 raise UserError(f"--vgg: {error}; or train with --perceptual 0") from error
         self.loss = SimVAELoss(config.loss, perceptual)
@@ -128,8 +132,9 @@ class VAETask:
         for number, whole in enumerate(wholes):
             what = f"set {number + 1} of {len(wholes)}"
             for batch, some, _ in sweep(whole, loop, self.device, between, what):
-                hq = batch.images[:some].to(self.device)
-                reconstruction, posterior = network(hq)
+                hq = batch.images[:some].to(self.device, non_blocking=True)
+                with autocast(self.config.engine, self.device):
+                    reconstruction, posterior = network(hq)
                 pictures = {"hq": to_uint8(hq), "reconstruction": to_uint8(reconstruction)}
                 averages.add(self.judges(pictures["reconstruction"], pictures["hq"]))
                 moments = posterior.mean, posterior.mean.square(), posterior.std
