@@ -156,7 +156,7 @@ def test_every_parameter_is_used(design: str) -> None:
 )
 @torch.no_grad()
 def test_halves_compile_without_a_graph_break(design: str) -> None:
-    """torch.compile captures encoder and decoder whole, and computes the same."""
+    """torch.compile captures encoder and decoder whole and once, and computes the same."""
     vae = build(design)
     images = draw_images()
     expected, _ = vae(images)
@@ -165,6 +165,19 @@ def test_halves_compile_without_a_graph_break(design: str) -> None:
     vae.decoder.compile(backend="eager", fullgraph=True)
 
     torch.testing.assert_close(vae(images)[0], expected, rtol=0, atol=5e-6)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        vae(-images)
+
+
+@by_design
+def test_a_pass_reads_no_value(design: str) -> None:
+    """On the meta device, where no value can be read, all is made; a GPU's host need not wait."""
+    with torch.device("meta"):
+        vae = build(design)
+        posterior = vae.encode(torch.empty(1, 3, 32, 32))
+        image = vae.decode(posterior.sample(noise=torch.empty_like(posterior.mean)))
+
+    assert image.shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize(
