@@ -57,12 +57,13 @@ def test_scores_depend_on_displacement_only(
     """A query and a key moved together keep their score."""
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 16, generator=generator, dtype=torch.float64)
-    qk = torch.stack((q, k))[:, None, None, None, None].expand(2, 1, 1, 12, 12, 16)
-    turned_q, turned_k = AxialRoPE(1, 16)(qk, map_geometry(1, 16, None, 12, 12, qk))
+    qk = torch.stack((q, k))[:, None].expand(1, 12, 12, 2, 1, 16)
+    turned = AxialRoPE(1, 16)(qk, map_geometry(1, 16, None, 12, 12, qk))
+    turned_q, turned_k = turned[0, :, :, :, 0].unbind(2)
 
     def score(moved: tuple[int, int]) -> float:
         (y, x), (v, u) = start, other
-        at = turned_q[0, 0, y + moved[0], x + moved[1]], turned_k[0, 0, v + moved[0], u + moved[1]]
+        at = turned_q[y + moved[0], x + moved[1]], turned_k[v + moved[0], u + moved[1]]
         return float(at[0] @ at[1])
 
     assert score(shift) == pytest.approx(score((0, 0)), abs=1e-5)
@@ -70,7 +71,7 @@ def test_scores_depend_on_displacement_only(
 
 def test_half_of_a_head_does_not_turn() -> None:
     """Channels from e/2 on come back bit for bit; lengths of the pairs stay."""
-    x = torch.randn(2, 1, 2, 5, 7, 32)
+    x = torch.randn(1, 5, 7, 2, 2, 32)
     turned = AxialRoPE(2, 32)(x, map_geometry(2, 32, None, 5, 7, x))
     assert torch.equal(turned[..., 16:], x[..., 16:])
     lengths = [y[..., :16].unflatten(-1, (2, 8)).norm(dim=-2) for y in (turned, x)]
@@ -80,7 +81,7 @@ def test_half_of_a_head_does_not_turn() -> None:
 def test_a_window_of_the_whole_map_is_global_attention() -> None:
     """Both kinds of attention agree where both see everything."""
     rope = AxialRoPE(2, 16)
-    qkv = torch.randn(3, 1, 2, 5, 6, 16)
+    qkv = torch.randn(1, 5, 6, 3, 2, 16)
     window, everything = (map_geometry(2, 16, window, 5, 6, qkv) for window in (7, None))
     for scale in (None, torch.tensor([3.0, 10.0])):
         torch.testing.assert_close(
@@ -92,11 +93,11 @@ def test_a_window_of_the_whole_map_is_global_attention() -> None:
 def test_cosine_similarity_ignores_the_size_of_queries_and_keys() -> None:
     """Scaled by 100, they attend as before."""
     rope = AxialRoPE(2, 16)
-    qkv = torch.randn(3, 1, 2, 4, 4, 16)
+    qkv = torch.randn(1, 4, 4, 3, 2, 16)
     geometry = map_geometry(2, 16, None, 4, 4, qkv)
     scale = torch.full((2,), 10.0)
     before = rotary_attention(qkv, rope, scale, geometry)
-    larger = torch.cat((100 * qkv[:2], qkv[2:]))
+    larger = qkv * torch.tensor([100.0, 100.0, 1.0])[:, None, None]
     torch.testing.assert_close(rotary_attention(larger, rope, scale, geometry), before)
 
 

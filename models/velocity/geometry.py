@@ -24,7 +24,7 @@ class Geometry(NamedTuple):
     """Of the maps of one level."""
 
     cos: Tensor
-    """Cosines of the angles by which queries and keys turn, [heads, H, W, e / 4]."""
+    """Cosines of the angles by which queries and keys turn, [H, W, heads, e / 4]."""
     sin: Tensor
     """Sines of these angles."""
     windows: Windows | None
@@ -51,8 +51,9 @@ def map_geometry(
     """Return the geometry of maps of one size, which is kept.
 
     What is kept is made on the CPU and copied, for that copy ends before another stream can read
-    it. A compiler that follows this call finds the computation, and not what is kept: it makes the
-    geometry part of its graph.
+    it; so the first call for a size must not be one that a CUDA graph captures. A compiler that
+    follows this call finds the computation, and not what is kept: the geometry becomes a part of
+    its graph. That is why blocks, which are compiled one by one, are given theirs.
 
     Args:
         heads: of the attention.
@@ -103,7 +104,7 @@ def _compute(size: _Size, device: torch.device) -> Geometry:
     wide = torch.promote_types(size.dtype, torch.float32)
     positions = axial_positions(size.height, size.width, device).to(wide)
     freqs = rotary_frequencies(size.heads, size.head_dim, device).to(wide)
-    angles = (positions[..., None] * freqs[:, None, None, None, :]).flatten(-2)
+    angles = (positions[:, :, None, :, None] * freqs[:, None, :]).flatten(-2)
     windows = None
     if size.window is not None:
         windows = cut_windows(size.height, size.width, size.window, dtype=size.dtype, device=device)

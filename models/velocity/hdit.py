@@ -193,12 +193,12 @@ class Attention(nn.Module):
         """Map x [B, H, W, d] and c [B, M] to [B, H, W, d]."""
         qkv = rearrange(
             self.qkv_proj(self.norm(x, c)),
-            "b h w (three heads e) -> three b heads h w e",
+            "b h w (three heads e) -> b h w three heads e",
             three=3,
             e=self.pos_emb.head_dim,
         )
         mixed = rotary_attention(qkv, self.pos_emb, self.scale, geometry)
-        out: Tensor = x + self.out_proj(rearrange(mixed, "b heads h w e -> b h w (heads e)"))
+        out: Tensor = x + self.out_proj(mixed.flatten(3))
         return out
 
 

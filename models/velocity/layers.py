@@ -7,10 +7,10 @@ Shapes: B batch, H x W map, C channels, e head dimension, M mapping width.
 import math
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.autocast import without_autocast
 from models.velocity.geometry import Geometry, rotary_frequencies
 from models.velocity.neighborhood import windowed_attention
 
@@ -26,16 +26,13 @@ def widen(x: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = EPS) -> Tensor:
     """Divide by the root mean square of the last axis, and multiply by ``weight``.
 
-    One kernel on CUDA, with its statistics in float32. CUDA's autocast has `rms_norm` among the
-    operations that it runs in float32, which would copy the whole map to float32 before the kernel
-    that would not have needed it, so it is switched off here.
+    One kernel on CUDA, with its statistics in float32. `rms_norm` is among the operations that
+    CUDA's autocast runs in float32 (AT_FORALL_FP32 of PyTorch's `autocast_mode.h`): the whole map
+    would be copied to float32 for a kernel that does not need it.
     """
-    width = x.shape[-1:]
     weight = None if weight is None else weight.to(x.dtype)
-    if not torch.amp.is_autocast_available(x.device.type):  # the meta device
-        return F.rms_norm(x, width, weight, eps)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.rms_norm(x, width, weight, eps)
+    with without_autocast(x):
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def rms_normalize(x: Tensor, dim: int = -1, eps: float = EPS) -> Tensor:
@@ -170,8 +167,8 @@ class AxialRoPE(nn.Module):
         )
 
     def forward(self, qk: Tensor, geometry: Geometry) -> Tensor:
-        """Turn queries and keys, [2, B, heads, H, W, e], by the geometry of their map."""
-        cos, sin, _ = geometry
+        """Turn queries and keys, [B, H, W, 2, heads, e], by the geometry of their map."""
+        cos, sin = geometry.cos[:, :, None], geometry.sin[:, :, None]
         quarter = self.head_dim // 4
         a, b, rest = torch.split(qk, [quarter, quarter, 2 * quarter], dim=-1)
         turned_a = torch.addcmul(a * cos, b, sin, value=-1)
@@ -208,28 +205,27 @@ def rotary_attention(
     """Self-attention of a map with rotary positions.
 
     Args:
-        qkv: queries, keys and values, [3, B, heads, H, W, e], of one type.
+        qkv: queries, keys and values, [B, H, W, 3, heads, e], of one type.
         rope: turns queries and keys.
         scale: of cosine similarity, [heads]; None for plain scores over sqrt(e).
         geometry: of the map: its angles and windows.
 
     Returns:
-        [B, heads, H, W, e]; in memory the channels of all heads of a position lie together.
+        [B, H, W, heads, e].
     """
-    rows = qkv.shape[3]
-    qk, values = torch.split(qkv, [2, 1])
+    qk, v = torch.split(qkv, [2, 1], dim=3)
     softmax_scale = None
     if scale is not None:
         # x / |x| is the RMS norm over sqrt(e), with epsilon / e under the root of the mean.
         e = qkv.shape[-1]
         root = (widen(scale) / e).sqrt().to(qk.dtype)
-        qk = rms_norm(qk, eps=EPS / e) * root[:, None, None, None]
+        qk = rms_norm(qk, eps=EPS / e) * root[:, None]
         softmax_scale = 1.0
-    q, k = rope(qk, geometry).unbind()
+    q, k = rope(qk, geometry).unbind(3)
     # PyTorch's fused kernels take no tensor whose channels are apart, as in NCHW memory.
-    v = values[0] if values.stride(-1) == 1 else values[0].contiguous()
+    v = v.squeeze(3) if v.stride(-1) == 1 else v.squeeze(3).contiguous()
     if geometry.windows is not None:
         return windowed_attention(q, k, v, geometry.windows, softmax_scale)
-    q, k, v = (rearrange(x, "b heads h w e -> b heads (h w) e") for x in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v, scale=softmax_scale)
-    return rearrange(mixed, "b heads (h w) e -> b heads h w e", h=rows)
+    tokens = [x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)]  # [B, heads, H W, e] each
+    mixed = F.scaled_dot_product_attention(tokens[0], tokens[1], tokens[2], scale=softmax_scale)
+    return mixed.transpose(1, 2).reshape(v.shape)

@@ -29,6 +29,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.autocast import repeat_pixels
 from models.configuration import STRICT
 from models.pixel_shuffle import pixel_unshuffle
 from models.velocity.geometry import Geometry
@@ -219,12 +220,12 @@ class Attention(nn.Module):
         """[B, d, H, W] -> [B, d, H, W]."""
         qkv = rearrange(
             self.qkv_proj(x),
-            "b (three heads e) h w -> three b heads h w e",
+            "b (three heads e) h w -> b h w three heads e",
             three=3,
             heads=self.pos_emb.heads,
         )
         mixed = rotary_attention(qkv, self.pos_emb, self.scale, geometry)
-        mixed = rearrange(mixed, "b heads h w e -> b (heads e) h w")
+        mixed = mixed.flatten(3).permute(0, 3, 1, 2)
         out: Tensor = self.out_proj(mixed.contiguous(memory_format=_memory_format(x)))
         return out
 
@@ -314,7 +315,7 @@ class Up(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map x [B, d, H, W] and skip [B, d', 2 H, 2 W] to [B, d', 2 H, 2 W]."""
         if self.kind == "nearest_conv":
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = repeat_pixels(x)
         x = self.conv(x)
         if self.kind == "conv_shuffle":
             x = F.pixel_shuffle(x, 2)

@@ -95,7 +95,7 @@ def cut_windows(
 def neighborhood_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
 ) -> Tensor:
-    """Attend from each position of a map to the window around it, see `windowed_attention`.
+    """Attend from each position of a map to the window around it; see `windowed_attention`.
 
     Args:
         q: queries [B, heads, H, W, e].
@@ -113,7 +113,8 @@ def neighborhood_attention(
     _check(q, k, v)
     H, W = q.shape[2:4]
     windows = cut_windows(H, W, kernel_size, dtype=q.dtype, device=q.device)
-    return windowed_attention(q, k, v, windows, scale)
+    q, k, v = (x.permute(0, 2, 3, 1, 4) for x in (q, k, v))
+    return windowed_attention(q, k, v, windows, scale).permute(0, 3, 1, 2, 4)
 
 
 def windowed_attention(
@@ -125,44 +126,39 @@ def windowed_attention(
     and never another sample.
 
     Args:
-        q: queries [B, heads, H, W, e].
+        q: queries [B, H, W, heads, e].
         k: keys, as ``q``.
         v: values, as ``q``.
         windows: of `cut_windows`, for this size of map, type and device.
         scale: factor of the scores before the softmax; 1 / sqrt(e) if None.
 
     Returns:
-        [B, heads, H, W, e]; in memory the channels of all heads of a position lie together.
-
-    Raises:
-        ValueError: the shapes differ.
+        [B, H, W, heads, e].
     """
-    _check(q, k, v)
-    B, heads, H, W, e = q.shape
+    B, H, W, heads, e = q.shape
     n, m = windows.mask.shape[:2]
     r, c = min(TILE, H), min(TILE, W)  # queries per side of a tile
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *some: Tensor) -> Tensor:
-        """Attend within some rows of tiles: [B, heads, H W, e] -> [B heads, tiles, r c, e]."""
+        """Attend within some rows of tiles: [H W, B, heads, e] -> [tiles, B heads, r c, e]."""
         queries, keys, mask = some
         tiles = mask.flatten(0, 1)
         return F.scaled_dot_product_attention(
             _gather(q, queries, len(tiles)),
             _gather(k, keys, len(tiles)),
             _gather(v, keys, len(tiles)),
-            attn_mask=tiles[None],  # the same for all samples and heads
+            attn_mask=tiles[:, None],  # the same for all samples and heads
             scale=scale,
         )
 
     row = windows.keys.shape[1] * B * heads * e  # elements; 0 of an empty batch
     chunk = max(1, (CHUNK if q.device.type == "cpu" else DEVICE_CHUNK) // max(1, row))
-    maps = [x.flatten(2, 3) for x in (q, k, v)]
+    maps = [x.flatten(1, 2).transpose(0, 1) for x in (q, k, v)]
     chunks = zip(*(torch.split(whole, chunk) for whole in windows), strict=True)
     parts = [run_recomputed(attend, *maps, *some) for some in chunks]
-    mixed = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    tiled = mixed.reshape(B, heads, n, m, r, c, e)
-    whole = rearrange(tiled, "b h n m r c e -> b (n r) (m c) h e")[:, :H, :W]
-    return whole.permute(0, 3, 1, 2, 4)
+    mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+    tiled = mixed.view(n, m, B, heads, r, c, e)
+    return rearrange(tiled, "n m b h r c e -> b (n r) (m c) h e")[:, :H, :W]
 
 
 def window_starts(length: int, kernel_size: int, device: torch.device | None = None) -> Tensor:
@@ -214,6 +210,9 @@ def _flat_positions(rows: Tensor, columns: Tensor, width: int) -> Tensor:
 
 
 def _gather(x: Tensor, positions: Tensor, tiles: int) -> Tensor:
-    """Copy what each tile needs of a map: [B, heads, H W, e] -> [B heads, tiles, r c, e]."""
-    gathered = x.index_select(2, positions.flatten())
-    return rearrange(gathered, "b h (tiles p) e -> (b h) tiles p e", tiles=tiles)
+    """Copy what each tile needs of a map: [H W, B, heads, e] -> [tiles, B heads, r c, e].
+
+    The copy has the order in which PyTorch's fused kernels return gradients: these need no other.
+    """
+    gathered = x.index_select(0, positions.flatten())
+    return rearrange(gathered, "(tiles p) b h e -> tiles (b h) p e", tiles=tiles)
