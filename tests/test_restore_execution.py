@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from infra.errors import UsageError
+from infra.errors import UsageError, UserError
 from models import compilation
 from pipelines.jobs.stage import Resources
 from pipelines.restore.config import Execution, RestoreRule
@@ -80,6 +80,31 @@ def test_in_bfloat16_no_weight_of_a_layer_is_left_to_cast(model: Path) -> None:
     assert 0 < np.abs(ours.restored.astype(int) - theirs.restored).mean() < 8
 
 
+def compiled_restorer(model: Path) -> FaceRestorer:
+    """Load the model on the CPU, and have its blocks compiled as on a GPU, in passes of two."""
+    compiled = restorer(model)
+    compiled.batch, compiled.execution = 2, "compiled"
+    for network in (compiled.velocity, compiled._restorer.vae, compiled._restorer.predictor):
+        assert network is not None
+        compilation.compile_blocks(network)
+    return compiled
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_compiled_another_way_is_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a C compiler, for one: a sentence with the reason and what to give."""
+
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise OSError("no C compiler was found")
+
+    monkeypatch.setattr(compilation, "BACKEND", broken)
+
+    with pytest.raises(UserError, match=r"compiled here .*no C compiler.*--execution graph"):
+        compiled_restorer(model).compile()
+
+
 @pytest.mark.slow
 def test_compiled_blocks_restore_the_same_and_are_captured_once(
     model: Path, monkeypatch: pytest.MonkeyPatch
@@ -88,11 +113,7 @@ def test_compiled_blocks_restore_the_same_and_are_captured_once(
     from torch._dynamo.utils import counters
 
     monkeypatch.setattr(compilation, "BACKEND", "eager")
-    plain, compiled = restorer(model), restorer(model)
-    compiled.batch, compiled.execution = 2, "compiled"
-    for network in (compiled.velocity, compiled._restorer.vae, compiled._restorer.predictor):
-        assert network is not None
-        compilation.compile_blocks(network)
+    plain, compiled = restorer(model), compiled_restorer(model)
     counters.clear()
     assert compiled.compile() > 0
     captured = counters["stats"]["unique_graphs"]

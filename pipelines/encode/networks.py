@@ -107,7 +107,8 @@ class Encoder:
     @property
     def is_exact(self) -> bool:
         """Whether all networks compute in float32."""
-        return self.rule.precision == self.rule.predictor_precision == "float32"
+        predicts_exactly = self.rule.source == "lq" or self.rule.predictor_precision == "float32"
+        return self.rule.precision == "float32" and predicts_exactly
 
     @contextmanager
     def in_float32(self) -> Iterator[Restorer]:

@@ -130,12 +130,24 @@ class FaceRestorer:
         """Restore grey faces if the networks are to be compiled; returns the seconds of it.
 
         Every later pass has as many faces, so that nothing is compiled a second time.
+
+        Raises:
+            UserError: they cannot be compiled here, for want of a C compiler, say.
         """
         if self.execution != "compiled":
             return 0.0
+        from torch._dynamo.exc import TorchDynamoException
+
         start = time.perf_counter()
         grey = np.full((self.size, self.size, 3), 128, dtype=np.uint8)
-        self.varied(samples=1)([grey], ["grey"])
+        try:
+            self.varied(samples=1)([grey], ["grey"])
+        except TorchDynamoException as error:
+            said = " ".join(str(error).strip().splitlines()[:2])
+            raise UserError(
+                f"the networks cannot be compiled here ({said}); give --execution graph, which "
+                "compiles nothing, and run the same command again to resume"
+            ) from error
         return time.perf_counter() - start
 
     def __call__(self, faces: Sequence[Pixels], names: Sequence[str]) -> list[RestoredFace]:
