@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.transfer import sent
 from models.velocity.layers import widen
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -82,7 +83,7 @@ def add_source_noise(x_0: Tensor, sigma_s: float, eps: Tensor) -> Tensor:
 
     The paper is silent; PMRF and the authors' code have sigma_s = 0.1, in training and in use.
     """
-    return x_0 + sigma_s * eps.to(x_0)
+    return x_0 + sigma_s * sent(eps, x_0.device).to(x_0.dtype)
 
 
 @torch.no_grad()

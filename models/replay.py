@@ -22,7 +22,7 @@ Compute = Callable[[], Tensor]
 Record = Callable[[Compute], Compute]
 """Does a computation a first time, and returns what repeats it."""
 WARM_UPS = 3  # evaluations before the recorded one, in which libraries choose kernels and compile
-MOST = 4  # recordings at a time: sizes 1, 2, 4 and 8 of a batch
+MOST = 6  # recordings at a time: the powers of two up to 32, as sizes of a batch
 
 
 def cuda_graph(compute: Compute) -> Compute:

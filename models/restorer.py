@@ -32,6 +32,7 @@ from models.noise import BatchNoise, Purpose
 from models.predictor.swinir import SwinIR
 from models.ranges import model_to_unit, unit_to_model
 from models.rectified_flow import Velocity, add_source_noise, euler, heun, interpolate, regress
+from models.transfer import sent
 from models.vae.autoencoder import Posterior
 from models.vae.public import PublicVAE
 from models.vae.sim_vae import SimVAE
@@ -197,7 +198,8 @@ class Restorer:
     def source(self, encoding: Tensor, noise: BatchNoise) -> Tensor:
         """Return x_0 without its noise; of the source ``noise``, that noise."""
         if self.rule.source == "noise":
-            return noise.normal(encoding.shape[1:], Purpose.SOURCE_NOISE).to(encoding)
+            eps = noise.normal(encoding.shape[1:], Purpose.SOURCE_NOISE)
+            return sent(eps, encoding.device).to(encoding.dtype)
         return self.regressed(encoding) if self.rule.source == "regressed" else encoding
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """How the networks of a restoration run: eager, replayed, compiled, in bfloat16, and where."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from infra.errors import UsageError
+from infra.errors import UsageError, UserError
 from models import compilation
+from pipelines.jobs.stage import Resources
 from pipelines.restore.config import Execution, RestoreRule
 from pipelines.restore.job import COMPILED_FROM, Restoration, execution
 from pipelines.restore.networks import FaceRestorer, RestoredFace, pass_size
@@ -78,6 +80,31 @@ def test_in_bfloat16_no_weight_of_a_layer_is_left_to_cast(model: Path) -> None:
     assert 0 < np.abs(ours.restored.astype(int) - theirs.restored).mean() < 8
 
 
+def compiled_restorer(model: Path) -> FaceRestorer:
+    """Load the model on the CPU, and have its blocks compiled as on a GPU, in passes of two."""
+    compiled = restorer(model)
+    compiled.batch, compiled.execution = 2, "compiled"
+    for network in (compiled.velocity, compiled._restorer.vae, compiled._restorer.predictor):
+        assert network is not None
+        compilation.compile_blocks(network)
+    return compiled
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_compiled_another_way_is_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a C compiler, for one: a sentence with the reason and what to give."""
+
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise OSError("no C compiler was found")
+
+    monkeypatch.setattr(compilation, "BACKEND", broken)
+
+    with pytest.raises(UserError, match=r"compiled here .*no C compiler.*--execution graph"):
+        compiled_restorer(model).compile()
+
+
 @pytest.mark.slow
 def test_compiled_blocks_restore_the_same_and_are_captured_once(
     model: Path, monkeypatch: pytest.MonkeyPatch
@@ -86,11 +113,7 @@ def test_compiled_blocks_restore_the_same_and_are_captured_once(
     from torch._dynamo.utils import counters
 
     monkeypatch.setattr(compilation, "BACKEND", "eager")
-    plain, compiled = restorer(model), restorer(model)
-    compiled.batch, compiled.execution = 2, "compiled"
-    for network in (compiled.velocity, compiled._restorer.vae, compiled._restorer.predictor):
-        assert network is not None
-        compilation.compile_blocks(network)
+    plain, compiled = restorer(model), compiled_restorer(model)
     counters.clear()
     assert compiled.compile() > 0
     captured = counters["stats"]["unique_graphs"]
@@ -118,6 +141,52 @@ def test_few_pictures_are_not_worth_compiling(
     rule = RestoreRule(execution=given)
 
     assert execution(rule, pictures, whole=whole) == chosen
+
+
+class TwoGPUs(InProcess):
+    """An engine that says it has two GPUs."""
+
+    def gpus(self) -> int:
+        """Return two."""
+        return 2
+
+    def workers(self, resources: Resources) -> int:
+        """Return as many as are wanted."""
+        assert resources.workers is not None
+        return resources.workers
+
+
+@pytest.mark.parametrize(("pictures", "chosen"), [(9_999, "graph"), (10_000, "compiled")])
+def test_the_first_line_says_how_networks_run(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pictures: int, chosen: str
+) -> None:
+    """The pictures of each of two GPUs decide; that compiling takes long is said beforehand."""
+    config = job(tmp_path, tmp_path / "out", model)
+    config = replace(config, rule=replace(config.rule, device=None))
+    rule, resources = Restoration(config).placed(TwoGPUs(), pictures)
+    said = capsys.readouterr().out
+
+    assert (rule.device, rule.execution, resources.workers) == ("cuda", chosen, 2)
+    assert said.startswith(f"latent-pmrf on GPUs, {chosen}")
+    assert ("takes minutes" in said) == (chosen == "compiled")
+
+
+def test_how_long_compiling_took_is_said_once(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the first unit of work, of the worker that did it."""
+
+    class Compiled(InProcess):
+        def run(self, *arguments: Any) -> Iterator[dict[str, Any]]:
+            for result in super().run(*arguments):
+                assert result["compiling"] == 0.0  # on a CPU
+                yield result | {"compiling": 83.2}
+
+    Restoration(job(write_faces(tmp_path / "in", 2), tmp_path / "out", model, steps=1)).run(
+        Compiled()
+    )
+
+    assert capsys.readouterr().out.count("the first worker compiled the networks in 83 s\n") == 1
 
 
 @pytest.mark.parametrize("way", ["graph", "compiled"])

@@ -24,12 +24,13 @@ from models.frozen import Identity, load_posterior_mean, load_regressor, load_va
 from models.noise import NamedNoise, Purpose
 from models.predictor.swinir import SwinIR
 from models.restorer import RestorationRule, Restorer
+from models.transfer import sent
 from models.vae.public import PublicVAE
 from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 from pipelines.encode.config import EncodeRule
 from pipelines.jobs.folder import plain
-from pipelines.jobs.kernels import exactly, same_in_every_run, sent
+from pipelines.jobs.kernels import exactly, same_in_every_run
 
 LIVE_MAPS = 6  # feature maps of the first stage that are alive at once, generously
 SHARE_OF_MEMORY = 0.5  # of the GPU, for feature maps
@@ -100,12 +101,14 @@ class Encoder:
 
     def tensor(self, images: Sequence[Image]) -> Tensor:
         """Images [H, W, 3] in [0, 1] => [B, 3, H, W] on the device."""
-        return sent(np.stack(images), self.device).permute(0, 3, 1, 2)  # in memory: channels last
+        batch = sent(torch.from_numpy(np.stack(images)), self.device)
+        return batch.permute(0, 3, 1, 2)  # in memory: channels last
 
     @property
     def is_exact(self) -> bool:
         """Whether all networks compute in float32."""
-        return self.rule.precision == self.rule.predictor_precision == "float32"
+        predicts_exactly = self.rule.source == "lq" or self.rule.predictor_precision == "float32"
+        return self.rule.precision == "float32" and predicts_exactly
 
     @contextmanager
     def in_float32(self) -> Iterator[Restorer]:

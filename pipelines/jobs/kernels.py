@@ -1,12 +1,9 @@
-"""How a worker computes: in so many threads, by the same kernels in every run, on which device."""
+"""How a worker computes: in so many threads, by the same kernels in every run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from datasets.decoding import single_threaded
 
@@ -38,15 +35,3 @@ def exactly() -> Iterator[None]:
 
 def _allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-
-
-def sent(values: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """Copy an array to a device.
-
-    To a GPU it goes from page-locked memory, and the host does not wait for it: from other memory a
-    copy waits until the GPU has done all that it was given before.
-    """
-    tensor = torch.from_numpy(values)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

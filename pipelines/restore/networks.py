@@ -28,7 +28,8 @@ from models.ranges import uint8_to_unit, unit_to_uint8
 from models.replay import Replayed
 from models.restorer import Restorer
 from models.spread import Spread, spread
-from pipelines.jobs.kernels import same_in_every_run, sent
+from models.transfer import sent
+from pipelines.jobs.kernels import same_in_every_run
 from pipelines.restore.bundles import open_bundle
 from pipelines.restore.comparators import load_comparator
 from pipelines.restore.config import Execution, ModelRule, RestoreRule
@@ -129,12 +130,24 @@ class FaceRestorer:
         """Restore grey faces if the networks are to be compiled; returns the seconds of it.
 
         Every later pass has as many faces, so that nothing is compiled a second time.
+
+        Raises:
+            UserError: they cannot be compiled here, for want of a C compiler, say.
         """
         if self.execution != "compiled":
             return 0.0
+        from torch._dynamo.exc import TorchDynamoException
+
         start = time.perf_counter()
         grey = np.full((self.size, self.size, 3), 128, dtype=np.uint8)
-        self.varied(samples=1)([grey], ["grey"])
+        try:
+            self.varied(samples=1)([grey], ["grey"])
+        except TorchDynamoException as error:
+            said = " ".join(str(error).strip().splitlines()[:2])
+            raise UserError(
+                f"the networks cannot be compiled here ({said}); give --execution graph, which "
+                "compiles nothing, and run the same command again to resume"
+            ) from error
         return time.perf_counter() - start
 
     def __call__(self, faces: Sequence[Pixels], names: Sequence[str]) -> list[RestoredFace]:
@@ -157,7 +170,8 @@ class FaceRestorer:
     def _pass(self, faces: Sequence[Pixels], names: Sequence[str]) -> list[RestoredFace]:
         more = pass_size(len(faces), self.batch, self.execution) - len(faces)
         filled, all_names = [*faces, *[faces[-1]] * more], [*names, *[names[-1]] * more]
-        lq = uint8_to_unit(sent(np.stack(filled), self.device).permute(0, 3, 1, 2))
+        levels = sent(torch.from_numpy(np.stack(filled)), self.device)
+        lq = uint8_to_unit(levels.permute(0, 3, 1, 2))
         with self._autocast():
             mean = self._restorer.posterior_mean(lq)
             pictures = [

@@ -15,6 +15,7 @@ from infra.errors import UserError
 from models.frozen import Identity
 from models.ranges import uint8_to_unit, unit_to_uint8
 from models.restorer import HALVES, RestorationRule, Restorer
+from models.transfer import sent
 from pipelines.evaluate.vae.config import Precision
 from pipelines.evaluate.vae.filling import THREADS, Filler, Target, Unit
 from pipelines.evaluate.vae.latents import LatentSums
@@ -63,7 +64,7 @@ class ReconstructPictures:
     @torch.no_grad()
     def _reconstructed(self, pixels: Pixels) -> tuple[Pixels, list[Any]]:
         height, width = pixels.shape[:2]
-        levels = torch.tensor(pixels, device=self.device).permute(2, 0, 1)[None]
+        levels = sent(torch.tensor(pixels), self.device).permute(2, 0, 1)[None]
         half = HALVES.get(self.spec.precision)
         try:
             posterior = self.restorer.posterior(uint8_to_unit(levels))
