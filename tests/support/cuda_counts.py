@@ -164,11 +164,15 @@ def traced(
 ) -> Traced:
     """Count the kernels that a call would start on CUDA.
 
+    It is called once before, without gradients: what a network keeps for a size of map is there.
+
     Args:
         run: calls ``network``, on the meta device; it enters `torch.autocast` for "cuda" itself.
         network: whose parameters are the weights.
         dtype: of autocast inside ``run``; None if there is none, and then no map is too wide.
     """
+    with on_cuda(), torch.no_grad():
+        run()
     with on_cuda() as rules, CountKernels(network, dtype in HALVES) as counter:
         run()
     return Traced(counter.kernels, rules.attention)
