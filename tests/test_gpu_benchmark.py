@@ -73,7 +73,7 @@ def test_what_is_not_reached_is_measured_by_the_next_run(
 ) -> None:
     """Without time all rows are named; with time the same command measures them."""
     command = ["--device", "cpu", "--out", str(tmp_path / "results.jsonl"), "--rows"]
-    command += ["ceilings/launch", "agreement/hdit/fp32"]
+    command += ["ceilings/launch", "agreement/vae-encoder/fp32"]
 
     assert main([*command, "--minutes", "0"]) == 0
     assert [line["status"] for line in lines(tmp_path / "results.jsonl").values()] == [
@@ -83,7 +83,7 @@ def test_what_is_not_reached_is_measured_by_the_next_run(
     assert main(command) == 0
     found = lines(tmp_path / "results.jsonl")
     assert found["ceilings/launch"]["eager_us"] > 0
-    assert found["agreement/hdit/fp32"]["status"] == "ok"
+    assert found["agreement/vae-encoder/fp32"]["status"] == "ok"
     assert "| ceilings/launch | ok |" in capsys.readouterr().out
 
 

@@ -85,17 +85,17 @@ def _launch(sizes: Sizes, device: Device) -> Found:
 
 
 def depthwise_sizes(sizes: Sizes) -> list[tuple[int, int]]:
-    """Return channels and side of each depthwise convolution of the velocity network of latents."""
+    """Return channels and side of each convolution per channel of the velocity network of latents.
+
+    At each level one is behind the projection to queries, keys and values, and one behind that of
+    the feed-forward layer to its two halves.
+    """
     config = looformer.PRESETS[sizes.velocity]
     *_, side = networks.latent_shape(sizes, 1, sizes.side)
-    with torch.device("meta"):
-        network = looformer.LooUFormer(config)
-    blocks = [network.down_blocks[level][0] for level in range(len(config.widths) - 1)]
     return [
-        (int(layer.in_channels), side >> level)
-        for level, block in enumerate([*blocks, network.mid_block[0]])
-        for layer in block.modules()
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1
+        (channels, side >> level)
+        for level, width in enumerate(config.widths)
+        for channels in (3 * width, 2 * looformer._hidden(width, config.ff_ratio))
     ]
 
 
