@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from tests.benchmarks.gpu.agreement import SMOOTH, Pass, compared
 from tests.benchmarks.gpu.ceilings import depthwise_sizes
 from tests.benchmarks.gpu.device import Device
 from tests.benchmarks.gpu.networks import FULL
+from tests.benchmarks.gpu.prediction import STEPS, measured_gpu, modelled, predict, seconds
 from tests.benchmarks.gpu.rows import Found, Results, Row, run_rows
+from tests.support.counted_passes import PASSES
+from tests.support.cuda_counts import Gpu
 
+STEPS_OF = {name.partition("/")[0] for name in STEPS}
 CPU = Device(torch.device("cpu"))
 
 
@@ -134,6 +139,62 @@ def test_a_table_has_a_line_for_each_precision() -> None:
 
     assert "| precision/encode/fp32 | ok | 1,234 |" in told
     assert "| precision/encode/bf16 | ok | 2.5 |  |  |  |  |  | 1.25 |" in told
+
+
+CEILINGS = {
+    "machine": {"size": "full"},
+    "ceilings/matrix": {"status": "ok", "bf16_tflops": 800.0, "fp32_tflops": 55.0},
+    "ceilings/memory": {"status": "ok", "tb_per_s": 3.35},
+    "ceilings/launch": {"status": "ok", "eager_us": 5.0, "graph_us": 1.0},
+}
+
+
+def test_a_row_is_told_with_its_model(tmp_path: Path) -> None:
+    """By the ceilings of its own file; what is not counted stays as it is."""
+    path = tmp_path / "results.jsonl"
+    timed = {"status": "ok", "batch": 16, "bf16": {"ms": 116.0}, "fp32": {"ms": 900.0}}
+    rows = {**CEILINGS, "precision/encode": timed, "qalign/batch-8": {"status": "ok", "ms": 9.0}}
+    path.write_text("".join(json.dumps({"row": n, **row}) + "\n" for n, row in rows.items()))
+
+    with Results(path) as results:
+        (told,) = predict(results, time.monotonic() + 60)
+    gpu = Gpu(flops=800e12, bandwidth=3.35e12, launch=5e-6, flops_float32=55e12)
+    predicted = 1e3 * gpu.eager(PASSES["encode"].traced().kernels)
+    assert told["bf16"]["predicted_ms"] == pytest.approx(predicted)
+    assert told["bf16"]["over_prediction"] == pytest.approx(116 / predicted)
+    assert "predicted_ms" not in told["fp32"]
+    with Results(path) as results:
+        assert not list(predict(results, time.monotonic() + 60))
+
+
+def test_compiling_and_a_graph_are_in_the_model() -> None:
+    """Fewer kernels, and shorter launches; the ways are told by the row's name."""
+    gpu, found = measured_gpu(CEILINGS), {"batch": 1}
+    assert gpu is not None
+    times = {}
+    for way in ("eager", "graph", "compiled"):
+        model = modelled(f"face/{way}/batch-1", found)
+        assert model is not None
+        model = replace(model, parts=model.parts[-1:])  # the decoder alone is counted quickly
+        times[way] = seconds(model, gpu, 1e-6)
+
+    assert times["eager"] >= times["graph"] > times["compiled"] > 0
+
+
+@pytest.mark.slow
+def test_every_counted_row_has_its_model() -> None:
+    """All rows that run one of the networks at full size in bfloat16."""
+    counted = [row.name for row in all_rows(FULL) if modelled(row.name, {"batch": 8})]
+    kinds = {name.partition("/")[0] for name in counted}
+
+    assert kinds == {*STEPS_OF, "sampler", "face", "precision"}
+    assert "vae-step/eager/fp32" not in counted
+    gpu = measured_gpu(CEILINGS)
+    assert gpu is not None
+    for name in counted:
+        model = modelled(name, {"batch": 8})
+        assert model is not None
+        assert seconds(model, gpu, 1e-6) > 0
 
 
 @pytest.mark.slow

@@ -70,16 +70,39 @@ def main(arguments: Sequence[str]) -> int:
     device = Device.named(options.device)
     deadline = time.monotonic() + 60 * options.minutes
     with Results(Path(options.out)) as results:
-        _describe(results, device, options.size)
-        ceilings.remember(results.found, device)
-        for line in run_rows(rows, results, device, deadline):
-            _say(line)
-            ceilings.remember(results.found, device)
-            if line["status"] == "failed" and not device.is_alive():
-                _begin_anew(arguments, deadline)
-        found = [results.found[row.name] for row in rows]
+        if not options.predict:
+            _describe(results, device, options.size)
+            _measure(rows, results, device, deadline, arguments)
+        _predict(results, deadline)
+        found = [results.found[row.name] for row in rows if row.name in results.found]
     sys.stdout.write(tables(found))
     return int(any(line["status"] not in ("ok", "skipped", "not reached") for line in found))
+
+
+def _measure(
+    rows: Sequence[Row],
+    results: Results,
+    device: Device,
+    deadline: float,
+    arguments: Sequence[str],
+) -> None:
+    ceilings.remember(results.found, device)
+    for line in run_rows(rows, results, device, deadline):
+        _say(line)
+        ceilings.remember(results.found, device)
+        if line["status"] == "failed" and not device.is_alive():
+            _begin_anew(arguments, deadline)
+
+
+def _predict(results: Results, deadline: float) -> None:
+    """Add what the model predicts, which needs more of the dependencies than to measure does."""
+    try:
+        from tests.benchmarks.gpu.prediction import predict
+    except ImportError as error:
+        sys.stderr.write(f"no predictions: {error}. Elsewhere, --predict adds them to this file\n")
+        return
+    for line in predict(results, deadline):
+        _say(line)
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -94,6 +117,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default=kind, help="by default a GPU, if PyTorch finds one")
     parser.add_argument("--size", choices=["full", "tiny"], help="by default full on a GPU")
     parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of names; default: all")
+    parser.add_argument(
+        "--predict", action="store_true", help="measure nothing; say what rows lack of the model"
+    )
     parser.add_argument("--list", action="store_true", help="only name the rows")
     options = parser.parse_args(arguments)
     is_gpu = torch.device(options.device).type == "cuda"

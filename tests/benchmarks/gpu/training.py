@@ -25,6 +25,7 @@ from tests.benchmarks.gpu.rows import Found, Row
 from trainers.loop.cost import forward_flops
 
 RATE = 1e-4
+FLOW_GB = 0.7  # of a pair of a step; how much was counted roughly
 VAE_GB = {"bf16": 1.0, "fp32": 1.7}  # of a sample of a step, 256 px: counted, without weights
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -36,7 +37,7 @@ def flow_rows(sizes: Sizes) -> list[Row]:
             f"flow-step/{mode}/batch-{batch}",
             35.0 if mode == "compiled" else 4.0,
             functools.partial(_flow, sizes, mode, batch),
-            memory_gb=4.0 + 0.7 * batch,
+            memory_gb=4.0 + FLOW_GB * batch,
         )
         for mode in ("eager", "compiled")
         for batch in sizes.flow_batches
@@ -72,10 +73,9 @@ def deepspeed_rows(sizes: Sizes) -> list[Row]:
 
 def program_rows(sizes: Sizes) -> list[Row]:
     """Return the trainers as a user starts them, at the sizes of the paper."""
-    return [
-        Row("program/flow", 45.0, functools.partial(_program, _flow_command, sizes), 50.0),
-        Row("program/vae", 50.0, functools.partial(_program, _vae_command, sizes), 70.0),
-    ]
+    flow = functools.partial(_program, _flow_command, sizes, sizes.flow_batches, FLOW_GB)
+    vae = functools.partial(_program, _vae_command, sizes, sizes.vae_batches, VAE_GB["bf16"])
+    return [Row("program/flow", 45.0, flow), Row("program/vae", 50.0, vae)]
 
 
 # --- plain steps ---------------------------------------------------------------------------------
@@ -216,42 +216,48 @@ def _engine(sizes: Sizes, stage: int, device: Device) -> Found:
     return {"batch": batch, **device.rated(timing, _flow_flops(sizes, batch), batch)}
 
 
-def _program(command: Callable[[Sizes, Path], list[str]], sizes: Sizes, device: Device) -> Found:
-    """Run a trainer for a few steps; returns the last line of its log that has speeds."""
+def _program(
+    command: Callable[[Sizes, Path, int], list[Any]],
+    sizes: Sizes,
+    batches: tuple[int, ...],
+    gb_a_sample: float,
+    device: Device,
+) -> Found:
+    """Run a trainer for a few steps, with the first batch that fits; returns what its log says."""
+    batch, steps = device.fitting(batches, gb_a_sample), sizes.trained_steps
     with tempfile.TemporaryDirectory() as name:
-        folder, steps = Path(name), sizes.trained_steps
-        options = ["--max-steps", steps, "--log-every", steps // 3 or 1, "--validate-every", 0]
-        options += ["--output", folder / "run", "--no-track"]
-        done = subprocess.run(
-            [sys.executable, "-m", *command(sizes, folder), *map(str, options)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        folder = Path(name)
+        options = ["--max-steps", steps, "--log-every", max(1, steps // 3), "--validate-every", 0]
+        options += ["--global-batch-size", batch, "--output", folder / "run", "--no-track"]
+        whole = [sys.executable, "-m", *command(sizes, folder, batch), *options]
+        done = subprocess.run(map(str, whole), capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"it ended with {done.returncode}: {done.stderr[-1500:]}")
         lines = (folder / "run" / "log.jsonl").read_text().splitlines()
-    found = [line for line in map(json.loads, lines) if "speed/samples_per_second" in line]
-    return {"said": done.stdout[-1500:], "log": found[-1]}
+    log = [line for line in map(json.loads, lines) if "speed/step_seconds" in line][-1]
+    return {
+        "batch": batch,
+        "ms": log["speed/step_seconds"] * 1e3,
+        "samples_per_s": log["speed/samples_per_second"],
+        "peak_gb": log["speed/peak_memory_gb"],
+        "log": log,
+        "said": done.stdout[-1500:],
+    }
 
 
-def _flow_command(sizes: Sizes, folder: Path) -> list[str]:
+def _flow_command(sizes: Sizes, folder: Path, batch: int) -> list[Any]:
     from tests.support.training_sets import write_latent_set
 
     _, channels, side, _ = networks.latent_shape(sizes, 1, sizes.side)
-    batch = sizes.flow_batches[0]
     latents = write_latent_set(folder / "latents", channels=channels, side=side, train=batch)
-    options = ["--model", sizes.velocity, "--global-batch-size", batch, "--latents", latents]
-    return ["trainers.flow", *map(str, options)]
+    return ["trainers.flow", "--model", sizes.velocity, "--latents", latents]
 
 
-def _vae_command(sizes: Sizes, folder: Path) -> list[str]:
+def _vae_command(sizes: Sizes, folder: Path, batch: int) -> list[Any]:
     from tests.support.training_sets import write_image_set
 
-    batch, vgg = sizes.vae_batches[0], VGG19()
-    he(vgg)
+    vgg = he(VGG19())
     torch.save(vgg.state_dict(), folder / "vgg.pth")
     images = write_image_set(folder / "images", size=sizes.side, train=batch, held_out=0)
-    options: list[Any] = ["--model", sizes.vae, "--crop", sizes.crop, "--precision", "bf16"]
-    options += ["--global-batch-size", batch, "--vgg", folder / "vgg.pth", "--data", images]
-    return ["trainers.vae", *map(str, options)]
+    options = ["--vgg", folder / "vgg.pth", "--data", images, "--precision", "bf16"]
+    return ["trainers.vae", "--model", sizes.vae, "--crop", sizes.crop, *options]

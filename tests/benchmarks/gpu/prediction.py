@@ -1,0 +1,146 @@
+"""What the counted kernels of a row should take on the device, by its measured ceilings.
+
+The kernels are those of `tests.support.cuda_counts`, which needs no GPU. Each takes the most of its
+operations, its bytes and a launch. Compiled, those between two products are one kernel; in a CUDA
+graph a launch takes what it was measured to take there. Clipping and the update are not counted.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tests.benchmarks.gpu.ceilings import LAUNCH, MATRIX, MEMORY
+from tests.benchmarks.gpu.networks import FULL
+from tests.benchmarks.gpu.rows import Found, Results
+from tests.support import counted_passes
+from tests.support.counted_passes import CountedPass, Pass
+from tests.support.cuda_counts import Gpu, Kernel, fused_kernels
+
+Prepare = Callable[[int], Pass]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a row runs."""
+
+    parts: tuple[tuple[Prepare, int], ...]
+    """Passes, and how often each runs."""
+    batch: int
+    is_fused: bool = False
+    is_replayed: bool = False
+    """From a CUDA graph."""
+
+
+def predict(results: Results, deadline: float) -> Iterator[Found]:
+    """Add ``predicted_ms``, and the time over it, to rows that lack them; yields each such row.
+
+    Only networks of full size are counted, and only once the ceilings are known.
+
+    Args:
+        results: of a GPU; on which machine it is predicted does not matter.
+        deadline: of `time.monotonic`.
+    """
+    gpu, found = measured_gpu(results.found), results.found
+    if gpu is None or found["machine"]["size"] != "full":
+        return
+    for name, row in list(found.items()):
+        timing = row["bf16"] if name.startswith("precision/") and "bf16" in row else row
+        model = modelled(name, row) if "ms" in timing and "predicted_ms" not in timing else None
+        if model is None or time.monotonic() > deadline:
+            continue
+        predicted = 1e3 * seconds(model, gpu, found[LAUNCH].get("graph_us", 0.0) * 1e-6)
+        told = {"predicted_ms": predicted, "over_prediction": timing["ms"] / predicted}
+        added = told if timing is row else {"bf16": {**timing, **told}}
+        yield results.record(name, {**row, **added})
+
+
+def measured_gpu(found: Mapping[str, Found]) -> Gpu | None:
+    """Return the GPU of the first rows; None if one of its numbers is missing."""
+    rows = [found.get(name, {}) for name in (MATRIX, MEMORY, LAUNCH)]
+    if any(row.get("status") != "ok" for row in rows):
+        return None
+    matrix, memory, launch = rows
+    return Gpu(
+        flops=matrix["bf16_tflops"] * 1e12,
+        bandwidth=memory["tb_per_s"] * 1e12,
+        launch=launch["eager_us"] * 1e-6,
+        flops_float32=matrix["fp32_tflops"] * 1e12,
+    )
+
+
+def modelled(name: str, row: Found) -> Model | None:
+    """Return what a row runs; None if nothing of it is counted."""
+    kind, *rest = name.split("/")
+    batch = int(rest[-1].partition("batch-")[2] or row.get("batch", 0))
+    is_fused = "compiled" in rest or kind == "program"
+    if kind in ("sampler", "face"):
+        parts = FACE if kind == "face" else SAMPLER
+        return Model(parts, batch, is_fused, is_replayed="eager" not in rest)
+    if kind == "precision":
+        return Model(((PRECISION[rest[0]], 1),), batch)
+    step = STEPS.get(kind) or STEPS.get(name)
+    is_counted = step is not None and "fp32" not in rest
+    return Model(((step, 1),), batch, is_fused) if is_counted else None
+
+
+def seconds(model: Model, gpu: Gpu, replayed_launch: float) -> float:
+    """Return the seconds of a row on a GPU.
+
+    Args:
+        model: what it runs.
+        gpu: its numbers.
+        replayed_launch: seconds from one kernel to the next in a CUDA graph.
+    """
+    device = replace(gpu, launch=replayed_launch) if model.is_replayed else gpu
+    total = 0.0
+    for prepare, repeats in model.parts:
+        kernels = _kernels(prepare, model.batch)
+        total += repeats * device.eager(fused_kernels(kernels) if model.is_fused else kernels)
+    return total
+
+
+@functools.cache
+def _kernels(prepare: Prepare, batch: int) -> list[Kernel]:
+    return CountedPass("", functools.partial(prepare, batch)).traced().kernels
+
+
+def pixel_step(batch: int) -> Pass:
+    """A training step of PMRF's flow of pixels."""
+    from models.rectified_flow import flow_matching_loss, interpolate
+    from models.velocity import hdit
+
+    network = hdit.HDiT(hdit.PRESETS[FULL.hdit])
+    x_0, x_1 = torch.empty(2, batch, 3, FULL.hdit_side, FULL.hdit_side)
+    t = torch.empty(batch)
+
+    def run() -> Any:
+        return flow_matching_loss(network(interpolate(x_0, x_1, t), t), x_0, x_1)
+
+    return network, run
+
+
+SAMPLER = ((counted_passes.velocity, FULL.steps),)
+FACE = (
+    (counted_passes.posterior_mean, 1),
+    (counted_passes.encoding, 1),
+    *SAMPLER,
+    (counted_passes.decoding, 1),
+)
+PRECISION: dict[str, Prepare] = {
+    "encode": counted_passes.encoding,
+    "decode": counted_passes.decoding,
+    "predictor": counted_passes.posterior_mean,
+}
+STEPS: dict[str, Prepare] = {
+    "flow-step": counted_passes.flow_step,
+    "deepspeed": counted_passes.flow_step,
+    "vae-step": counted_passes.vae_step,
+    "hdit/forward": counted_passes.pixel_velocity,
+    "hdit/step": pixel_step,
+    "program/flow": counted_passes.flow_step,
+    "program/vae": counted_passes.vae_step,
+}
