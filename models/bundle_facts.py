@@ -88,12 +88,19 @@ class BundleConfig:
     @property
     def digest(self) -> str:
         """SHA-256 in hex of everything that a restored image depends on."""
-        facts = {name: value for name, value in asdict(self).items() if name != "training"}
+        facts = {name: value for name, value in self._values().items() if name != "training"}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Write bundle.json."""
-        return json.dumps({**asdict(self), "digest": self.digest}, indent=1) + "\n"
+        return json.dumps({**self._values(), "digest": self.digest}, indent=1) + "\n"
+
+    def _values(self) -> dict[str, Any]:
+        """Return all fields; bundles from before the predictor's precision was one say nothing."""
+        values = asdict(self)
+        if self.rule.predictor_precision == "float32":
+            del values["rule"]["predictor_precision"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

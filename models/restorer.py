@@ -19,7 +19,8 @@ a latent [B, C, h, w], or in pixel space an image. Everything is on the device o
 """
 
 import math
-from typing import Literal, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import NonNegativeFloat
@@ -37,6 +38,7 @@ from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 
 Solver = Literal["euler", "heun"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Of autocast, by the precision that asks for it."""
 ROUNDING = 1e-9  # of a product of steps and strength that is meant to be whole
@@ -67,9 +69,11 @@ class RestorationRule:
     """Standard deviation of the noise added to the source; ``noise`` is N(0, 1) by itself."""
     conditional: bool = False
     """Whether the velocity sees the encoding at every t."""
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Of the autoencoder's encoder: bfloat16 and float16 are autocast. tf32 is a setting of the
     whole process, which is the program's to make."""
+    predictor_precision: Precision = "float32"
+    """Of the predictor, likewise; where the process computes in tf32, float32 is that."""
 
 
 def steps_taken(steps: int, strength: float) -> int:
@@ -167,7 +171,8 @@ class Restorer:
         """
         if self.predictor is None or self.rule.source == "lq":
             return lq
-        return self.predictor.posterior_mean(lq.contiguous())
+        with _autocast(lq, self.rule.predictor_precision):
+            return self.predictor.posterior_mean(lq.contiguous()).float()
 
     def encode(self, images: Tensor, noise: BatchNoise, purpose: Purpose) -> Tensor:
         """Return the point of the flow that stands for images; a mode asks for no noise."""
@@ -179,8 +184,7 @@ class Restorer:
     def posterior(self, images: Tensor) -> Posterior:
         """Return q(z | x) of images, in float32."""
         images = unit_to_model(images).contiguous(memory_format=torch.channels_last)
-        half = HALVES.get(self.rule.precision)
-        with torch.autocast(images.device.type, half, enabled=half is not None):
+        with _autocast(images, self.rule.precision):
             mean, logvar = self._autoencoder.encode(images)
         return Posterior(mean.float().contiguous(), logvar.float().contiguous())
 
@@ -229,11 +233,19 @@ class Restorer:
     @torch.no_grad()
     def image(self, x: Tensor) -> Tensor:
         """Turn a point of the flow into an image, clipped to [0, 1]."""
-        image = x if self.rule.space == "pixel" else model_to_unit(self._autoencoder.decode(x))
-        return image.clamp(0, 1)
+        if self.rule.space == "pixel":
+            return x.clamp(0, 1)
+        latent = x.contiguous(memory_format=torch.channels_last)
+        return model_to_unit(self._autoencoder.decode(latent)).clamp(0, 1)
 
     @property
     def _autoencoder(self) -> SimVAE | PublicVAE:
         if self.vae is None:
             raise ValueError("images and latents without an autoencoder: give the vae to Restorer")
         return self.vae
+
+
+def _autocast(images: Tensor, precision: Precision) -> AbstractContextManager[Any]:
+    """Return a context in which networks compute in a precision on the device of images."""
+    half = HALVES.get(precision)
+    return torch.autocast(images.device.type, half, enabled=half is not None)

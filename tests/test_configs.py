@@ -68,15 +68,16 @@ OPTIONS = {
     """,
     "encode": """
         batch degradation device draws dry-run dtype gpus input keep-images limit output
-        overwrite posterior precision predictor regressor reuse samples-per-shard seed source
-        track vae workers
+        overwrite posterior precision predictor predictor-precision regressor reuse
+        samples-per-shard seed source track vae workers
     """,
     "verify": """
         device input predictor recompute regressor repair vae
     """,
     "restore": """
-        batch colour device faces faces-json gpus input layers method min-face model output
-        overwrite dry-run precision samples seed sigma-s solver steps strength threads whole workers
+        batch colour device execution faces faces-json gpus input layers method min-face model
+        output overwrite dry-run precision samples seed sigma-s solver steps strength threads whole
+        workers
     """,
     "export": """
         alignment checkpoint dtype predictor regressor vae

@@ -64,7 +64,8 @@ def test_beside_each_picture_lies_how_it_was_made(world: Path) -> None:
     carried = {name.removeprefix("latent-pmrf:"): value for name, value in text.items()}
     assert {name: str(value) for name, value in said["settings"].items()} == {
         "device": "cpu",
-        **{name: carried[name] for name in said["settings"] if name != "device"},
+        "execution": "eager",
+        **{name: carried[name] for name in said["settings"].keys() - {"device", "execution"}},
     }
     assert said["faces"][0].items() >= {"number": 1, "outcome": "restored"}.items()
     assert [*rows(world / "whole")] == KEYS

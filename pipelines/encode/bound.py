@@ -6,9 +6,13 @@ how far the start of a latent flow is from the posterior mean. Both take the mod
 posterior, and no regressor g. With a regressor the flow starts from g(E(x_hat)), and there are two
 more numbers: the PSNR of D(g(E(x_hat))) against x; and ||g(E(x_hat)) - E(x)|| divided by ||E(x_hat)
 - E(x)||, which g was trained to make small. If that is 1 or more, g was trained for other latents.
+
+Where a network computes below float32, the same networks in float32 say what that costs: the root
+mean square difference of the posterior mean, in levels of 255, and of E(x) and E(x_hat), in
+standard deviations of the latent in float32. That of E(x_hat) has the predictor's part in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +98,8 @@ class Probe:
             "rmse_posterior_mean_decoded": _rmse(decoded[1], posterior_mean),
             "psnr_restored_by_decoding": _psnr(decoded[1], hq),
         }
+        if not self.encoder.is_exact:
+            measured |= self._lost(hq, lq, posterior_mean, modes)
         if restorer.regressor is not None:
             regressed = restorer.regressed(modes[1])
             pictures[REGRESSED] = restorer.image(regressed)
@@ -101,6 +107,23 @@ class Probe:
             errors = [float((latent - modes[0]).norm()) for latent in (regressed, modes[1])]
             measured["regressed_error"] = errors[0] / errors[1] if errors[1] else 1.0
         return measured, pictures
+
+    def _lost(
+        self, hq: Tensor, lq: Tensor, posterior_mean: Tensor, modes: Sequence[Tensor]
+    ) -> dict[str, float]:
+        """Return how far one image's posterior mean and latents are from those of float32."""
+        with self.encoder.in_float32() as exact:
+            mean = exact.posterior_mean(lq)
+            latents = [exact.posterior(image).mode() for image in (hq, mean)]
+        of_target, of_source = (
+            float((found - latent).double().square().mean().sqrt() / latent.double().std())
+            for found, latent in zip(modes, latents, strict=True)
+        )
+        return {
+            "rmse_posterior_mean_by_precision": _rmse(posterior_mean, mean),
+            "target_error_by_precision": of_target,
+            "source_error_by_precision": of_source,
+        }
 
 
 def bound(result: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ The steps themselves are `models.restorer`'s. One process computes with one thre
 per core or one per GPU already, and how a sum is split among threads would show in its last bits.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 from pipelines.encode.config import EncodeRule
 from pipelines.jobs.folder import plain
-from pipelines.jobs.kernels import same_in_every_run
+from pipelines.jobs.kernels import exactly, same_in_every_run, sent
 
 LIVE_MAPS = 6  # feature maps of the first stage that are alive at once, generously
 SHARE_OF_MEMORY = 0.5  # of the GPU, for feature maps
@@ -86,7 +87,12 @@ class Encoder:
         self.vae = models.vae.to(self.device)
         predictor, regressor = models.predictor, models.regressor
         self.restorer = Restorer(
-            RestorationRule(source=rule.source, posterior=rule.posterior, precision=rule.precision),
+            RestorationRule(
+                source=rule.source,
+                posterior=rule.posterior,
+                precision=rule.precision,
+                predictor_precision=rule.predictor_precision,
+            ),
             vae=self.vae,
             predictor=None if predictor is None else predictor.to(self.device),
             regressor=None if regressor is None else regressor.to(self.device),
@@ -94,8 +100,22 @@ class Encoder:
 
     def tensor(self, images: Sequence[Image]) -> Tensor:
         """Images [H, W, 3] in [0, 1] => [B, 3, H, W] on the device."""
-        batch = torch.from_numpy(np.stack(images)).to(self.device)  # in memory: channels last
-        return batch.permute(0, 3, 1, 2)
+        return sent(np.stack(images), self.device).permute(0, 3, 1, 2)  # in memory: channels last
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all networks compute in float32."""
+        return self.rule.precision == self.rule.predictor_precision == "float32"
+
+    @contextmanager
+    def in_float32(self) -> Iterator[Restorer]:
+        """Give the same networks at work in float32, while the block runs."""
+        restorer = self.restorer
+        rule = replace(restorer.rule, precision="float32", predictor_precision="float32")
+        with exactly():
+            yield Restorer(
+                rule, vae=self.vae, predictor=restorer.predictor, regressor=restorer.regressor
+            )
 
     def parameters(self, key: str, draw: int) -> DegradationParameters:
         """Draw the degradation number ``draw`` of a sample."""
@@ -167,8 +187,9 @@ def load_models(rule: EncodeRule) -> Models:
 def identity(rule: EncodeRule, models: Models) -> dict[str, Any]:
     """Return what two latents of one image must share to be the same; JSON values.
 
-    A regressor is named only where there is one, and how noise is drawn where there is noise: other
-    sets, also those that were made before, are what they were.
+    A regressor is named only where there is one, how noise is drawn where there is noise, and the
+    predictor's precision where it is not float32: other sets, also those that were made before, are
+    what they were.
     """
     made_from: dict[str, Any] = {"vae": None, "vae_config": None}
     made_from |= {"predictor": None, "predictor_config": None}
@@ -176,6 +197,8 @@ def identity(rule: EncodeRule, models: Models) -> dict[str, Any]:
         made_from |= {name: network.weights, f"{name}_config": dict(network.config)}
     if rule.posterior == "sample":
         made_from["noise"] = NOISE
+    if rule.source != "lq" and rule.predictor_precision != "float32":
+        made_from["predictor_precision"] = rule.predictor_precision
     fields = ("source", "posterior", "seed", "precision")
     return {
         **made_from,

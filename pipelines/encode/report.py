@@ -66,7 +66,7 @@ def summary(manifest: dict[str, Any], times: Sequence[StageTime], folder: AnyPat
         f"distortion bound on {found['images']} images: D(E(x)) {found['psnr_hq_decoded']:.2f} dB "
         f"against x; D(E(x̂)) {found['psnr_posterior_mean_decoded']:.2f} dB against x̂, "
         f"{found['rmse_posterior_mean_decoded']:.2f} levels of 255\n"
-        + "".join(f"{line}\n" for line in [*_regressed(found), _posterior(manifest)])
+        + "".join(f"{line}\n" for line in _remarks(manifest))
         + closing_lines(totals, times, folder)
     )
 
@@ -146,7 +146,7 @@ def _bound_section(manifest: dict[str, Any], probe: dict[str, Any]) -> str:
             "of the posterior; PSNR on 8-bit RGB. The bound holds for D(E(x̂)), without the noise "
             "that the flow adds to its source."
         )
-        + "".join(report.note(line) for line in _regressed(found))
+        + "".join(report.note(line) for line in [*_regressed(found), *_precision(manifest)])
         + report.table(header, images)
     )
 
@@ -186,6 +186,27 @@ def _regressed(found: dict[str, Any]) -> list[str]:
         f"regressor g: D(g(E(x̂))) {found['psnr_regressed_decoded']:.2f} dB against x, "
         f"‖g(E(x̂)) - E(x)‖ is {part:.3f} of ‖E(x̂) - E(x)‖{verdict}"
     ]
+
+
+def _precision(manifest: dict[str, Any]) -> list[str]:
+    """Say in one line what a precision below float32 does to the probe's images, if it is one."""
+    found, made = manifest["distortion"], manifest["identity"]
+    if "target_error_by_precision" not in found:
+        return []
+    predictor = made.get("predictor_precision", "float32")
+    said = f"VAE in {made['precision']}"
+    if made["source"] != "lq" and predictor != "float32":
+        said += f", predictor in {predictor}"
+    return [
+        f"{said}, against float32: x̂ differs by {found['rmse_posterior_mean_by_precision']:.3f} "
+        f"levels of 255, E(x) by {found['target_error_by_precision']:.2g} and E(x̂) by "
+        f"{found['source_error_by_precision']:.2g} of a standard deviation (root mean square)"
+    ]
+
+
+def _remarks(manifest: dict[str, Any]) -> list[str]:
+    """Return what a run ends with about its regressor, its precision and its posterior."""
+    return [*_regressed(manifest["distortion"]), *_precision(manifest), _posterior(manifest)]
 
 
 def _posterior(manifest: dict[str, Any]) -> str:

@@ -36,7 +36,10 @@ from pipelines.encode.sums import STATISTICS, Latents, LatentTable
 
 TARGET_FIELDS = ("vae", "vae_config", "posterior", "precision")
 DRAW_FIELDS = ("degradation", "seed")
-SOURCE_FIELDS = ("source", "predictor", "predictor_config", "regressor", "regressor_config")
+SOURCE_FIELDS = (
+    *("source", "predictor", "predictor_config", "predictor_precision"),
+    *("regressor", "regressor_config"),
+)
 STORED_FIELDS = ("channels", "height", "width", "dtype", "scale", "offset")
 TARGETS = ("target_0", "target_1")
 WITHOUT = "leave --reuse out to compute all latents"

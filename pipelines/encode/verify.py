@@ -179,7 +179,7 @@ def recomputed(folder: AnyPath, options: VerifyConfig) -> Iterator[str]:
         for generation in manifest["generations"]
         for name in generation["devices"]
     )
-    slack = EXACT if same and config.rule.precision == "float32" else LOOSE
+    slack = EXACT if same and encoder.is_exact else LOOSE
     for row in images.spread(options.recompute):
         sample = images.sample(row)
         for pair in reader.pairs(sample.key):

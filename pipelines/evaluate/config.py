@@ -14,7 +14,7 @@ from infra.cli import choices
 from infra.config import STRICT
 from models.metrics.catalog import METRICS
 from pipelines.jobs.paths import absolute, absolute_if_there
-from pipelines.restore.config import ModelRule, refuse_tf32
+from pipelines.restore.config import ModelRule, refuse_execution, refuse_tf32
 
 STATE = ".evaluate"
 """Folder of an output with the state of its job."""
@@ -152,6 +152,7 @@ class EvaluateConfig:
         if self.name == POSTERIOR_MEAN and self.rule.method != POSTERIOR_MEAN:
             raise ValueError(f"name {self.name!r}: the model's posterior mean has it; give another")
         refuse_tf32(self.rule.precision, self.measure.device)
+        refuse_execution(self.rule.execution, self.measure.device)
 
     def absolute(self) -> "EvaluateConfig":
         """Return the same job with every path absolute, for processes that work elsewhere."""

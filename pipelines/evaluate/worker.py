@@ -29,7 +29,7 @@ from pipelines.evaluate.judges import Judges, features_identity, identity
 from pipelines.evaluate.measured import Measured, value_name
 from pipelines.evaluate.pairs import mark
 from pipelines.jobs.attempts import Attempt, attempt
-from pipelines.jobs.kernels import same_in_every_run
+from pipelines.jobs.kernels import same_in_every_run, sent
 from pipelines.jobs.stage import Stopwatch
 from pipelines.restore.reasons import sentence
 
@@ -222,7 +222,7 @@ class MeasurePictures:
     def _stacked(self, part: Sequence[Opened], role: str) -> Tensor:
         """Return pictures of one size as uint8 [B, 3, H, W] where they are measured."""
         levels = np.stack([one.pictures[role].pixels for one in part])
-        return torch.from_numpy(levels).permute(0, 3, 1, 2).to(self.spec.device)
+        return sent(levels, torch.device(self.spec.device)).permute(0, 3, 1, 2)
 
 
 class FeatureFiles:

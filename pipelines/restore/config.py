@@ -16,6 +16,7 @@ Method = Literal["latent-pmrf", "pmrf", "posterior-mean", "vae-reconstruction", 
 Device = Literal["cuda", "cpu"]
 Solver = Literal["euler", "heun"]
 Precision = Literal["float32", "tf32", "bfloat16"]
+Execution = Literal["eager", "graph", "compiled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -39,8 +40,14 @@ class ModelRule:
     seed: int = 0
     """Of the noise, which is a function of (seed, key)."""
     precision: Precision = "float32"
-    """Of the networks: float32, in which an encoder that was trained in less stays as it was; tf32:
-    in products on NVIDIA GPUs; bfloat16: autocast."""
+    """Of the networks: float32, in which an encoder and a predictor that the training used in less
+    stay as they were; tf32: in products on NVIDIA GPUs; bfloat16: autocast, of weights that are
+    cast once."""
+    execution: Execution | None = None
+    """How networks run on a GPU. eager: kernel by kernel; graph: the flow is recorded once
+    and replayed; compiled: that too, and blocks of all networks by torch.compile, which takes
+    minutes at first. None: graph; compiled from 5,000 pictures of aligned faces a GPU on. On a CPU
+    all is eager."""
 
     def __post_init__(self) -> None:
         if self.method == "spandrel" and self._of_a_flow():
@@ -72,6 +79,7 @@ class RestoreRule(ModelRule):
     def __post_init__(self) -> None:
         ModelRule.__post_init__(self)  # a class with slots has no super() of its own
         refuse_tf32(self.precision, self.device)
+        refuse_execution(self.execution, self.device)
 
 
 def refuse_tf32(precision: Precision, device: Device | None) -> None:
@@ -82,6 +90,16 @@ def refuse_tf32(precision: Precision, device: Device | None) -> None:
     """
     if precision == "tf32" and device == "cpu":
         raise ValueError("precision 'tf32': a format of NVIDIA GPUs; on a CPU take float32")
+
+
+def refuse_execution(execution: Execution | None, device: Device | None) -> None:
+    """Refuse a way of running networks that a device has not.
+
+    Raises:
+        ValueError: says what to take.
+    """
+    if execution not in (None, "eager") and device == "cpu":
+        raise ValueError(f"execution {execution!r}: of NVIDIA GPUs; on a CPU leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

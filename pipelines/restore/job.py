@@ -18,11 +18,13 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
+from pydantic import ValidationError
+
 from datasets.archives.found import LOSSES
 from datasets.folders import contents
 from datasets.sources import ImageRef, Listing
 from infra import paths
-from infra.config import digest, flat, from_dict, pretty_json, read_object, to_dict
+from infra.config import digest, flat, from_dict, pretty_json, read_object, refusal, to_dict
 from infra.errors import BudgetExceeded, UsageError
 from infra.paths import AnyPath
 from models.bundle_facts import BundleConfig
@@ -31,7 +33,7 @@ from pipelines.jobs.inputs import listed
 from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.restore import report
 from pipelines.restore.bundles import resolved
-from pipelines.restore.config import STATE, RestoreConfig, RestoreRule, WholeRule
+from pipelines.restore.config import STATE, Execution, RestoreConfig, RestoreRule, WholeRule
 from pipelines.restore.faces import parse_faces, read_faces_json, require_dlib
 from pipelines.restore.networks import BATCH_ON_GPU, check_method, open_model, settings
 from pipelines.restore.outputs import of_keys
@@ -39,6 +41,7 @@ from pipelines.restore.results import Result, Results, left
 from pipelines.restore.worker import RestoreImages, RestoreSpec
 
 UNIT_ON_CPU, UNIT_ON_GPU = 8, 64  # pictures of a unit at most: a kill can lose as many a worker
+COMPILED_FROM = 5_000  # pictures a GPU: on fewer, compiling takes longer than it saves
 SHARES = 4  # units for each worker at least
 
 
@@ -151,7 +154,7 @@ class Restoration:
             sys.stdout.write(f"{self.folder}: all is restored already\n")
             return listing.images
         with started(engine, self.config.workers) as running:
-            rule, resources = self.placed(running)
+            rule, resources = self.placed(running, len(todo))
             spec = RestoreSpec(
                 rule=rule,
                 whole=self.config.whole,
@@ -166,7 +169,11 @@ class Restoration:
             size = unit_size(len(todo), running.workers(resources), rule)
             parts = units(todo, size)
             made = running.run("restore", parts, RestoreImages, (spec,), len(todo), resources)
+            said = ""
             for unit in made:
+                if unit["compiling"] and not said:
+                    said = f"the first worker compiled the networks in {unit['compiling']:.0f} s\n"
+                    sys.stdout.write(said)
                 self._keep([from_dict(Result, row) for row in unit["results"]], results)
         done = {ref.key for ref in todo}
         return [ref for ref in listing.images if ref.key not in done]
@@ -180,19 +187,28 @@ class Restoration:
         results.append(rows)
         say_failures(rows)
 
-    def placed(self, engine: Engine) -> tuple[RestoreRule, Resources]:
-        """Say on what is computed; an open device is a GPU where there is one.
+    def placed(self, engine: Engine, pictures: int) -> tuple[RestoreRule, Resources]:
+        """Say on what so many pictures are computed; an open device is a GPU where there is one.
 
         Raises:
-            UsageError: there are not as many GPUs as are wanted.
+            UsageError: there are not as many GPUs as are wanted, or none for what GPUs alone have.
         """
         device = self.config.rule.device or ("cuda" if engine.gpus() else "cpu")
-        rule = replace(self.config.rule, device=device)
-        sys.stdout.write(f"{self.settings['method']} on {'GPUs' if device == 'cuda' else 'CPUs'}\n")
+        try:
+            rule = replace(self.config.rule, device=device)
+        except ValidationError as error:
+            raise refusal(error, RestoreRule) from error
+        said = f"{self.settings['method']} on {'GPUs' if device == 'cuda' else 'CPUs'}"
         if device == "cpu":
+            sys.stdout.write(f"{said}\n")
             return rule, Resources(cpus=rule.threads)
         otherwise = "give --device cpu to restore on CPUs"
-        return rule, a_gpu_each(engine, self.config.gpus, "--device cuda", otherwise)
+        resources = a_gpu_each(engine, self.config.gpus, "--device cuda", otherwise)
+        each = pictures // engine.workers(resources)
+        rule = replace(rule, execution=execution(rule, each, whole=self.config.whole.whole))
+        compiling = "; compiling the networks takes minutes" * (rule.execution == "compiled")
+        sys.stdout.write(f"{said}, {rule.execution}{compiling}\n")
+        return rule, resources
 
     def _end(self, listing: Listing, results: Results, earlier: Sequence[ImageRef]) -> None:
         """Write the tables and the page, and say what became of the pictures.
@@ -253,6 +269,16 @@ def say_failures(rows: Iterable[Result]) -> None:
             continue
         for face in row.failed_faces:
             sys.stderr.write(f"face_failed\t{row.key}:{face['number']}\t{face['reason']}\n")
+
+
+def execution(rule: RestoreRule, pictures: int, *, whole: bool) -> Execution:
+    """Return how networks run on a GPU that restores so many pictures, where that is left open.
+
+    Compiled, a pass always has --batch faces, which photographs seldom fill.
+    """
+    if rule.execution is None:
+        return "compiled" if pictures >= COMPILED_FROM and not whole else "graph"
+    return rule.execution
 
 
 def unit_size(pictures: int, workers: int, rule: RestoreRule) -> int:

@@ -5,6 +5,7 @@ the networks is one face, in one thread unless a user wants more, so that neithe
 workers nor the neighbours of a face can change a bit of it.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
@@ -13,21 +14,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.decoding import Pixels
 from datasets.unusable import UnusableImage
 from infra.errors import UsageError, UserError
 from models.bundle import Bundle
 from models.bundle_facts import BundleConfig
+from models.compilation import compile_blocks
+from models.half import cast_weights
 from models.noise import NamedNoise, Purpose
 from models.ranges import uint8_to_unit, unit_to_uint8
+from models.replay import Replayed
 from models.restorer import Restorer
 from models.spread import Spread, spread
-from pipelines.jobs.kernels import same_in_every_run
+from pipelines.jobs.kernels import same_in_every_run, sent
 from pipelines.restore.bundles import open_bundle
 from pipelines.restore.comparators import load_comparator
-from pipelines.restore.config import ModelRule, RestoreRule
+from pipelines.restore.config import Execution, ModelRule, RestoreRule
 
 BATCH_ON_GPU = 8
 
@@ -61,8 +65,9 @@ class FaceRestorer:
     Attributes:
         bundle: its configuration.
         size: side of a face in pixels.
+        execution: how the networks run.
         settings: everything that a picture depends on, as JSON values.
-        velocity: the flow's network.
+        velocity: the flow's network, or what replays it.
 
     Raises:
         UsageError: no such model, a method that it has not, or a device that is not there.
@@ -84,9 +89,12 @@ class FaceRestorer:
         self.rule, self.bundle, self.size = rule, bundle.config, bundle.config.size
         self.device = torch.device(rule.device or "cpu")
         self.batch = rule.batch or BATCH_ON_GPU if self.device.type == "cuda" else 1
+        self.execution = _execution(rule, self.device)
         self.settings = settings(rule, bundle.config)
-        self.velocity = bundle.velocity.to(self.device)
+        self.velocity = self._prepared(bundle.velocity)
         self._restorer = self._moved(bundle.restorer)
+        if self.execution != "eager":
+            self.velocity = Replayed(self.velocity)
 
     def varied(self, **changes: Any) -> "FaceRestorer":
         """Return a restorer with the same networks, whose rule has another ``seed``, ``steps``, ...
@@ -100,13 +108,34 @@ class FaceRestorer:
         return varied
 
     def _moved(self, given: Restorer) -> Restorer:
-        lower = self.rule.precision if self.rule.precision != "float32" else given.rule.precision
-        flow = replace(given.rule, sigma_s=self.settings["sigma_s"], precision=lower)
+        flow = replace(given.rule, sigma_s=self.settings["sigma_s"])
+        if (lower := self.rule.precision) != "float32":
+            flow = replace(flow, precision=lower, predictor_precision=lower)
         parts = {"vae": given.vae, "predictor": given.predictor, "regressor": given.regressor}
         moved: dict[str, Any] = {
-            name: None if part is None else part.to(self.device) for name, part in parts.items()
+            name: None if part is None else self._prepared(part) for name, part in parts.items()
         }
         return Restorer(flow, **moved)
+
+    def _prepared(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, in the form in which it runs there."""
+        if self.rule.precision == "bfloat16" and self.rule.method != "spandrel":
+            cast_weights(network, torch.bfloat16)
+        if self.execution == "compiled":
+            compile_blocks(network)
+        return network.to(self.device)
+
+    def compile(self) -> float:
+        """Restore grey faces if the networks are to be compiled; returns the seconds of it.
+
+        Every later pass has as many faces, so that nothing is compiled a second time.
+        """
+        if self.execution != "compiled":
+            return 0.0
+        start = time.perf_counter()
+        grey = np.full((self.size, self.size, 3), 128, dtype=np.uint8)
+        self.varied(samples=1)([grey], ["grey"])
+        return time.perf_counter() - start
 
     def __call__(self, faces: Sequence[Pixels], names: Sequence[str]) -> list[RestoredFace]:
         """Restore faces, ``batch`` in a pass.
@@ -126,12 +155,13 @@ class FaceRestorer:
 
     @torch.no_grad()
     def _pass(self, faces: Sequence[Pixels], names: Sequence[str]) -> list[RestoredFace]:
-        levels = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
-        lq = uint8_to_unit(levels.to(self.device))
+        more = pass_size(len(faces), self.batch, self.execution) - len(faces)
+        filled, all_names = [*faces, *[faces[-1]] * more], [*names, *[names[-1]] * more]
+        lq = uint8_to_unit(sent(np.stack(filled), self.device).permute(0, 3, 1, 2))
         with self._autocast():
             mean = self._restorer.posterior_mean(lq)
             pictures = [
-                _pixels(self._restored(lq, mean, _sample_names(names, number)), names)
+                _pixels(self._restored(lq, mean, _sample_names(all_names, number)), names)
                 for number in range(self.rule.samples)
             ]
         means = [None] * len(faces) if mean is lq else _pixels(mean, names)
@@ -160,6 +190,24 @@ class FaceRestorer:
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.rule.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+
+def _execution(rule: RestoreRule, device: torch.device) -> Execution:
+    """Return how networks run; restorers of others are not ours to record or compile."""
+    if device.type == "cpu" or rule.method == "spandrel":
+        return "eager"
+    return rule.execution or "graph"
+
+
+def pass_size(faces: int, batch: int, execution: Execution) -> int:
+    """Return how many faces a pass of ``faces`` is filled up to, by the last one again.
+
+    A graph is recorded for each size of a pass, so the sizes are powers of two, and ``batch``. What
+    is compiled is compiled anew for each, which takes minutes: there the size is ``batch``.
+    """
+    if execution == "compiled":
+        return batch
+    return faces if execution == "eager" else min(batch, 1 << (faces - 1).bit_length())
 
 
 def open_model(rule: ModelRule) -> Bundle:
@@ -210,11 +258,12 @@ def _sample_names(names: Sequence[str], number: int) -> list[str]:
 
 
 def _pixels(images: Tensor, names: Sequence[str]) -> list[Pixels]:
-    """[B, 3, H, W] in [0, 1] => RGB uint8 [H, W, 3] each.
+    """[B, 3, H, W] in [0, 1] => RGB uint8 [H, W, 3] of the first, as many as there are names.
 
     Raises:
         NotFinite: names the first that is not.
     """
+    images = images[: len(names)]
     finite = images.isfinite().flatten(1).all(1).tolist()
     for name, is_finite in zip(names, finite, strict=True):
         if not is_finite:

@@ -131,7 +131,8 @@ def facts_of(file: str, data: bytes, width: int, height: int) -> dict[str, Any]:
 
 def made_with(restorer: FaceRestorer) -> dict[str, Any]:
     """Return what a picture depends on beside its input, for the JSON."""
-    settings = {**restorer.settings, "device": restorer.device.type}
+    where = {"device": restorer.device.type, "execution": restorer.execution}
+    settings = {**restorer.settings, **where}
     return {"settings": settings, "torch": torch.__version__}
 
 

@@ -82,6 +82,7 @@ class RestoreImages:
     def __init__(self, spec: RestoreSpec) -> None:
         self.spec = spec
         self.restorer = FaceRestorer(spec.rule, spec.model)
+        self.compiling = self.restorer.compile()
         self.smallest = spec.whole.smallest(self.restorer.size)
         self.output = path_of(spec.output)
         self.is_aligned = self.restorer.bundle.alignment == "ffhq"
@@ -99,7 +100,8 @@ class RestoreImages:
                 threads = (DECODERS, WRITERS) if self.restorer.device.type == "cuda" else (0, 0)
                 results = list(self._together(refs, *threads))
         rows = [asdict(result) for result in results]
-        return {"done": len(refs), "seconds": self.watch.take(), "results": rows}
+        done = {"done": len(refs), "seconds": self.watch.take(), "results": rows}
+        return {**done, "compiling": self.compiling}
 
     def _alone(self, ref: ImageRef, begun: Attempt) -> Result:
         """Restore a picture of a unit that has killed a process; nothing else is under way."""

@@ -121,6 +121,7 @@ def restoration_rule(config: FlowConfig, identity: Identity) -> RestorationRule:
         sigma_s=config.sigma_s,
         conditional=config.conditional,
         precision=identity.get("precision", "float32"),
+        predictor_precision=identity.get("predictor_precision", "float32"),
     )
 
 
