@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.velocity.geometry import axial_positions, map_geometry
 from models.velocity.layers import (
     AdaRMSNorm,
     AxialRoPE,
     FeedForward,
     MappingNetwork,
     RMSNorm,
-    axial_positions,
     fourier_features,
     rms_normalize,
     rotary_attention,
@@ -57,7 +57,8 @@ def test_scores_depend_on_displacement_only(
     """A query and a key moved together keep their score."""
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 16, generator=generator, dtype=torch.float64)
-    turned_q, turned_k = AxialRoPE(1, 16).double()(*(x.expand(1, 1, 12, 12, 16) for x in (q, k)))
+    qk = torch.stack((q, k))[:, None, None, None, None].expand(2, 1, 1, 12, 12, 16)
+    turned_q, turned_k = AxialRoPE(1, 16)(qk, map_geometry(1, 16, None, 12, 12, qk))
 
     def score(moved: tuple[int, int]) -> float:
         (y, x), (v, u) = start, other
@@ -69,8 +70,8 @@ def test_scores_depend_on_displacement_only(
 
 def test_half_of_a_head_does_not_turn() -> None:
     """Channels from e/2 on come back bit for bit; lengths of the pairs stay."""
-    x = torch.randn(1, 2, 5, 7, 32)
-    turned, _ = AxialRoPE(2, 32)(x, x)
+    x = torch.randn(2, 1, 2, 5, 7, 32)
+    turned = AxialRoPE(2, 32)(x, map_geometry(2, 32, None, 5, 7, x))
     assert torch.equal(turned[..., 16:], x[..., 16:])
     lengths = [y[..., :16].unflatten(-1, (2, 8)).norm(dim=-2) for y in (turned, x)]
     torch.testing.assert_close(*lengths)
@@ -79,27 +80,30 @@ def test_half_of_a_head_does_not_turn() -> None:
 def test_a_window_of_the_whole_map_is_global_attention() -> None:
     """Both kinds of attention agree where both see everything."""
     rope = AxialRoPE(2, 16)
-    q, k, v = torch.randn(3, 1, 2, 5, 6, 16)
+    qkv = torch.randn(3, 1, 2, 5, 6, 16)
+    window, everything = (map_geometry(2, 16, window, 5, 6, qkv) for window in (7, None))
     for scale in (None, torch.tensor([3.0, 10.0])):
         torch.testing.assert_close(
-            rotary_attention((q, k, v), rope, scale, 7),
-            rotary_attention((q, k, v), rope, scale, None),
+            rotary_attention(qkv, rope, scale, window),
+            rotary_attention(qkv, rope, scale, everything),
         )
 
 
 def test_cosine_similarity_ignores_the_size_of_queries_and_keys() -> None:
     """Scaled by 100, they attend as before."""
     rope = AxialRoPE(2, 16)
-    q, k, v = torch.randn(3, 1, 2, 4, 4, 16)
+    qkv = torch.randn(3, 1, 2, 4, 4, 16)
+    geometry = map_geometry(2, 16, None, 4, 4, qkv)
     scale = torch.full((2,), 10.0)
-    before = rotary_attention((q, k, v), rope, scale, None)
-    torch.testing.assert_close(rotary_attention((100 * q, 100 * k, v), rope, scale, None), before)
+    before = rotary_attention(qkv, rope, scale, geometry)
+    larger = torch.cat((100 * qkv[:2], qkv[2:]))
+    torch.testing.assert_close(rotary_attention(larger, rope, scale, geometry), before)
 
 
 def test_rms_norm_keeps_its_statistics_in_float32() -> None:
     """Values of 300 overflow float16 when squared; their norm is 1."""
     x = torch.full((2, 8), 300.0, dtype=torch.float16)
-    assert rms_normalize(x, torch.ones(())).tolist() == [[1.0] * 8] * 2
+    assert rms_normalize(x).tolist() == [[1.0] * 8] * 2
 
 
 def test_adaptive_norm_starts_as_the_plain_norm() -> None:

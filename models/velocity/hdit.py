@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from models.checkpoint import load_strict, read_state_dict
 from models.configuration import STRICT
 from models.ema import read_torch_ema
-from models.velocity.hourglass import Hourglass, HourglassConfig, join_condition
+from models.velocity.geometry import Geometry
+from models.velocity.hourglass import (
+    Hourglass,
+    HourglassConfig,
+    join_condition,
+    level_geometries,
+)
 from models.velocity.layers import (
     AdaRMSNorm,
     AxialRoPE,
@@ -105,7 +111,9 @@ class HDiT(nn.Module):
         levels = Hourglass(
             self.down_levels, self.merges, self.mid_level, self.splits, self.up_levels
         )
-        x = levels.run(self.patch_in(x), c, recompute=self.activation_checkpointing)
+        x = self.patch_in(x)
+        geometries = level_geometries(self.config, x.shape[1], x.shape[2], x)
+        x = levels.run(x, c, geometries, recompute=self.activation_checkpointing)
         velocity: Tensor = rearrange(self.patch_out(self.out_norm(x)), "b h w c -> b c h w")
         return velocity
 
@@ -157,9 +165,9 @@ class Block(nn.Module):
         norm = AdaRMSNorm(d, config.mapping_width)
         self.ff = FeedForward(norm, d, d * config.ff_ratio, zero_init=config.zero_init)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Map x [B, H, W, d] and c [B, M] to [B, H, W, d]."""
-        out: Tensor = self.ff(self.self_attn(x, c), c)
+    def forward(self, x: Tensor, c: Tensor, geometry: Geometry) -> Tensor:
+        """Map x [B, H, W, d] and c [B, M] to [B, H, W, d]; see `level_geometry`."""
+        out: Tensor = self.ff(self.self_attn(x, c, geometry), c)
         return out
 
 
@@ -172,7 +180,6 @@ class Attention(nn.Module):
         super().__init__()
         d = config.widths[level]
         heads = d // config.head_dim
-        self.window = config.kernel_size if config.attentions[level] == "neighborhood" else None
         scale = nn.Parameter(torch.full((heads,), 10.0)) if config.cosine_similarity else None
         self.register_parameter("scale", scale)
         self.norm = AdaRMSNorm(d, config.mapping_width)
@@ -182,15 +189,15 @@ class Attention(nn.Module):
         if config.zero_init:
             zero_(self.out_proj)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, geometry: Geometry) -> Tensor:
         """Map x [B, H, W, d] and c [B, M] to [B, H, W, d]."""
-        q, k, v = rearrange(
+        qkv = rearrange(
             self.qkv_proj(self.norm(x, c)),
             "b h w (three heads e) -> three b heads h w e",
             three=3,
             e=self.pos_emb.head_dim,
         )
-        mixed = rotary_attention((q, k, v), self.pos_emb, self.scale, self.window)
+        mixed = rotary_attention(qkv, self.pos_emb, self.scale, geometry)
         out: Tensor = x + self.out_proj(rearrange(mixed, "b heads h w e -> b h w (heads e)"))
         return out
 

@@ -4,6 +4,7 @@ Levels go from high to low resolution. All but the last run twice, on the way do
 up, with weights of their own; on the way up, each is joined with what it was on the way down.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from models.configuration import STRICT
 from models.recomputation import run_block
+from models.velocity.geometry import Geometry, map_geometry
 
 AttentionKind = Literal["neighborhood", "global"]
 
@@ -65,6 +67,23 @@ class HourglassConfig:
             raise ValueError(f"mapping_width={self.mapping_width}: must be even (cosines, sines)")
 
 
+def level_geometry(
+    config: HourglassConfig, level: int, height: int, width: int, like: Tensor
+) -> Geometry:
+    """Return what the blocks of one level take beside a map of height x width and the condition."""
+    window = config.kernel_size if config.attentions[level] == "neighborhood" else None
+    heads = config.widths[level] // config.head_dim
+    return map_geometry(heads, config.head_dim, window, height, width, like)
+
+
+def level_geometries(
+    config: HourglassConfig, height: int, width: int, like: Tensor
+) -> list[Geometry]:
+    """Return the geometry of every level, of which the first has maps of height x width."""
+    levels = range(len(config.widths))
+    return [level_geometry(config, i, height >> i, width >> i, like) for i in levels]
+
+
 def join_condition(
     config: HourglassConfig, factor: int, x_t: Tensor, t: Tensor, cond: Tensor | None
 ) -> Tensor:
@@ -113,26 +132,34 @@ class Hourglass(NamedTuple):
     splits: nn.ModuleList
     up_levels: nn.ModuleList
 
-    def run(self, x: Tensor, c: Tensor, *, recompute: bool) -> Tensor:
+    def run(
+        self, x: Tensor, c: Tensor, geometries: Sequence[Geometry], *, recompute: bool
+    ) -> Tensor:
         """Pass a map down and up again.
 
         Args:
             x: map of the first level.
             c: condition of every block, [B, M].
+            geometries: of the maps of each level.
             recompute: repeat each block's forward pass in backward, to keep only its input.
         """
         skips = []
-        for blocks, merge in zip(self.down_levels, self.merges, strict=True):
-            x = _run_blocks(blocks, x, c, recompute)
+        *between, last = geometries
+        down = zip(self.down_levels, self.merges, between, strict=True)
+        up = zip(self.up_levels, self.splits, between, strict=True)
+        for blocks, merge, geometry in down:
+            x = _run_blocks(blocks, x, c, geometry, recompute)
             skips.append(x)
             x = merge(x)
-        x = _run_blocks(self.mid_level, x, c, recompute)
-        for blocks, split in zip(reversed(self.up_levels), reversed(self.splits), strict=True):
-            x = _run_blocks(blocks, split(x, skips.pop()), c, recompute)
+        x = _run_blocks(self.mid_level, x, c, last, recompute)
+        for blocks, split, geometry in reversed(list(up)):
+            x = _run_blocks(blocks, split(x, skips.pop()), c, geometry, recompute)
         return x
 
 
-def _run_blocks(level: nn.Module, x: Tensor, c: Tensor, recompute: bool) -> Tensor:
+def _run_blocks(
+    level: nn.Module, x: Tensor, c: Tensor, geometry: Geometry, recompute: bool
+) -> Tensor:
     for block in level.children():
-        x = run_block(block, x, c, recompute=recompute)
+        x = run_block(block, x, c, geometry, recompute=recompute)
     return x

@@ -11,9 +11,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.velocity.neighborhood import neighborhood_attention
+from models.velocity.geometry import Geometry, rotary_frequencies
+from models.velocity.neighborhood import windowed_attention
 
 EPS = 1e-6
+ROUNDED = 2.0**-8  # twice the relative rounding of bfloat16, the coarsest type of weights
 
 
 def widen(x: Tensor) -> Tensor:
@@ -21,10 +23,34 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def rms_normalize(x: Tensor, scale: Tensor, dim: int = -1, eps: float = EPS) -> Tensor:
-    """Divide ``x`` by its root mean square along ``dim``, and multiply by ``scale``."""
-    wide = widen(x)
-    return (wide * torch.rsqrt(wide.square().mean(dim, True) + eps) * widen(scale)).to(x.dtype)
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = EPS) -> Tensor:
+    """Divide by the root mean square of the last axis, and multiply by ``weight``.
+
+    One kernel on CUDA, with its statistics in float32. CUDA's autocast has `rms_norm` among the
+    operations that it runs in float32, which would copy the whole map to float32 before the kernel
+    that would not have needed it, so it is switched off here.
+    """
+    width = x.shape[-1:]
+    weight = None if weight is None else weight.to(x.dtype)
+    if not torch.amp.is_autocast_available(x.device.type):  # the meta device
+        return F.rms_norm(x, width, weight, eps)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, width, weight, eps)
+
+
+def rms_normalize(x: Tensor, dim: int = -1, eps: float = EPS) -> Tensor:
+    """Divide ``x`` by its root mean square along ``dim``, its last axis or that of channels.
+
+    The memory layout stays: in channels-last memory the channels are the last axis of a view, and
+    `rms_norm` takes that; in another, the statistics are taken across the planes.
+    """
+    if dim in (-1, x.ndim - 1):
+        return rms_norm(x, eps=eps)
+    if x.ndim == 4 and dim == 1 and x.is_contiguous(memory_format=torch.channels_last):
+        return rms_norm(x.permute(0, 2, 3, 1), eps=eps).permute(0, 3, 1, 2)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide)
+    return x * torch.rsqrt(norm.square() / x.shape[dim] + eps).to(x.dtype)
 
 
 def zero_(module: nn.Module) -> None:
@@ -42,7 +68,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        return rms_normalize(x, self.scale)
+        return rms_norm(x, self.scale)
 
 
 class AdaRMSNorm(nn.Module):
@@ -65,10 +91,12 @@ class AdaRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Map x [B, ...] and c [B, M] to the shape of x."""
-        scale = 1 + widen(self.linear(c))
-        shape = [len(scale)] + [1] * (x.ndim - 1)
-        shape[self.dim] = scale.shape[1]
-        return rms_normalize(x, scale.view(shape), self.dim)
+        normal = rms_normalize(x, self.dim)
+        gain = self.linear(c).to(x.dtype)
+        shape = [len(gain)] + [1] * (x.ndim - 1)
+        shape[self.dim] = gain.shape[1]
+        # In one kernel, which computes in float32: 1 + gain is never rounded to the type of x.
+        return torch.addcmul(normal, normal, gain.view(shape))
 
 
 class FeedForward(nn.Module):
@@ -122,20 +150,13 @@ def fourier_features(x: Tensor, weight: Tensor) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
-def axial_positions(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Centres (y, x) of the cells of a map whose longer side spans [-1, 1], [H, W, 2]."""
-    cell = 2 / max(height, width)
-    y = (torch.arange(height, device=device) - (height - 1) / 2) * cell
-    x = (torch.arange(width, device=device) - (width - 1) / 2) * cell
-    return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
-
-
 class AxialRoPE(nn.Module):
     """Rotary embedding of positions in a map: half of a head's channels turn with y and x.
 
-    The frequencies run from pi to 10 pi, evenly in their logarithm, dealt out to the heads in
-    turn; they are no parameters. Channel i turns with channel i + e / 4: the first e / 8 of these
-    pairs by the row, the others by the column.
+    Channel i turns with channel i + e / 4: the first e / 8 of these pairs by the row, the others by
+    the column. The frequencies are no parameters, and any network's are those of
+    `rotary_frequencies`: the buffer is here for the keys of published weights. The angles are not
+    computed from it, so they are exact where a network's values are cast to bfloat16.
     """
 
     freqs: Tensor  # [heads, e / 8]
@@ -143,54 +164,72 @@ class AxialRoPE(nn.Module):
     def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
-        count = heads * (head_dim // 8)
-        logarithms = torch.linspace(math.log(math.pi), math.log(10 * math.pi), count + 1)[:-1]
-        freqs = rearrange(logarithms.exp(), "(frequency head) -> head frequency", head=heads)
-        self.register_buffer("freqs", freqs.contiguous())
+        self.register_buffer("freqs", rotary_frequencies(heads, head_dim))
+        self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _refuse_other_frequencies
+        )
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn queries and keys, [B, heads, H, W, e] each."""
-        positions = axial_positions(q.shape[-3], q.shape[-2], q.device)
-        freqs = widen(self.freqs)[:, None, None, None, :]  # [heads, 1, 1, 1, e / 8]
-        angles = (positions[..., None] * freqs).flatten(-2)  # [heads, H, W, e / 4]
-        cos, sin = angles.cos(), angles.sin()
+    def forward(self, qk: Tensor, geometry: Geometry) -> Tensor:
+        """Turn queries and keys, [2, B, heads, H, W, e], by the geometry of their map."""
+        cos, sin, _ = geometry
+        quarter = self.head_dim // 4
+        a, b, rest = torch.split(qk, [quarter, quarter, 2 * quarter], dim=-1)
+        turned_a = torch.addcmul(a * cos, b, sin, value=-1)
+        turned_b = torch.addcmul(b * cos, a, sin)
+        return torch.cat((turned_a, turned_b, rest), dim=-1)
 
-        def turn(x: Tensor) -> Tensor:
-            pairs, rest = widen(x[..., : x.shape[-1] // 2]), x[..., x.shape[-1] // 2 :]
-            a, b = pairs.chunk(2, dim=-1)
-            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-            return torch.cat((turned.to(x.dtype), rest), dim=-1)
 
-        return turn(q), turn(k)
+def _refuse_other_frequencies(
+    rope: AxialRoPE,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    _metadata: object,
+    _strict: bool,
+    _missing: list[str],
+    _unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Refuse weights with rotary frequencies of their own, which the angles would not follow."""
+    found = state_dict.get(f"{prefix}freqs")
+    ours = rotary_frequencies(rope.heads, rope.head_dim, torch.device("cpu"))
+    if found is None or found.is_meta or found.shape != ours.shape:
+        return  # nothing to compare, or `load_state_dict` says it itself
+    if not torch.allclose(found.detach().cpu().float(), ours, rtol=ROUNDED):
+        errors.append(
+            f"{prefix}freqs: from {found.min():.4f} to {found.max():.4f}, where this network has "
+            f"the frequencies from {ours.min():.4f} to {ours.max():.4f} of `rotary_frequencies`; "
+            "these weights are of a network that turns queries and keys in another way"
+        )
 
 
 def rotary_attention(
-    qkv: tuple[Tensor, Tensor, Tensor], rope: AxialRoPE, scale: Tensor | None, window: int | None
+    qkv: Tensor, rope: AxialRoPE, scale: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """Self-attention of a map with rotary positions.
 
     Args:
-        qkv: queries, keys and values, [B, heads, H, W, e] each.
+        qkv: queries, keys and values, [3, B, heads, H, W, e], of one type.
         rope: turns queries and keys.
         scale: of cosine similarity, [heads]; None for plain scores over sqrt(e).
-        window: side of the neighbourhood; None for the whole map.
+        geometry: of the map: its angles and windows.
 
     Returns:
-        [B, heads, H, W, e].
+        [B, heads, H, W, e]; in memory the channels of all heads of a position lie together.
     """
-    q, k, v = qkv
-    rows = q.shape[2]
+    rows = qkv.shape[3]
+    qk, values = torch.split(qkv, [2, 1])
     softmax_scale = None
     if scale is not None:
-        root = widen(scale).sqrt()[:, None, None, None]
-        q, k = (
-            (x * (root * torch.rsqrt(widen(x).square().sum(-1, True) + EPS))).to(v.dtype)
-            for x in (q, k)
-        )
+        # x / |x| is the RMS norm over sqrt(e), with epsilon / e under the root of the mean.
+        e = qkv.shape[-1]
+        root = (widen(scale) / e).sqrt().to(qk.dtype)
+        qk = rms_norm(qk, eps=EPS / e) * root[:, None, None, None]
         softmax_scale = 1.0
-    q, k = rope(q, k)
-    if window is not None:
-        return neighborhood_attention(q, k, v, window, softmax_scale)
+    q, k = rope(qk, geometry).unbind()
+    # PyTorch's fused kernels take no tensor whose channels are apart, as in NCHW memory.
+    v = values[0] if values.stride(-1) == 1 else values[0].contiguous()
+    if geometry.windows is not None:
+        return windowed_attention(q, k, v, geometry.windows, softmax_scale)
     q, k, v = (rearrange(x, "b heads h w e -> b heads (h w) e") for x in (q, k, v))
     mixed = F.scaled_dot_product_attention(q, k, v, scale=softmax_scale)
     return rearrange(mixed, "b heads (h w) e -> b heads h w e", h=rows)

@@ -10,8 +10,13 @@ M).
 The names are the keys of the authors' class. Its checkpoints, once there are any, predict the
 opposite velocity at the opposite time: wrap them by `rectified_flow.from_sigma_convention`.
 
-Shapes: B batch; H x W the map of one level, d its width, M the mapping width. In
-``torch.channels_last`` memory no norm and no attention needs a copy.
+Shapes: B batch; H x W the map of one level, d its width, M the mapping width.
+
+There are two memory layouts, of which a GPU has to say which is faster; the velocities agree to
+rounding. Channels-last (`LooUFormer.channels_last`): each norm is one kernel, the 1 x 1
+convolutions are matrix products of the map as it lies, and attention takes queries, keys and values
+without a copy. NCHW, the default: the convolutions of 3 x 3 per channel are PyTorch's own kernels;
+a norm takes its statistics across the planes, and attention copies the values.
 """
 
 from collections import OrderedDict
@@ -26,7 +31,13 @@ from torch.nn import functional as F
 
 from models.configuration import STRICT
 from models.pixel_shuffle import pixel_unshuffle
-from models.velocity.hourglass import AttentionKind, Hourglass, HourglassConfig, join_condition
+from models.velocity.geometry import Geometry
+from models.velocity.hourglass import (
+    Hourglass,
+    HourglassConfig,
+    join_condition,
+    level_geometries,
+)
 from models.velocity.layers import (
     AdaRMSNorm,
     AxialRoPE,
@@ -111,6 +122,7 @@ class LooUFormer(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False  # True: repeat each block's forward pass in backward
+        self.channels_last = False  # True: compute in that layout, whatever the layout of x_t is
         M, widths, bias = config.mapping_width, config.widths, config.bias
         frequencies = nn.Parameter(torch.randn(M // 2), requires_grad=False)
         self.time_proj = nn.ParameterDict({"weight": frequencies})
@@ -144,17 +156,25 @@ class LooUFormer(nn.Module):
         """
         factor = 1 << (len(self.config.widths) - 1)
         x = join_condition(self.config, factor, x_t, t, cond)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         time = fourier_features(t[:, None], self.time_proj["weight"][:, None])
         c = self.mapping(self.timestep_embedder(time))
         levels = Hourglass(self.down_blocks, self.downs, self.mid_block, self.ups, self.up_blocks)
-        x = levels.run(self.proj_in(x), c, recompute=self.activation_checkpointing)
+        x = self.proj_in(x)
+        geometries = level_geometries(self.config, x.shape[2], x.shape[3], x)
+        x = levels.run(x, c, geometries, recompute=self.activation_checkpointing)
         velocity: Tensor = self.proj_out(self.out_norm(x))
         return velocity
 
 
 def _level(config: LooUFormerConfig, level: int) -> nn.ModuleList:
-    d, kind = config.widths[level], config.attentions[level]
-    return nn.ModuleList(Block(config, d, kind) for _ in range(config.depths[level]))
+    return nn.ModuleList(Block(config, config.widths[level]) for _ in range(config.depths[level]))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    is_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def _hidden(width: int, ratio: int) -> int:
@@ -165,16 +185,16 @@ def _hidden(width: int, ratio: int) -> int:
 class Block(nn.Module):
     """Attention, then feed-forward; each adds to the stream."""
 
-    def __init__(self, config: LooUFormerConfig, width: int, kind: AttentionKind) -> None:
+    def __init__(self, config: LooUFormerConfig, width: int) -> None:
         super().__init__()
-        self.attn = Attention(config, width, kind)
+        self.attn = Attention(config, width)
         self.ff = ConvFeedForward(config, width)
         self.norm1 = AdaRMSNorm(width, config.mapping_width, bias=config.bias, dim=1)
         self.norm2 = AdaRMSNorm(width, config.mapping_width, bias=config.bias, dim=1)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Map x [B, d, H, W] and c [B, M] to [B, d, H, W]."""
-        x = x + self.attn(self.norm1(x, c))
+    def forward(self, x: Tensor, c: Tensor, geometry: Geometry) -> Tensor:
+        """Map x [B, d, H, W] and c [B, M] to [B, d, H, W]; see `level_geometry`."""
+        x = x + self.attn(self.norm1(x, c), geometry)
         out: Tensor = x + self.ff(self.norm2(x, c))
         return out
 
@@ -184,10 +204,9 @@ class Attention(nn.Module):
 
     scale: Tensor | None
 
-    def __init__(self, config: LooUFormerConfig, width: int, kind: AttentionKind) -> None:
+    def __init__(self, config: LooUFormerConfig, width: int) -> None:
         super().__init__()
         heads = width // config.head_dim
-        self.window = config.kernel_size if kind == "neighborhood" else None
         scale = nn.Parameter(torch.full((heads,), 10.0)) if config.cosine_similarity else None
         self.register_parameter("scale", scale)
         self.qkv_proj = ConvProjection(config, width, 3 * width)
@@ -196,16 +215,17 @@ class Attention(nn.Module):
         if config.zero_init:
             zero_(self.out_proj)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """[B, d, H, W] -> [B, d, H, W]."""
-        q, k, v = rearrange(
+        qkv = rearrange(
             self.qkv_proj(x),
             "b (three heads e) h w -> three b heads h w e",
             three=3,
             heads=self.pos_emb.heads,
         )
-        mixed = rotary_attention((q, k, v), self.pos_emb, self.scale, self.window)
-        out: Tensor = self.out_proj(rearrange(mixed, "b heads h w e -> b (heads e) h w"))
+        mixed = rotary_attention(qkv, self.pos_emb, self.scale, geometry)
+        mixed = rearrange(mixed, "b heads h w e -> b (heads e) h w")
+        out: Tensor = self.out_proj(mixed.contiguous(memory_format=_memory_format(x)))
         return out
 
 
@@ -253,7 +273,8 @@ class RMSNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, d, H, W] -> [B, d, H, W]."""
-        return rms_normalize(x, self.weight[:, None, None], dim=1, eps=OUT_NORM_EPS)
+        normal = rms_normalize(x, dim=1, eps=OUT_NORM_EPS)
+        return normal * self.weight.to(x.dtype)[:, None, None]
 
 
 def _conv3x3(channels: int, out_channels: int, bias: bool) -> nn.Sequential:

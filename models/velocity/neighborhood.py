@@ -11,12 +11,16 @@ percent of either velocity network, and (14 / 8)^2 = 3.06 copies of the keys and
 49. These exist for one chunk of tiles at a time, and the backward pass makes them anew.
 
 There is one path for every device: masked `scaled_dot_product_attention` over gathered blocks. On
-CUDA the gradients of overlapping blocks are summed by atomic additions (`index_add`), so that two
-runs may differ in the last bit, unless ``torch.use_deterministic_algorithms`` is set.
+CUDA the mask leaves PyTorch's memory-efficient kernel, for its flash kernel takes none; that kernel
+wants the mask as numbers to add, in the type of the queries, whose rows begin at multiples of 16
+elements, and so it is made, once per size of a map (`cut_windows`). The gradients of overlapping
+blocks are summed by atomic additions there (`index_add`), so that two runs may differ in the last
+bit, unless ``torch.use_deterministic_algorithms`` is set.
 
 Shapes: B batch, H x W map, e head dimension; along one axis n tiles, t queries and u keys per tile.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,7 +31,11 @@ from torch.nn import functional as F
 from models.recomputation import run_recomputed
 
 TILE = 8  # queries per side; of 4, 8 and 16 the fastest on a CPU, forward and backward
-CHUNK = 1 << 21  # elements of gathered keys at a time; no tile's result depends on it
+CHUNK = 1 << 21  # elements of gathered keys at a time on a CPU; no tile's result depends on it
+# On a GPU each chunk costs launches. LooUFormer's largest map in a step of 64 latents of 64 x 64
+# gathers 64 x 4096 x 256 x 3.06 = 205 million elements of keys, 0.4 GB in bfloat16: one chunk.
+DEVICE_CHUNK = 1 << 28
+MASK_ALIGNMENT = 16  # elements; what `scaled_dot_product_attention` would else copy a mask for
 
 
 class _Axis(NamedTuple):
@@ -41,13 +49,53 @@ class _Axis(NamedTuple):
     """Whether the key lies in the query's window, [n, t, u]."""
 
 
+class Windows(NamedTuple):
+    """A map cut into n x m tiles: what its size and the window's decide."""
+
+    queries: Tensor
+    """Position in the flattened map of each query, [n, m t t], by rows of tiles."""
+    keys: Tensor
+    """Position of each key that a tile copies, [n, m u u]."""
+    mask: Tensor
+    """What is added to the scores, [n, m, t t, u u]: 0 in the query's window, else -infinity."""
+
+
+def cut_windows(
+    height: int, width: int, kernel_size: int, *, dtype: torch.dtype, device: torch.device
+) -> Windows:
+    """Cut a map into tiles, and find the keys of each and which of them its queries see.
+
+    Args:
+        height: rows of the map.
+        width: columns of the map.
+        kernel_size: side of the window, odd.
+        dtype: of the queries, and so of the mask.
+        device: of the queries.
+
+    Raises:
+        ValueError: ``kernel_size`` is even or not positive.
+    """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(
+            f"kernel_size={kernel_size}: a window has a middle, so give an odd number, like 7"
+        )
+    rows, columns = _tile(height, kernel_size, device), _tile(width, kernel_size, device)
+    visible = rows.visible[:, None, :, None, :, None] & columns.visible[None, :, None, :, None, :]
+    visible = rearrange(visible, "n m r c u w -> n m (r c) (u w)")
+    count = visible.shape[-1]
+    aligned = count + -count % MASK_ALIGNMENT
+    mask = torch.zeros(*visible.shape[:-1], aligned, dtype=dtype, device=device)[..., :count]
+    return Windows(
+        _flat_positions(rows.queries, columns.queries, width),
+        _flat_positions(rows.keys, columns.keys, width),
+        mask.masked_fill_(~visible, -math.inf),
+    )
+
+
 def neighborhood_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
 ) -> Tensor:
-    """Attend from each position of a map to the window around it.
-
-    A NaN reaches the queries of every tile whose block holds it, a few more than its windows do,
-    and never another sample.
+    """Attend from each position of a map to the window around it, see `windowed_attention`.
 
     Args:
         q: queries [B, heads, H, W, e].
@@ -62,32 +110,59 @@ def neighborhood_attention(
     Raises:
         ValueError: ``kernel_size`` is even or not positive, or the shapes differ.
     """
-    _check(q, k, v, kernel_size)
-    B, heads, H, W, e = q.shape
-    rows, columns = _tile(H, kernel_size, q.device), _tile(W, kernel_size, q.device)
-    r, c = rows.queries.shape[1], columns.queries.shape[1]  # queries per side of a tile
-    mask = rows.visible[:, None, :, None, :, None] & columns.visible[None, :, None, :, None, :]
-    mask = rearrange(mask, "n m r c u w -> n m (r c) (u w)")  # [n, m, queries, keys] of each tile
+    _check(q, k, v)
+    H, W = q.shape[2:4]
+    windows = cut_windows(H, W, kernel_size, dtype=q.dtype, device=q.device)
+    return windowed_attention(q, k, v, windows, scale)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Attend within some rows of tiles, each [n, B, heads, t or u, W, e]."""
-        mixed = F.scaled_dot_product_attention(
-            _blocks(q, columns.queries),
-            _blocks(k, columns.keys),
-            _blocks(v, columns.keys),
-            attn_mask=mask.flatten(0, 1).unsqueeze(1),  # the same for all samples and heads
+
+def windowed_attention(
+    q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float | None = None
+) -> Tensor:
+    """Attend from each position of a map to its window, which was found beforehand.
+
+    A NaN reaches the queries of every tile whose block holds it, a few more than its windows do,
+    and never another sample.
+
+    Args:
+        q: queries [B, heads, H, W, e].
+        k: keys, as ``q``.
+        v: values, as ``q``.
+        windows: of `cut_windows`, for this size of map, type and device.
+        scale: factor of the scores before the softmax; 1 / sqrt(e) if None.
+
+    Returns:
+        [B, heads, H, W, e]; in memory the channels of all heads of a position lie together.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check(q, k, v)
+    B, heads, H, W, e = q.shape
+    n, m = windows.mask.shape[:2]
+    r, c = min(TILE, H), min(TILE, W)  # queries per side of a tile
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *some: Tensor) -> Tensor:
+        """Attend within some rows of tiles: [B, heads, H W, e] -> [B heads, tiles, r c, e]."""
+        queries, keys, mask = some
+        tiles = mask.flatten(0, 1)
+        return F.scaled_dot_product_attention(
+            _gather(q, queries, len(tiles)),
+            _gather(k, keys, len(tiles)),
+            _gather(v, keys, len(tiles)),
+            attn_mask=tiles[None],  # the same for all samples and heads
             scale=scale,
         )
-        return rearrange(
-            mixed, "(n m) (b h) (r c) e -> n b h r (m c) e", n=len(mask), h=heads, r=r, c=c
-        )
 
-    row = rows.keys.shape[1] * columns.keys.numel() * B * heads * e  # elements; 0 of an empty batch
-    chunk = max(1, CHUNK // max(1, row))
-    wholes = _strips(q, rows.queries), _strips(k, rows.keys), _strips(v, rows.keys), mask
-    parts = zip(*(torch.split(whole, chunk) for whole in wholes), strict=True)
-    mixed = torch.cat([run_recomputed(attend, *part) for part in parts])
-    return rearrange(mixed, "n b h r w e -> b h (n r) w e")[:, :, :H, :W]
+    row = windows.keys.shape[1] * B * heads * e  # elements; 0 of an empty batch
+    chunk = max(1, (CHUNK if q.device.type == "cpu" else DEVICE_CHUNK) // max(1, row))
+    maps = [x.flatten(2, 3) for x in (q, k, v)]
+    chunks = zip(*(torch.split(whole, chunk) for whole in windows), strict=True)
+    parts = [run_recomputed(attend, *maps, *some) for some in chunks]
+    mixed = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    tiled = mixed.reshape(B, heads, n, m, r, c, e)
+    whole = rearrange(tiled, "b h n m r c e -> b (n r) (m c) h e")[:, :H, :W]
+    return whole.permute(0, 3, 1, 2, 4)
 
 
 def window_starts(length: int, kernel_size: int, device: torch.device | None = None) -> Tensor:
@@ -110,11 +185,7 @@ def tiled_flops(height: int, width: int, channels: int, kernel_size: int) -> int
     return 4 * pairs * channels
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, kernel_size: int) -> None:
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(
-            f"kernel_size={kernel_size}: a window has a middle, so give an odd number, like 7"
-        )
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not q.shape == k.shape == v.shape or q.ndim != 5:
         raise ValueError(
             f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: expected three equal shapes "
@@ -136,13 +207,13 @@ def _tile(length: int, kernel_size: int, device: torch.device) -> _Axis:
     return _Axis(queries, keys, (offset >= 0) & (offset < per_query))
 
 
-def _strips(x: Tensor, positions: Tensor) -> Tensor:
-    """Copy the rows of each row of tiles: [B, heads, H, W, e] -> [n, B, heads, t or u, W, e]."""
-    rows = x.index_select(2, positions.flatten())
-    return rearrange(rows, "b h (n r) w e -> n b h r w e", n=len(positions))
+def _flat_positions(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """Combine positions along both axes, [n, r] and [m, c] -> [n, m r c], of a flattened map."""
+    positions = rows[:, None, :, None] * width + columns[None, :, None, :]
+    return positions.flatten(1)
 
 
-def _blocks(strips: Tensor, positions: Tensor) -> Tensor:
-    """Copy the columns of each tile: [n, B, heads, r, W, e] -> [n m, B heads, r c, e]."""
-    columns = strips.index_select(4, positions.flatten())
-    return rearrange(columns, "n b h r (m c) e -> (n m) (b h) (r c) e", m=len(positions))
+def _gather(x: Tensor, positions: Tensor, tiles: int) -> Tensor:
+    """Copy what each tile needs of a map: [B, heads, H W, e] -> [B heads, tiles, r c, e]."""
+    gathered = x.index_select(2, positions.flatten())
+    return rearrange(gathered, "b h (tiles p) e -> (b h) tiles p e", tiles=tiles)

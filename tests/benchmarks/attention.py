@@ -94,6 +94,7 @@ def _block_pass(side: int, dtype: str) -> Callable[[], object]:
     import torch
 
     from models.velocity.hdit import PRESETS, Block
+    from models.velocity.hourglass import level_geometry
 
     torch.set_num_threads(1)
     if side > WARM_UP:
@@ -102,10 +103,12 @@ def _block_pass(side: int, dtype: str) -> Callable[[], object]:
     block = Block(config, 0)
     x = torch.randn(1, side, side, config.widths[0]).requires_grad_()
     c = torch.randn(1, config.mapping_width)
+    like = x.to(getattr(torch, dtype))  # under autocast, of the type of the queries
+    geometry = level_geometry(config, 0, side, side, like)
 
     def call() -> object:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            out = block(x, c)
+            out = block(x, c, geometry)
         return torch.autograd.grad(out.sum(), (x, *block.parameters()))
 
     return call
