@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 RUNS = 5  # counted runs of a call, at least
 MOST_RUNS = 30
@@ -67,11 +68,6 @@ class Device:
             "cudnn": torch.backends.cudnn.version(),
         }
 
-    @property
-    def compiler(self) -> str:
-        """The backend of torch.compile: on a CPU what is captured runs as it is."""
-        return "inductor" if self.is_cuda else "eager"
-
     def lacking(self, memory_gb: float) -> str:
         """Say why a row that needs so much memory, in 1e9 bytes, cannot run; empty if it can."""
         if not self.is_cuda:
@@ -124,7 +120,7 @@ class Device:
             torch.cuda.reset_peak_memory_stats(self.torch)
         first, runs = self._once(call), 1
         if self.is_cuda:
-            runs = max(RUNS, min(MOST_RUNS, int(WORTH_S * 1e3 / self._once(call))))
+            runs = max(RUNS, min(MOST_RUNS, int(WORTH_S * 1e3 / max(1e-3, self._once(call)))))
         spent = [self._once(call) for _ in range(runs)]
         found: dict[str, Any] = {
             "ms": statistics.median(spent),
@@ -162,6 +158,15 @@ class Device:
         if self.ceilings.flops:
             rates["share_of_ceiling"] = flops / seconds / self.ceilings.flops
         return {**timing, **rates}
+
+    def compile(self, *networks: nn.Module) -> None:
+        """Compile the blocks of networks; on a CPU, where code is tried, they are only captured."""
+        from models import compilation
+
+        if not self.is_cuda:
+            compilation.BACKEND = "eager"
+        for network in networks:
+            compilation.compile_blocks(network)
 
     @contextlib.contextmanager
     def computing(self, precision: str) -> Iterator[None]:

@@ -54,9 +54,9 @@ FULL = Sizes(
 )  # fmt: skip
 TINY = Sizes(
     velocity="tiny", hdit="tiny", vae="tiny", predictor="tiny",
-    side=64, agreeing_side=32, crop=32, steps=3, flow_batches=(2, 1), faces=(1, 2),
-    encoded=2, predicted=2, vae_batches=(2, 1), hdit_batch=2, hdit_side=32,
-    matrix=64, copied=1 << 16, launches=10, qalign_batches=(1, 2), photograph=(32, 48),
+    side=64, agreeing_side=32, crop=32, steps=3, flow_batches=(2,), faces=(2,),
+    encoded=2, predicted=2, vae_batches=(2,), hdit_batch=2, hdit_side=32,
+    matrix=64, copied=1 << 16, launches=10, qalign_batches=(1,), photograph=(32, 48),
     trained_steps=4,
 )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 The kernels are those of `tests.support.cuda_counts`, which needs no GPU. Each takes the most of its
 operations, its bytes and a launch. Compiled, those between two products are one kernel; in a CUDA
-graph a launch takes what it was measured to take there. Clipping and the update are not counted.
+graph a launch takes what it was measured to take there; and in a sum of the kernels' own times it
+takes nothing. Clipping and the update are not counted.
 """
 
 import functools
@@ -31,8 +32,8 @@ class Model:
     """Passes, and how often each runs."""
     batch: int
     is_fused: bool = False
-    is_replayed: bool = False
-    """From a CUDA graph."""
+    launch: str = "eager_us"
+    """Which launch of `LAUNCH` its kernels have; "" is none."""
 
 
 def predict(results: Results, deadline: float) -> Iterator[Found]:
@@ -52,8 +53,11 @@ def predict(results: Results, deadline: float) -> Iterator[Found]:
         model = modelled(name, row) if "ms" in timing and "predicted_ms" not in timing else None
         if model is None or time.monotonic() > deadline:
             continue
-        predicted = 1e3 * seconds(model, gpu, found[LAUNCH].get("graph_us", 0.0) * 1e-6)
+        launch = found[LAUNCH].get(model.launch, 0.0) * 1e-6
+        predicted = 1e3 * seconds(model, replace(gpu, launch=launch))
         told = {"predicted_ms": predicted, "over_prediction": timing["ms"] / predicted}
+        if "kernels" in row:
+            told["predicted_kernels"] = sum(len(_kernels(p, model.batch)) for p, _ in model.parts)
         added = told if timing is row else {"bf16": {**timing, **told}}
         yield results.record(name, {**row, **added})
 
@@ -76,30 +80,25 @@ def modelled(name: str, row: Found) -> Model | None:
     """Return what a row runs; None if nothing of it is counted."""
     kind, *rest = name.split("/")
     batch = int(rest[-1].partition("batch-")[2] or row.get("batch", 0))
-    is_fused = "compiled" in rest or kind == "program"
+    is_fused = "compiled" in name or kind == "program"
     if kind in ("sampler", "face"):
         parts = FACE if kind == "face" else SAMPLER
-        return Model(parts, batch, is_fused, is_replayed="eager" not in rest)
+        is_replayed = rest[0] in ("graph", "compiled")
+        return Model(parts, batch, is_fused, "graph_us" if is_replayed else "eager_us")
     if kind == "precision":
         return Model(((PRECISION[rest[0]], 1),), batch)
     step = STEPS.get(kind) or STEPS.get(name)
-    is_counted = step is not None and "fp32" not in rest
-    return Model(((step, 1),), batch, is_fused) if is_counted else None
+    if step is None or "fp32" in rest:
+        return None
+    return Model(((step, 1),), batch, is_fused, "" if kind == "kernels" else "eager_us")
 
 
-def seconds(model: Model, gpu: Gpu, replayed_launch: float) -> float:
-    """Return the seconds of a row on a GPU.
-
-    Args:
-        model: what it runs.
-        gpu: its numbers.
-        replayed_launch: seconds from one kernel to the next in a CUDA graph.
-    """
-    device = replace(gpu, launch=replayed_launch) if model.is_replayed else gpu
+def seconds(model: Model, gpu: Gpu) -> float:
+    """Return the seconds of a row on a GPU."""
     total = 0.0
     for prepare, repeats in model.parts:
         kernels = _kernels(prepare, model.batch)
-        total += repeats * device.eager(fused_kernels(kernels) if model.is_fused else kernels)
+        total += repeats * gpu.eager(fused_kernels(kernels) if model.is_fused else kernels)
     return total
 
 
@@ -141,6 +140,8 @@ STEPS: dict[str, Prepare] = {
     "vae-step": counted_passes.vae_step,
     "hdit/forward": counted_passes.pixel_velocity,
     "hdit/step": pixel_step,
+    "kernels/looformer": counted_passes.flow_step,
+    "kernels/hdit": pixel_step,
     "program/flow": counted_passes.flow_step,
     "program/vae": counted_passes.vae_step,
 }

@@ -9,18 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from models.half import cast_weights
 from models.noise import NamedNoise
+from models.replay import Replayed
 from models.restorer import RestorationRule, Restorer
+from tests.benchmarks import restore
 from tests.benchmarks.gpu import networks
-from tests.benchmarks.gpu.compiling import compile_blocks
 from tests.benchmarks.gpu.device import Device
 from tests.benchmarks.gpu.networks import Sizes, frozen, pictures
 from tests.benchmarks.gpu.rows import Found, Row
-from tests.benchmarks.restore import counted_flops
 
 PAPER_MS = 574.5  # of a face on an A100 (Table 5)
 ATTENTION = ("attention", "flash", "fmha", "sdpa", "softmax", "mha")  # in names of kernels
-SECONDS = {"eager": 4.0, "compiled": 25.0}
+WAYS = {  # of running the velocity network, as `pipelines.restore` has them
+    "eager": "autocast casts the weights at every evaluation",
+    "cast": "weights are cast once",
+    "graph": "and an evaluation is replayed from a CUDA graph",
+    "compiled": "and its blocks are compiled",
+}
+SECONDS = {"eager": 4.0, "cast": 3.0, "graph": 4.0, "compiled": 25.0}
+counted_flops = functools.cache(restore.counted_flops)
 LONGEST = 8  # kernels that are named for each network
 Part = Callable[[Tensor], Tensor]
 
@@ -29,12 +37,12 @@ def sampler_rows(sizes: Sizes) -> list[Row]:
     """Return the velocities of a restoration, at both batches, in each way."""
     return [
         Row(
-            f"sampler/{mode}/batch-{batch}",
-            SECONDS[mode],
-            functools.partial(_sampler, sizes, mode, batch),
+            f"sampler/{way}/batch-{batch}",
+            SECONDS[way],
+            functools.partial(_sampler, sizes, way, batch),
             memory_gb=4.0,
         )
-        for mode in ("eager", "compiled")
+        for way in WAYS
         for batch in sizes.faces
     ]
 
@@ -43,12 +51,13 @@ def face_rows(sizes: Sizes) -> list[Row]:
     """Return whole restorations, from floats on the device to floats on it."""
     return [
         Row(
-            f"face/{mode}/batch-{batch}",
-            SECONDS[mode] + 6.0,
-            functools.partial(_face, sizes, mode, batch),
+            f"face/{way}/batch-{batch}",
+            SECONDS[way] + 5.0,
+            functools.partial(_face, sizes, way, batch),
             memory_gb=20.0,
         )
-        for mode in ("eager", "compiled")
+        for way in WAYS
+        if way != "cast"
         for batch in sizes.faces
     ]
 
@@ -85,24 +94,45 @@ def precision_rows(sizes: Sizes) -> list[Row]:
 # --- the sampler and whole faces -----------------------------------------------------------------
 
 
-def _sampler(sizes: Sizes, mode: str, batch: int, device: Device) -> Found:
+def _sampler(sizes: Sizes, way: str, batch: int, device: Device) -> Found:
     velocity = frozen(device.seeded(lambda: networks.velocity(sizes)))
-    shape = networks.latent_shape(sizes, batch, sizes.side)
-    x_0, restorer = networks.drawn(device, *shape), Restorer(RestorationRule())
-    if mode == "compiled":
-        compile_blocks(velocity, device.compiler)
+    x_0 = networks.drawn(device, *networks.latent_shape(sizes, batch, sizes.side))
+    restorer = Restorer(RestorationRule())
     with device.computing("bf16"):
-        timing = device.timed(lambda: restorer.solve(velocity, x_0, None, sizes.steps))
+        reference = restorer.solve(velocity, x_0, None, sizes.steps)
+        prepared = _prepared(velocity, way, device)
+        timing = device.timed(lambda: restorer.solve(prepared, x_0, None, sizes.steps))
+        x_1 = restorer.solve(prepared, x_0, None, sizes.steps)
     flops = sizes.steps * batch * counted_flops(sizes, sizes.side)["velocity"]
-    return device.rated(timing, flops, batch)
+    apart = float((x_1 - reference).norm() / reference.norm())
+    return {**device.rated(timing, flops, batch), "relative_difference_from_eager": apart}
 
 
-def _face(sizes: Sizes, mode: str, batch: int, device: Device) -> Found:
-    velocity, restorer = _bundle(sizes, device)
-    if mode == "compiled":
-        for network in (velocity, restorer.vae, restorer.predictor):
-            assert network is not None
-            compile_blocks(network, device.compiler)
+def _prepared(velocity: nn.Module, way: str, device: Device) -> nn.Module:
+    """Return a velocity network in the form in which `WAYS` has it."""
+    if way != "eager":
+        cast_weights(velocity, torch.bfloat16)
+    if way == "compiled":
+        device.compile(velocity)
+    if way not in ("graph", "compiled"):
+        return velocity
+    # without a GPU there is nothing that records: the computation itself is what repeats it
+    return Replayed(velocity) if device.is_cuda else Replayed(velocity, lambda compute: compute)
+
+
+def _face(sizes: Sizes, way: str, batch: int, device: Device) -> Found:
+    def build() -> list[Any]:
+        whole = networks.predictor(sizes, sizes.side)
+        return [frozen(n) for n in (networks.velocity(sizes), networks.autoencoder(sizes), whole)]
+
+    velocity, vae, predictor = device.seeded(build)
+    velocity = _prepared(velocity, way, device)
+    for network in (vae, predictor) if way != "eager" else ():
+        cast_weights(network, torch.bfloat16)
+        if way == "compiled":
+            device.compile(network)
+    rule = RestorationRule(precision="bfloat16", predictor_precision="bfloat16")
+    restorer = Restorer(rule, vae=vae, predictor=predictor)
     lq = pictures(batch, sizes.side).to(device.torch)
     noise = NamedNoise(0, [str(number) for number in range(batch)])
     with device.computing("bf16"):
@@ -111,15 +141,6 @@ def _face(sizes: Sizes, mode: str, batch: int, device: Device) -> Found:
     flops = sum(n * (sizes.steps if part == "velocity" else 1) for part, n in counted.items())
     found = device.rated(timing, batch * flops, batch)
     return {**found, "times_as_fast_as_the_paper": PAPER_MS * batch / timing["ms"]}
-
-
-def _bundle(sizes: Sizes, device: Device) -> tuple[nn.Module, Restorer]:
-    def build() -> list[Any]:
-        whole = networks.predictor(sizes, sizes.side)
-        return [frozen(n) for n in (networks.velocity(sizes), networks.autoencoder(sizes), whole)]
-
-    velocity, vae, predictor = device.seeded(build)
-    return velocity, Restorer(RestorationRule(), vae=vae, predictor=predictor)
 
 
 # --- the kernels of attention --------------------------------------------------------------------
@@ -149,9 +170,9 @@ def _kernels(
     """Profile a forward and backward pass in bfloat16.
 
     Returns:
-        How often each form of attention was called (``aten::``, forward and backward), the CUDA
-        kernels whose names are those of attention, and the kernels that took longest; each with
-        its calls, and on a GPU with its share of the device's time.
+        How often each form of attention was called (``aten::``, forward and backward). On a GPU
+        ``ms``, the time of all kernels without what lies between them, how many there were, and
+        those whose names are of attention or that took longest, with calls and shares of the time.
     """
     network, given = device.seeded(lambda: build(sizes)), inputs(sizes, device)
 
@@ -171,15 +192,17 @@ def _kernels(
     calls = Counter[str]()
     for event in events:
         if event.device_type == torch.autograd.DeviceType.CUDA:
-            spent[event.name] += event.device_time
+            spent[event.name] += event.time_range.elapsed_us()
             calls[event.name] += 1
     attention = (name for name in spent if any(word in name.lower() for word in ATTENTION))
+    timed = {"ms": spent.total() / 1e3} if device.is_cuda else {}
     return {
+        "batch": len(given[0]),
+        **timed,
         "attention": dict(called),
         "attention_kernels": _told(attention, spent, calls),
         "longest_kernels": _told((name for name, _ in spent.most_common(LONGEST)), spent, calls),
         "kernels": calls.total(),
-        "device_ms": spent.total() / 1e3,
     }
 
 

@@ -18,15 +18,15 @@ from models.metrics.backbones import VGG19
 from models.rectified_flow import flow_matching_loss, interpolate
 from tests.benchmarks.gpu import networks
 from tests.benchmarks.gpu.agreement import he
-from tests.benchmarks.gpu.compiling import compile_blocks
 from tests.benchmarks.gpu.device import Device
 from tests.benchmarks.gpu.networks import Sizes, pictures
 from tests.benchmarks.gpu.rows import Found, Row
 from trainers.loop.cost import forward_flops
 
 RATE = 1e-4
-FLOW_GB = 0.7  # of a pair of a step; how much was counted roughly
-VAE_GB = {"bf16": 1.0, "fp32": 1.7}  # of a sample of a step, 256 px: counted, without weights
+# What a sample of a step saves for the backward pass, counted, and a tenth for the pass itself.
+FLOW_GB, HDIT_GB, VAE_GB = 0.7, 2.2, {"bf16": 1.15, "fp32": 1.8}
+WEIGHTS_GB = 4.0  # of weights, gradients, moments and weights in bfloat16, at most
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
@@ -34,13 +34,14 @@ def flow_rows(sizes: Sizes) -> list[Row]:
     """Return steps of the latent flow in bfloat16."""
     return [
         Row(
-            f"flow-step/{mode}/batch-{batch}",
-            35.0 if mode == "compiled" else 4.0,
-            functools.partial(_flow, sizes, mode, batch),
-            memory_gb=4.0 + FLOW_GB * batch,
+            f"flow-step/{way}/batch-{batch}",
+            30.0 if way.startswith("compiled") else 4.0,
+            functools.partial(_flow, sizes, way, batch),
+            memory_gb=WEIGHTS_GB + FLOW_GB * batch,
         )
-        for mode in ("eager", "compiled")
+        for way in ("eager", "eager-channels-last", "compiled", "compiled-channels-last")
         for batch in sizes.flow_batches
+        if batch == sizes.flow_batches[0] or not way.endswith("last")
     ]
 
 
@@ -57,7 +58,12 @@ def hdit_rows(sizes: Sizes) -> list[Row]:
     """Return PMRF's flow of pixels: a velocity of a batch of 16, and a step."""
     return [
         Row("hdit/forward", 3.0, functools.partial(_hdit_forward, sizes), memory_gb=10.0),
-        Row("hdit/step", 4.0, functools.partial(_hdit_step, sizes), memory_gb=60.0),
+        Row(
+            "hdit/step",
+            4.0,
+            functools.partial(_hdit_step, sizes),
+            memory_gb=WEIGHTS_GB + HDIT_GB * sizes.hdit_batch,
+        ),
     ]
 
 
@@ -107,12 +113,14 @@ def stepped(
     return {**device.timed(step), **first}
 
 
-def _flow(sizes: Sizes, mode: str, batch: int, device: Device) -> Found:
+def _flow(sizes: Sizes, way: str, batch: int, device: Device) -> Found:
     network = device.seeded(lambda: networks.velocity(sizes))
     pairs = _pairs(sizes, batch, device)
-    blocks = compile_blocks(network, device.compiler) if mode == "compiled" else 0
+    network.channels_last = way.endswith("channels-last")
+    if way.startswith("compiled"):
+        device.compile(network)
     found = stepped(device, network, lambda: _flow_loss(network, *pairs), "bf16")
-    return {"compiled_blocks": blocks, **device.rated(found, _flow_flops(sizes, batch), batch)}
+    return device.rated(found, _flow_flops(sizes, batch), batch)
 
 
 def _pairs(sizes: Sizes, batch: int, device: Device) -> Batch:
@@ -126,6 +134,7 @@ def _flow_loss(network: Callable[..., Tensor], x_0: Tensor, x_1: Tensor, t: Tens
     return flow_matching_loss(network(interpolate(x_0, x_1, t), t), x_0, x_1)
 
 
+@functools.cache
 def _flow_flops(sizes: Sizes, batch: int) -> int:
     shape = networks.latent_shape(sizes, 1, sizes.side)
     return 3 * batch * forward_flops(lambda: networks.velocity(sizes), shape, (1,))
@@ -137,7 +146,8 @@ def _vae(sizes: Sizes, mode: str, precision: str, device: Device) -> Found:
     images = pictures(batch, sizes.crop).to(device.torch) * 2 - 1
     images = images.contiguous(memory_format=torch.channels_last)
     noise = networks.drawn(device, *networks.latent_shape(sizes, batch, sizes.crop))
-    blocks = compile_blocks(vae, device.compiler) if mode == "compiled" else 0
+    if mode == "compiled":
+        device.compile(vae, criterion)
 
     def loss() -> Tensor:
         posterior = vae.encode(images)
@@ -147,8 +157,7 @@ def _vae(sizes: Sizes, mode: str, precision: str, device: Device) -> Found:
 
     # float32 as the trainers leave it: PyTorch convolves in TF32 where nobody forbids it
     found = stepped(device, vae, loss, "bf16" if precision == "bf16" else "tf32")
-    rated = device.rated(found, batch * vae_flops(sizes), batch)
-    return {"batch": batch, "compiled_blocks": blocks, **rated}
+    return {"batch": batch, **device.rated(found, batch * vae_flops(sizes), batch)}
 
 
 def _vae_loss() -> SimVAELoss:
@@ -157,6 +166,7 @@ def _vae_loss() -> SimVAELoss:
     return SimVAELoss(SimVAELossConfig(), perceptual)
 
 
+@functools.cache
 def vae_flops(sizes: Sizes) -> int:
     """Count a sample of a step: the autoencoder, and VGG on both images and back once."""
     image = (1, 3, sizes.crop, sizes.crop)
@@ -186,6 +196,7 @@ def _pixel_pairs(sizes: Sizes, batch: int, device: Device) -> Batch:
     return x_0, x_1, torch.linspace(0, 1, batch, device=device.torch)
 
 
+@functools.cache
 def _hdit_flops(sizes: Sizes) -> int:
     image = (1, 3, sizes.hdit_side, sizes.hdit_side)
     return forward_flops(lambda: networks.pixel_velocity(sizes), image, (1,))
