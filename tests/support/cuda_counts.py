@@ -196,6 +196,8 @@ class CountKernels(TorchDispatchMode):
         """Run an operator, and note its kernels."""
         with torch._C.DisableTorchFunction():  # below autograd CUDA's rules are done with
             out = func(*args, **(kwargs or {}))
+            if func.overloadpacket is aten.convolution:  # on the meta device it forgets the format
+                out = torch.empty_like(out, memory_format=_convolution_format(*args[:2]))
             made = _tensors(out)
             if made and made[0].is_meta and not (func.is_view or func.overloadpacket in FREE):
                 self._kernels(func, args, kwargs or {}, out)

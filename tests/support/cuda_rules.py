@@ -27,8 +27,13 @@ CUDA = torch.device("cuda", 0)
 HALVES = (torch.float16, torch.bfloat16)
 HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
 FLASH_WIDTH = 256  # channels of a head, at most
-SAME_LISTS = {"rpow": "pow", "rmatmul": "matmul", "norm": "linalg_vector_norm"}
-HIDING = {  # in Python or as composites they call functions of the lists, which are not seen here
+SAME_LISTS = {  # what calls one function of the lists, in Python or as a composite
+    "rpow": "pow",
+    "rmatmul": "matmul",
+    "square": "pow",
+    "norm": "linalg_vector_norm",
+}
+HIDING = {  # what calls several of them, which is not seen here
     "normalize",
     "cross_entropy",
     "binary_cross_entropy",
