@@ -97,12 +97,17 @@ def _measure(
 def _predict(results: Results, deadline: float) -> None:
     """Add what the model predicts, which needs more of the dependencies than to measure does."""
     try:
-        from tests.benchmarks.gpu.prediction import predict
+        from tests.benchmarks.gpu.prediction import measured_gpu, predict
     except ImportError as error:
         sys.stderr.write(f"no predictions: {error}. Elsewhere, --predict adds them to this file\n")
         return
     for line in predict(results, deadline):
         _say(line)
+    if gpu := measured_gpu(results.found):
+        sys.stdout.write(
+            f"the model of all passes: python -m tests.benchmarks.roofline --flops {gpu.flops:.4g} "
+            f"--bandwidth {gpu.bandwidth:.4g} --launch {gpu.launch:.3g}\n"
+        )
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+from models.half import cast_weights
+from models.rectified_flow import flow_matching_loss, interpolate
+from models.velocity import hdit
 from tests.benchmarks.gpu.ceilings import LAUNCH, MATRIX, MEMORY
 from tests.benchmarks.gpu.networks import FULL
 from tests.benchmarks.gpu.rows import Found, Results
@@ -46,7 +49,7 @@ def predict(results: Results, deadline: float) -> Iterator[Found]:
         deadline: of `time.monotonic`.
     """
     gpu, found = measured_gpu(results.found), results.found
-    if gpu is None or found["machine"]["size"] != "full":
+    if gpu is None:
         return
     for name, row in list(found.items()):
         timing = row["bf16"] if name.startswith("precision/") and "bf16" in row else row
@@ -63,9 +66,10 @@ def predict(results: Results, deadline: float) -> Iterator[Found]:
 
 
 def measured_gpu(found: Mapping[str, Found]) -> Gpu | None:
-    """Return the GPU of the first rows; None if one of its numbers is missing."""
+    """Return the GPU of the first rows; None of tiny sizes, or if one of its numbers is missing."""
     rows = [found.get(name, {}) for name in (MATRIX, MEMORY, LAUNCH)]
-    if any(row.get("status") != "ok" for row in rows):
+    is_full = found.get("machine", {}).get("size") == "full"
+    if not is_full or any(row.get("status") != "ok" for row in rows):
         return None
     matrix, memory, launch = rows
     return Gpu(
@@ -83,6 +87,7 @@ def modelled(name: str, row: Found) -> Model | None:
     is_fused = "compiled" in name or kind == "program"
     if kind in ("sampler", "face"):
         parts = FACE if kind == "face" else SAMPLER
+        parts = parts if rest[0] == "eager" else CAST[parts]
         is_replayed = rest[0] in ("graph", "compiled")
         return Model(parts, batch, is_fused, "graph_us" if is_replayed else "eager_us")
     if kind == "precision":
@@ -109,9 +114,6 @@ def _kernels(prepare: Prepare, batch: int) -> list[Kernel]:
 
 def pixel_step(batch: int) -> Pass:
     """A training step of PMRF's flow of pixels."""
-    from models.rectified_flow import flow_matching_loss, interpolate
-    from models.velocity import hdit
-
     network = hdit.HDiT(hdit.PRESETS[FULL.hdit])
     x_0, x_1 = torch.empty(2, batch, 3, FULL.hdit_side, FULL.hdit_side)
     t = torch.empty(batch)
@@ -122,6 +124,17 @@ def pixel_step(batch: int) -> Pass:
     return network, run
 
 
+def cast(prepare: Prepare) -> Prepare:
+    """Return a pass whose weights are in bfloat16 before it starts."""
+
+    def prepared(batch: int) -> Pass:
+        network, run = prepare(batch)
+        cast_weights(network, torch.bfloat16)
+        return network, run
+
+    return prepared
+
+
 SAMPLER = ((counted_passes.velocity, FULL.steps),)
 FACE = (
     (counted_passes.posterior_mean, 1),
@@ -129,6 +142,7 @@ FACE = (
     *SAMPLER,
     (counted_passes.decoding, 1),
 )
+CAST = {parts: tuple((cast(part), times) for part, times in parts) for parts in (SAMPLER, FACE)}
 PRECISION: dict[str, Prepare] = {
     "encode": counted_passes.encoding,
     "decode": counted_passes.decoding,
