@@ -1,25 +1,20 @@
-"""Q-Align's cost: `python -m tests.benchmarks.qalign`; with a GPU of 24 GB also `--full`.
+"""Q-Align's cost on a CPU: `python -m tests.benchmarks.qalign`.
 
-On the CPU a small model with random weights (OMP_NUM_THREADS=1): what each shortcut saves in
-counted operations at 7B and in time at small size, what batching gives, what loading costs.
-`--full` builds the 7B model with random weights on CUDA, in bfloat16, and measures images per
-second, memory and the share of the measured matrix-product ceiling. It was never run on a GPU;
-`--try-full` runs its code on the CPU, small. Scores of random weights are noise.
+A small model with random weights (OMP_NUM_THREADS=1): what each shortcut saves in counted
+operations at 7B and in time at small size, what batching gives, what loading costs. On a GPU
+`tests.benchmarks.gpu` measures the 7B model.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +22,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from infra.ahead import map_ahead
 from models.qalign.checkpoint import Checkpoint, build, bytes_needed
 from models.qalign.language import LanguageConfig
 from models.qalign.network import QAlignConfig, QAlignNetwork, Shortcuts, flops_per_image
@@ -37,7 +31,6 @@ from models.qalign.vision import AbstractorConfig, VisionConfig
 from tests.benchmarks.harness import paired, save
 from tests.support.qalign_checkpoint import TINY, random_state, write_checkpoint
 
-THREADS = min(16, os.cpu_count() or 1)  # that prepare images, as pipelines.jobs.scorers has them
 NONE = Shortcuts(shared_prefix=False, last_row=False, five_logits=False)
 ALL = Shortcuts()
 STEPS = {  # each adds a shortcut to those before it
@@ -178,90 +171,10 @@ def loading() -> dict[str, Any]:
             return {kind.name: pool.apply(load_once, (str(kind),)) for kind in kinds}
 
 
-def wait(device: str) -> None:
-    """Wait until the device has done what it was given."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def ceiling(device: str, dtype: torch.dtype, side: int) -> float:
-    """Measure the FLOP/s of a square matrix product, best of ten."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(12):
-        wait(device)
-        start = time.perf_counter()
-        torch.mm(a, b)
-        wait(device)
-        best = max(best, 2 * side**3 / (time.perf_counter() - start))
-    return best
-
-
-def rate(device: str, call: Callable[[], object], count: int) -> float:
-    """Measure images per second of a call on ``count`` images, median of five after a warm-up."""
-    seconds = []
-    for _ in range(6):
-        wait(device)
-        start = time.perf_counter()
-        call()
-        wait(device)
-        seconds.append(time.perf_counter() - start)
-    return count / float(np.median(seconds[1:]))
-
-
-def full(device: str, config: QAlignConfig, sizes: tuple[int, ...], side: int) -> dict[str, Any]:
-    """Measure the whole model on a device, the network alone and with host-side preparation."""
-    dtype = torch.bfloat16
-    top = ceiling(device, dtype, side)
-    scorer = QAlign(random_network(config, device, dtype))
-    preparing = partial(map_ahead, threads=THREADS, ahead=2 * max(sizes))
-    flops = flops_per_image(config, [PROMPTS["quality"]], ALL)
-    size = config.vision.image_size
-    by_batch = {}
-    for count in sizes:
-        batch = torch.from_numpy(np.stack(images(count, size, size))).to(device)
-        scorer.batch_size = count
-        row: dict[str, float] = {}
-        for name, shortcuts in STEPS.items():  # ends with all of them
-            scorer.shortcuts = shortcuts
-            row[name] = rate(device, lambda x=batch: scorer.logits(x, ["quality"]), count)
-        row["share_of_ceiling"] = row["shared_prefix"] * flops / top
-        row["both_tasks"] = rate(
-            device, lambda x=batch: scorer.logits(x, ["quality", "aesthetics"]), count
-        )
-        large = images(4 * count, 1080, 1620)
-        row["with_preparation_1620x1080"] = rate(
-            device, lambda x=large: list(scorer.stream(x, ("quality",), preparing)), len(large)
-        )
-        if device != "cpu":
-            row["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
-            torch.cuda.reset_peak_memory_stats()
-        by_batch[str(count)] = row
-    name = torch.cuda.get_device_name() if device != "cpu" else "cpu"
-    return {
-        "device": name,
-        "ceiling_tflops": top / 1e12,
-        "host_threads": THREADS,
-        "images_per_second_by_batch": by_batch,
-    }
-
-
 def main() -> None:
     """Measure and keep the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="7B with random weights, on CUDA")
-    parser.add_argument(
-        "--try-full", action="store_true", help="its code on the CPU, small; no file"
-    )
-    options = parser.parse_args()
-    if options.try_full:
-        measurements = full("cpu", SMALL, (1, 2), 256)
-    elif options.full:
-        measurements = full("cuda", QAlignConfig(), (1, 2, 4, 8, 16, 32), 8192)
-        save("qalign_full", measurements, "torch", "transformers")
-    else:
-        measurements = {"gflop_per_image_7b": counted_flops(), "cpu": cpu(), "loading": loading()}
-        save("qalign", measurements, "torch", "transformers")
+    measurements = {"gflop_per_image_7b": counted_flops(), "cpu": cpu(), "loading": loading()}
+    save("qalign", measurements, "torch", "transformers")
     sys.stdout.write(json.dumps(measurements, indent=1) + "\n")
 
 

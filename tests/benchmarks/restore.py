@@ -11,8 +11,7 @@ OMP_NUM_THREADS=1 first. Weights are random: of the small networks for 128 pixel
 published sizes for 512, measured on crops of 192 pixels, because a whole face takes two minutes of
 a core. `--tiny` tries the code on smaller networks, and keeps nothing.
 
-`--device cuda` measures the published sizes in bfloat16 on a GPU instead, eager and compiled, a
-line after the other; with `--device cpu --tiny` that code is tried without a GPU.
+On a GPU `tests.benchmarks.gpu` measures whole faces.
 """
 
 import argparse
@@ -31,10 +30,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.harness import RUNS, machine, paired, save
+from tests.benchmarks.harness import RUNS, paired, save
 from tests.benchmarks.models import peak_memory
 
-PAPER_MS = 574.5  # of a face on an A100 (Table 5)
 STEPS = 25
 FEW_STEPS = 5  # where what is around the networks is measured, and they only take time
 SIGMA_S = 0.1
@@ -69,8 +67,6 @@ class Given:
     runs: int
     count: int
     """Pictures of the larger folder of `memory`."""
-    batches: tuple[int, int]
-    """Faces in a pass, on a GPU."""
 
     @property
     def models(self) -> dict[str, tuple[Path, Sizes]]:
@@ -78,8 +74,8 @@ class Given:
         return {name: (self.folder / name, getattr(self, name)) for name in ("small", "full")}
 
 
-MEASURED = SMALL, FULL, RUNS, 50, (1, 16)
-TRIAL = TINY, TINY, 1, 10, (1, 2)
+MEASURED = SMALL, FULL, RUNS, 50
+TRIAL = TINY, TINY, 1, 10
 
 
 def write_model(folder: Path, sizes: Sizes) -> None:
@@ -513,118 +509,6 @@ def _digests(folder: Path) -> float:
     )
 
 
-# --- on a GPU ------------------------------------------------------------------------------------
-
-
-def on_device(given: Given, device: str) -> dict[str, Any]:
-    """Time whole restorations in bfloat16, eager and compiled; print each line as it is known.
-
-    On a CPU this only tries the code, and "compiled" is captured by TorchDynamo without a compiler.
-    """
-    import torch
-
-    from models.bundle import load_bundle
-
-    folder, sizes = given.models["full"]
-    sizes = replace(sizes, crop=sizes.side)
-    ceiling = _bf16_ceiling(device)
-    _say({"device": _device_name(device), "bf16_ceiling_tflops": ceiling})
-    counted = counted_flops(sizes, sizes.side)
-    tflop = sum(n * (STEPS if name == "velocity" else 1) for name, n in counted.items()) / 1e12
-    found: dict[str, Any] = {"bf16_ceiling_tflops": ceiling, "tflop_a_face": tflop}
-    for mode in ("eager", "compiled"):
-        bundle = load_bundle(folder)
-        bundle.velocity.to(device)
-        for network in (bundle.restorer.vae, bundle.restorer.predictor):
-            assert network is not None
-            network.to(device)
-        if mode == "compiled":
-            _compile(bundle, "inductor" if device == "cuda" else "eager")
-        for batch in given.batches:
-            row = _restored_batch(bundle, sizes, batch, device, given.runs)
-            row["tflops"] = tflop * batch / row["ms"] * 1e3
-            row["share_of_ceiling"] = row["tflops"] / ceiling
-            row["times_as_fast_as_the_paper"] = PAPER_MS * batch / row["ms"]
-            found[f"{mode}, batch {batch}"] = row
-            _say({"mode": mode, "batch": batch, **row})
-        del bundle
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    return found
-
-
-def _compile(bundle: Any, backend: str) -> None:
-    """Compile each network where it lies."""
-    vae = bundle.restorer.vae
-    for network in (bundle.velocity, bundle.restorer.predictor, vae.encoder, vae.decoder):
-        network.compile(backend=backend, dynamic=False)
-
-
-def _restored_batch(
-    bundle: Any, sizes: Sizes, batch: int, device: str, runs: int
-) -> dict[str, Any]:
-    """Return the median milliseconds of a batch, from floats on the device to floats on it."""
-    import torch
-
-    from models.noise import NamedNoise
-
-    names = [f"face-{number}" for number in range(batch)]
-    faces = [torch.from_numpy(face(sizes, number).copy()) for number in range(batch)]
-    lq = torch.stack(faces).permute(0, 3, 1, 2).to(device).float() / 255
-    restorer, noise = bundle.restorer, NamedNoise(0, names)
-    halves = {"precision": "bfloat16", "predictor_precision": "bfloat16"}
-    restorer.rule = replace(restorer.rule, **halves)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-    @torch.no_grad()
-    def whole() -> None:
-        with torch.autocast(device, torch.bfloat16):
-            restorer.restore(bundle.velocity, lq, noise, steps=STEPS)
-
-    begun = time.perf_counter()
-    _synchronised(whole, device)
-    first = time.perf_counter() - begun
-    _synchronised(whole, device)
-    seconds = []
-    for _ in range(runs):
-        begun = time.perf_counter()
-        _synchronised(whole, device)
-        seconds.append(time.perf_counter() - begun)
-    row = {"ms": statistics.median(seconds) * 1e3, "first_s": first, "runs": runs}
-    if device == "cuda":
-        row["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return row
-
-
-def _synchronised(call: Callable[[], object], device: str) -> None:
-    import torch
-
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _bf16_ceiling(device: str) -> float:
-    """Measure a product of bfloat16 matrices, in TFLOP/s."""
-    import torch
-
-    side = 8192 if device == "cuda" else 256
-    matrix = torch.ones(side, side, dtype=torch.bfloat16, device=device)
-    seconds = []
-    for _ in range(RUNS + 1):
-        begun = time.perf_counter()
-        _synchronised(lambda: matrix @ matrix, device)
-        seconds.append(time.perf_counter() - begun)
-    return 2 * side**3 / statistics.median(seconds[1:]) / 1e12
-
-
-def _device_name(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if device == "cuda" else str(machine()["processor"])
-
-
 def _say(row: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(row) + "\n")
     sys.stdout.flush()
@@ -644,11 +528,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bench", nargs="*", choices=["all", *BENCHES], default="all")
     parser.add_argument("--tiny", action="store_true", help="try the code; keep nothing")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="measure restorations there")
     options = parser.parse_args(arguments)
     benches = BENCHES if "all" in options.bench else {n: BENCHES[n] for n in options.bench}
-    if options.device:
-        benches = {"gpu": lambda given: on_device(given, options.device)}
     with tempfile.TemporaryDirectory() as folder:
         given = Given(Path(folder), *TRIAL if options.tiny else MEASURED)
         for where, sizes in given.models.values():
