@@ -9,8 +9,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.transfer import sent
 from trainers.loop.run import Training
-from trainers.loop.transfer import asked_for, sent
+from trainers.loop.transfer import asked_for
 
 if TYPE_CHECKING:
     from tests.support.trainers_here import Train

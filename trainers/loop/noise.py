@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.noise import Key, Purpose, fill_normal, keyed_generator
 from models.rectified_flow import TimeDistribution, sample_t
-from trainers.loop.transfer import sent
+from models.transfer import sent
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from infra.storage import remove_tree, write_bytes
 from infra.tracking.record import Resume
 from infra.tracking.run import Run, start_run
 from models.ema import EMA
+from models.transfer import sent
 from trainers.loop.agreement import refuse_other_run, refuse_unequal_ranks
 from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
 from trainers.loop.changes import check_changes, clipping_at, rate_at
@@ -44,7 +45,6 @@ from trainers.loop.run_files import CONFIG
 from trainers.loop.start import begun, tags
 from trainers.loop.task import Finished, Interrupted, Task, by_name
 from trainers.loop.terminal import say, warn
-from trainers.loop.transfer import sent
 from trainers.loop.validation import Bar, readable, validated_already
 from trainers.loop.watchdog import Watchdog
 

@@ -1,19 +1,13 @@
-"""Numbers on their way between the host and a GPU, for which neither waits before it must.
+"""Numbers on their way from a GPU to the host, which waits for them no sooner than it must.
 
-A copy from or to ordinary memory makes the host wait until the GPU has done all that it was given.
-From or to page-locked memory it is queued like any other work.
+A copy to ordinary memory makes the host wait until the GPU has done all that it was given. To
+page-locked memory it is queued like any other work; `models.transfer` is the other way.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-
-def sent(values: Tensor, device: torch.device) -> Tensor:
-    """Copy values of the host to a device, without waiting for it."""
-    on_host = values.pin_memory() if device.type == "cuda" else values
-    return on_host.to(device, non_blocking=True)
 
 
 def asked_for(values: Tensor) -> Callable[[], list[float]]:
