@@ -75,7 +75,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:
     [
         ("--zero-stage 0", {}),
         ("--zero-stage 0 --micro-batch-size 2 --precision bf16", {}),
-        ("--zero-stage 1", {"_local_scalar_dense": 2}),
+        pytest.param("--zero-stage 1", {"_local_scalar_dense": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_a_step_reads_its_numbers_at_once(

@@ -170,12 +170,13 @@ class Engine:
     ) -> tuple[float, list[float]]:
         """Update the weights after the last micro-batch, and read the step's numbers.
 
-        That is the one place in a step where the host waits for a GPU. It waits for gradients and
-        their norm only: the update is queued by then, and keeps the GPU busy while the host goes on
-        to the next step. So it cannot decide whether to update, and the fused update decides: it
-        leaves weights, moments and the count of updates as they are if the norm is not finite.
-        Before another update the host has to look, which on a CPU, where that is used, waits for
-        nothing. From stage 1 on DeepSpeed looks by itself, so that there the host waits again.
+        This is the one place in a step where the host waits for a GPU. It waits for the gradients
+        and their norm; the update is queued by then, and keeps the GPU busy while the host goes on
+        to the next step. So the host cannot decide whether to update. The fused update, which is
+        CUDA's, decides on the device: where the norm is not finite it leaves weights, moments and
+        the count of updates as they are. Any other update comes after a look at the norm, which on
+        a CPU waits for nothing. From ZeRO 1 on DeepSpeed itself looks before it updates, so that
+        there the host waits once more.
 
         Args:
             learning_rate: of this update.

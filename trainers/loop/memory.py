@@ -229,7 +229,7 @@ def peak_bytes(
     Returns:
         The bytes that live at once, and those of what was there before, such as frozen networks.
     """
-    sample = samples_of(task, 1)
+    some = samples_of(task, 2)  # of which one may be unreadable, where --skip-budget allows it
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     given = (*task.trained.parameters(), *task.trained.buffers())
     trained = copy.deepcopy(task.trained, {id(one): fake.from_tensor(one) for one in given})
@@ -240,7 +240,7 @@ def peak_bytes(
         known = [*trained.parameters(), *(one.grad for one in weights if one.grad is not None)]
         with LiveBytes(known) as live:
             noise = NoNoise(seed=0, step=0, positions=range(samples), total=samples, device=device)
-            batch = _repeated(sample, samples)
+            batch = _of_size(some, samples)
             loss = task.losses(Plain(trained, config.engine, device), batch, noise)["loss"]
             torch.autograd.backward(loss)
     return live.peak, live.given
@@ -251,16 +251,16 @@ def samples_of(task: Task, count: int) -> Any:
     return next(iter(task.loader(Layout(ranks=1, rank=0, micro_batch=count), None)))[0]
 
 
-def _repeated(one: Any, count: int) -> Any:
-    """Make a batch of a size out of a batch of one sample; its tensors are empty."""
-    fields = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+def _of_size(some: Any, count: int) -> Any:
+    """Make a batch of a size that is like a given one; its tensors are empty."""
+    fields = {field.name: getattr(some, field.name) for field in dataclasses.fields(some)}
     many = {
         name: torch.empty(count, *value.shape[1:], dtype=value.dtype)
         if isinstance(value, Tensor)
-        else [*value] * count
+        else [*value[:1]] * count
         for name, value in fields.items()
     }
-    return dataclasses.replace(one, **many)
+    return dataclasses.replace(some, **many)
 
 
 def _as_written(config: TrainerConfig, device: torch.device) -> AbstractContextManager[None]:
