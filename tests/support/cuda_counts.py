@@ -89,9 +89,9 @@ class Counts:
     """What is guarded, of one pass.
 
     A *float32 map* is a first result in float32 of 1 MiB or more, not of a weight's shape, in a
-    pass of which autocast makes the products in 16 bits. A *layout copy* changes the order in memory and
-    nothing else. A *weight cast* changes the type of a parameter, a *host copy* brings something
-    to the GPU. A kernel is one of these at most; copies come first.
+    pass of which autocast makes the products in 16 bits. A *layout copy* changes the order in
+    memory and nothing else. A *weight cast* changes the type of a parameter, a *host copy* brings
+    something to the GPU. A kernel is one of these at most; copies come first.
     """
 
     kernels: int
