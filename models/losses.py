@@ -74,7 +74,9 @@ class PerceptualLoss(nn.Module):
     def __init__(self, vgg: VGG19, layers: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.layers = PERCEPTUAL_LAYERS if layers is None else layers
+        # As its images are: CUDA copies kernels of another layout at every call.
         self.vgg = vgg.eval().requires_grad_(False)
+        self.vgg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         """Compare images [B, 3, H, W] in [-1, 1]; returns a scalar."""

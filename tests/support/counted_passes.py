@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.half import cast_weights
 from models.losses import PerceptualLoss, SimVAELoss, SimVAELossConfig
 from models.metrics.backbones import VGG19
 from models.predictor import swinir
@@ -66,9 +67,15 @@ def _frozen(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def _cast(network: nn.Module) -> nn.Module:
+    """Cast the weights once, as pipelines.restore does."""
+    cast_weights(network, torch.bfloat16)
+    return network
+
+
 def velocity(batch: int) -> Pass:
     """One step of Euler's method, as `Restorer.solve` makes it."""
-    network = _frozen(looformer.LooUFormer(looformer.PRESETS["latent-c32"]))
+    network = _cast(_frozen(looformer.LooUFormer(looformer.PRESETS["latent-c32"])))
     restorer = Restorer(RestorationRule(precision="bfloat16"))
     x_0 = torch.empty(batch, 32, 64, 64)
     return network, lambda: restorer.solve(network, x_0, None, steps=1)
@@ -95,7 +102,7 @@ def encoding(batch: int) -> Pass:
 
 def decoding(batch: int) -> Pass:
     """Latents of Sim-VAE to images of 512 pixels."""
-    network = _frozen(sim_vae.SimVAE(sim_vae.preset("sim-vae-f8c32")))
+    network = _cast(_frozen(sim_vae.SimVAE(sim_vae.preset("sim-vae-f8c32"))))
     restorer = Restorer(RestorationRule(precision="bfloat16"), vae=network)
     latents = torch.empty(batch, 32, 64, 64)
     return network, lambda: restorer.image(latents)
@@ -117,7 +124,7 @@ def vae_step(batch: int) -> Pass:
 
 def pixel_velocity(batch: int) -> Pass:
     """One evaluation of PMRF's velocity at 512 pixels."""
-    network = _frozen(hdit.HDiT(hdit.PRESETS["pmrf-512"]))
+    network = _cast(_frozen(hdit.HDiT(hdit.PRESETS["pmrf-512"])))
     x_t, t = torch.empty(batch, 3, 512, 512), torch.empty(batch)
     return network, lambda: network(x_t, t)
 
