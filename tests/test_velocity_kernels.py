@@ -26,7 +26,7 @@ from models.velocity.neighborhood import MASK_ALIGNMENT
 TINY = {"looformer": looformer.PRESETS["tiny"], "hdit": hdit.PRESETS["tiny"]}
 CLASSES: dict[str, type[LooUFormer] | type[HDiT]] = {"looformer": LooUFormer, "hdit": HDiT}
 BLOCKS: dict[str, Any] = {
-    "looformer": lambda level: looformer.Block(TINY["looformer"], TINY["looformer"].widths[level]),
+    "looformer": lambda level: looformer.Block(TINY["looformer"], level),
     "hdit": lambda level: hdit.Block(TINY["hdit"], level),
 }
 by_network = pytest.mark.parametrize("name", CLASSES)

@@ -170,7 +170,7 @@ class LooUFormer(nn.Module):
 
 
 def _level(config: LooUFormerConfig, level: int) -> nn.ModuleList:
-    return nn.ModuleList(Block(config, config.widths[level]) for _ in range(config.depths[level]))
+    return nn.ModuleList(Block(config, level) for _ in range(config.depths[level]))
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
@@ -186,8 +186,9 @@ def _hidden(width: int, ratio: int) -> int:
 class Block(nn.Module):
     """Attention, then feed-forward; each adds to the stream."""
 
-    def __init__(self, config: LooUFormerConfig, width: int) -> None:
+    def __init__(self, config: LooUFormerConfig, level: int) -> None:
         super().__init__()
+        width = config.widths[level]
         self.attn = Attention(config, width)
         self.ff = ConvFeedForward(config, width)
         self.norm1 = AdaRMSNorm(width, config.mapping_width, bias=config.bias, dim=1)

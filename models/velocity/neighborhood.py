@@ -157,8 +157,8 @@ def windowed_attention(
     chunks = zip(*(torch.split(whole, chunk) for whole in windows), strict=True)
     parts = [run_recomputed(attend, *maps, *some) for some in chunks]
     mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
-    tiled = mixed.view(n, m, B, heads, r, c, e)
-    return rearrange(tiled, "n m b h r c e -> b (n r) (m c) h e")[:, :H, :W]
+    tiled = mixed.view(n, m, B, heads, r, c, e).permute(2, 0, 4, 1, 5, 3, 6)
+    return tiled.reshape(B, n * r, m * c, heads, e)[:, :H, :W]
 
 
 def window_starts(length: int, kernel_size: int, device: torch.device | None = None) -> Tensor:
@@ -215,4 +215,5 @@ def _gather(x: Tensor, positions: Tensor, tiles: int) -> Tensor:
     The copy has the order in which PyTorch's fused kernels return gradients: these need no other.
     """
     gathered = x.index_select(0, positions.flatten())
-    return rearrange(gathered, "(tiles p) b h e -> tiles (b h) p e", tiles=tiles)
+    _, B, heads, e = x.shape
+    return gathered.view(tiles, positions.numel() // tiles, B * heads, e).transpose(1, 2)
