@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.benchmarks.roofline import measures, table
-from tests.support.counted_passes import GUARDED, PASSES, allowed, row
+from tests.support.counted_passes import GUARDED, PASSES, allowed, in_bf16, row
 from tests.support.cuda_counts import Gpu, Kernel, Part, Traced, fused_kernels, traced
 from tests.support.cuda_rules import LISTS, attention_path, on_cuda
 
@@ -154,14 +154,7 @@ def run(network: nn.Module, *shape: int, last: bool = False, backward: bool = Fa
     network.to("meta", memory_format=torch.channels_last if last else torch.preserve_format)
     x = torch.empty(shape, device="meta", requires_grad=backward)
     x = x.to(memory_format=torch.channels_last) if last else x
-
-    def once() -> None:
-        with torch.autocast("cuda", BF16):
-            made = network(x)
-        if backward:
-            made.sum().backward()
-
-    return traced(once, network)
+    return traced(lambda: in_bf16(lambda: network(x).sum() if backward else network(x)), network)
 
 
 def names(found: Traced) -> list[str]:

@@ -51,14 +51,14 @@ class CountedPass:
         """Count its kernels under autocast in bfloat16."""
         with torch.device("meta"):
             network, run = self.prepare()
-        return traced(functools.partial(_in_bf16, run), network)
+        return traced(functools.partial(in_bf16, run), network)
 
 
-def _in_bf16(run: Callable[[], object]) -> None:
-    """Run forward under autocast, and backward outside it if there is a loss."""
+def in_bf16(run: Callable[[], object]) -> None:
+    """Run forward under autocast, and backward outside it where the result is a loss."""
     with torch.autocast("cuda", torch.bfloat16):
         loss = run()
-    if isinstance(loss, Tensor) and loss.requires_grad:
+    if isinstance(loss, Tensor) and loss.requires_grad and not loss.ndim:
         loss.backward()
 
 

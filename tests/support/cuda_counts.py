@@ -88,10 +88,10 @@ class Kernel:
 class Counts:
     """What is guarded, of one pass.
 
-    A *float32 map* is a result in float32 of 1 MiB or more, not of a weight's shape, in a pass of
-    which autocast makes the products in 16 bits. A *layout copy* changes the order in memory and
-    nothing else. A *weight cast* changes the type of a parameter, a *host copy* brings something
-    to the GPU.
+    A *float32 map* is a first result in float32 of 1 MiB or more, not of a weight's shape, in a
+    pass of which autocast makes the products in 16 bits. A *layout copy* changes the order in
+    memory and nothing else. A *weight cast* changes the type of a parameter, a *host copy* brings
+    something to the GPU. A kernel is one of these at most; copies come first.
     """
 
     kernels: int
@@ -164,11 +164,15 @@ def traced(
 ) -> Traced:
     """Count the kernels that a call would start on CUDA.
 
+    It is called once before, without gradients: what a network keeps for a size of map is there.
+
     Args:
         run: calls ``network``, on the meta device; it enters `torch.autocast` for "cuda" itself.
         network: whose parameters are the weights.
         dtype: of autocast inside ``run``; None if there is none, and then no map is too wide.
     """
+    with on_cuda(), torch.no_grad():
+        run()
     with on_cuda() as rules, CountKernels(network, dtype in HALVES) as counter:
         run()
     return Traced(counter.kernels, rules.attention)
@@ -276,8 +280,8 @@ class CountKernels(TorchDispatchMode):
     ) -> None:
         reads = tuple({part.storage: part for part in map(self._part, inputs)}.values())
         writes = tuple(map(self._part, _tensors(out)))
-        if not kind and any(map(self._is_wide, _tensors(out))):
-            kind = "float32 map"
+        if not kind and self._is_wide(_tensors(out)[0]):
+            kind = "float32 map"  # what follows a first result are statistics
         is_half = any(given.dtype in HALVES for given in inputs)
         self.kernels.append(Kernel(name, reads, writes, int(flops), is_half, kind))
 

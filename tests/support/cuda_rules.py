@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
-CUDA = torch.device("cuda", 0)
+CUDA = torch.device("cuda", 99)  # what is kept for this device is never mistaken for a real one's
 HALVES = (torch.float16, torch.bfloat16)
 HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
 FLASH_WIDTH = 256  # channels of a head, at most
@@ -237,12 +237,12 @@ def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def padded(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """Give a mask the shape of the scores, and a row length that is a multiple of 8."""
+    """Give a mask the shape of the scores, and rows that begin at multiples of 8, by a copy."""
     if mask is None:
         return None
     keys = k.shape[-2]
-    if mask.shape[-1] % 8:
-        mask = F.pad(mask, (0, -keys % 8))[..., :keys]
+    if any(stride % 8 for stride in mask.stride()[:-1]):
+        mask = F.pad(mask, (0, 8 - keys % 8))[..., :keys]
     return mask.expand(q.shape[0], q.shape[1], q.shape[2], keys)
 
 
