@@ -52,15 +52,16 @@ def test_a_row_that_fails_does_not_end_those_after_it(tmp_path: Path) -> None:
     assert found["good"]["ms"] == 2.5
 
 
-def test_the_same_file_goes_on_where_it_ended(tmp_path: Path) -> None:
-    """What has a result is not measured again; a row that was begun ended the process."""
+@pytest.mark.parametrize(("begun", "then"), [(1, "ok"), (2, "ended the process")])
+def test_the_same_file_goes_on_where_it_ended(tmp_path: Path, begun: int, then: str) -> None:
+    """What has a result is not measured again, and a row is begun twice at most."""
     path = tmp_path / "results.jsonl"
     rows = [Row(name, 1.0, lambda device: {}) for name in ("first", "second", "third")]
     measured(rows[:1], path)
     with path.open("a") as file:
-        file.write('{"row": "second", "status": "begun"}\n{"row": "thi')
+        file.write(f'{{"row": "second", "status": "begun", "begun": {begun}}}\n{{"row": "thi')
 
-    assert measured(rows, path) == ["ended the process", "ok"]
+    assert measured(rows, path) == [then, "ok"]
     assert measured(rows, path) == []
 
 
@@ -199,6 +200,7 @@ def test_every_counted_row_has_its_model() -> None:
 
 @pytest.mark.slow
 def test_every_row_runs(tmp_path: Path) -> None:
-    """All of them at tiny size."""
-    assert main(["--device", "cpu", "--out", str(tmp_path / "results.jsonl")]) == 0
+    """All of them at tiny size: a minute of a core."""
+    command = ["--device", "cpu", "--minutes", "60", "--out", str(tmp_path / "results.jsonl")]
+    assert main(command) == 0
     assert {line["status"] for line in lines(tmp_path / "results.jsonl").values()} == {"ok"}

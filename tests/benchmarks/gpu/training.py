@@ -217,7 +217,8 @@ def _engine(sizes: Sizes, stage: int, device: Device) -> Found:
     config = EngineConfig(
         global_batch_size=batch, precision="bf16", zero_stage=stage, compile=False
     )
-    engine = Engine(network, torch.optim.AdamW(trained, lr=RATE), config, plan_batches(config, 1))
+    optimizer = torch.optim.AdamW(trained, lr=RATE, fused=device.is_cuda)
+    engine = Engine(network, optimizer, config, plan_batches(config, 1))
 
     def step() -> None:
         engine.backward(_flow_loss(engine, *pairs))
