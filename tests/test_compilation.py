@@ -19,6 +19,7 @@ from models.predictor.swinir import preset as predictor_preset
 from models.vae.sim_vae import PRESETS as AUTOENCODERS
 from models.vae.sim_vae import SimVAE
 from models.velocity import hdit, looformer
+from models.velocity.hourglass import level_geometry
 from tests.support.training_sets import saved_weights
 from trainers.loop.config import EngineConfig
 from trainers.loop.engine import Engine
@@ -63,9 +64,10 @@ def test_most_of_every_network_is_in_its_blocks(network: type[nn.Module], left: 
 def test_blocks_of_one_kind_share_their_graph_and_copies_are_not_compiled() -> None:
     """Keys of the state are as they were; a copy computes with its own weights."""
     config = looformer.PRESETS["tiny"]
-    network = nn.ModuleList(looformer.Block(config, 32, "global") for _ in range(3))
+    network = nn.ModuleList(looformer.Block(config, 0) for _ in range(3))
     before = list(network.state_dict())
-    inputs = torch.randn(1, 32, 4, 4), torch.randn(1, 32)
+    x = torch.randn(1, 32, 4, 4)
+    inputs = x, torch.randn(1, 32), level_geometry(config, 0, 4, 4, x)
     compile_blocks(network)
     for block in network:
         block(*inputs)
