@@ -156,6 +156,20 @@ def _table3(model: str) -> FlowConfig:
     )
 
 
+def _portraits(space: Literal["latent", "pixel"], model: str) -> FlowConfig:
+    """Return a flow of the paper in small: tests/experiments/README.md."""
+    return FlowConfig(
+        space=space,
+        draws="cached" if space == "latent" else "online",
+        model=model,
+        degradation="pmrf-128",
+        loop=LoopConfig(max_steps=6_000, validate_every=500, save_every=500),
+        engine=EngineConfig(global_batch_size=16),
+        schedule=Schedule(peak=2e-3, warmup_steps=100, floor=1e-5, cosine_steps=5_900),
+        ema=EMAConfig(decays=(0.999,)),
+    )
+
+
 PRESETS = {  # on CelebA-Test: PSNR / LPIPS
     "latent-pmrf": FlowConfig(),  # 26.3887 / 0.2207 (Table 4)
     "pmrf": _pmrf(1_051_050, 256),  # 26.3321 / 0.2232 (Table 4)
@@ -173,4 +187,6 @@ PRESETS = {  # on CelebA-Test: PSNR / LPIPS
         schedule=Schedule(peak=2e-3, warmup_steps=50, floor=1e-5, cosine_steps=950),
         ema=EMAConfig(decays=(0.99,)),
     ),
+    "portraits128": _portraits("latent", "small-c8"),
+    "portraits128-pmrf": _portraits("pixel", "small-128"),
 }
