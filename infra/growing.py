@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -110,7 +111,7 @@ class GrowingFile:
         self._due = now + max(EVERY, SHARE * (now - start))
 
 
-class GrowingLines:
+class GrowingLines(ABC):
     """A growing file of JSON lines, open for appending inside a `with` block.
 
     A line that a kill left unfinished is cut off.
@@ -146,6 +147,7 @@ class GrowingLines:
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
+    @abstractmethod
     def take(self, lines: Sequence[bytes], where: str) -> None:
         """Read the lines that the file held.
 
@@ -156,7 +158,6 @@ class GrowingLines:
         Raises:
             UserError: a line is damaged.
         """
-        raise NotImplementedError
 
     def write(self, values: Iterable[object]) -> None:
         """Add a line for each JSON value; they are on this machine's disk on return."""

@@ -95,6 +95,7 @@ def test_what_changes_meanwhile_is_of_one_version(
     assert sorted(contents(paths.cache_folder()).values()).count(b"second") == 1
 
 
+@pytest.mark.forks
 def test_processes_at_once_fetch_it_once(network: BucketPath, s3_proxy: FaultyProxy) -> None:
     """The others wait until the first has it."""
     with FORK.Pool(3) as pool:
@@ -105,6 +106,7 @@ def test_processes_at_once_fetch_it_once(network: BucketPath, s3_proxy: FaultyPr
     assert fetched(s3_proxy) == 1
 
 
+@pytest.mark.forks
 def test_killed_in_the_middle_it_is_fetched_again(
     network: BucketPath, s3_proxy: FaultyProxy
 ) -> None:

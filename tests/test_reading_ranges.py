@@ -178,6 +178,7 @@ def _load(folder: Path, seed: int) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.forks
 def test_processes_share_a_cache(folder: Path) -> None:
     """Four processes that evict each other's ranges all read right, and never exceed the limit."""
     with multiprocessing.get_context("fork").Pool(4) as pool:

@@ -70,6 +70,7 @@ def test_threads_share_a_client(folder: Folder) -> None:
         assert all(threads.map(work, range(32)))
 
 
+@pytest.mark.forks
 def test_a_forked_process_counts_its_own_faults(folder: Folder, s3_proxy: FaultyProxy) -> None:
     """The count of the parent is not the child's."""
     s3_proxy.faults.append(Fault(method="PUT", status=500))

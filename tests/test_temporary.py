@@ -23,6 +23,7 @@ def dies(how: int) -> None:
 
 
 @pytest.mark.parametrize("how", [0, signal.SIGKILL])
+@pytest.mark.forks
 def test_what_a_killed_process_left_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: int
 ) -> None:

@@ -21,7 +21,6 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -30,6 +29,7 @@ from safetensors.numpy import load
 from scipy.special import gamma
 
 from models.metrics.catalog import Judge, to_pixels
+from models.metrics.mscn import coefficients
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,7 +39,6 @@ PARAMETERS_SHA256 = "53c519df48d2afe853763a7cf47223f67f5f0f92cd61a1a93181e299c6b
 # scored. Whoever changes this file so that it gives other scores changes the 1, and the digest.
 DIGEST = "7177aa76fcc3bb7b6dc72234a7bce66bb6e94b656666001dc3ccb59b2cfd3f9f"
 GREY = np.array([0.2125, 0.7154, 0.0721])  # Rec. 709 luma
-WINDOW, SIGMA = 7, 7 / 6  # section III-A
 C = 1 / 255
 ROUNDING = 1e-11  # of a local mean in [0, 1], generously; far below one grey level's effect on it
 MIN_SIDE = 16  # with fewer pixels, too few products are left to fit
@@ -107,17 +106,7 @@ def _scale_features(grey: Floats) -> Floats:
 
 def _normalise(grey: Floats) -> Floats:
     """Subtract the local mean, divide by the local deviation: MSCN coefficients, Eqs. 1 to 3."""
-    kernel = cv2.getGaussianKernel(WINDOW, SIGMA)
-
-    def local(values: Floats) -> Any:
-        return cv2.sepFilter2D(values, -1, kernel, kernel, borderType=cv2.BORDER_CONSTANT)
-
-    mean = local(grey)
-    deviation = np.sqrt(np.abs(local(grey * grey) - mean * mean))
-    difference = grey - mean
-    difference[np.abs(difference) < ROUNDING] = 0
-    normalised: Floats = difference / (deviation + C)
-    return normalised
+    return coefficients(grey, C, ROUNDING, cv2.BORDER_CONSTANT)
 
 
 def _fit(values: Floats) -> tuple[float, float, float, float]:

@@ -19,7 +19,7 @@ scikit-image, by 5e-4 on the astronaut, and by 3 in 100 on the retina, which is 
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -32,6 +32,7 @@ from torch import Tensor
 from models.checkpoint import CheckpointError, weights_digest
 from models.metrics.catalog import Judge
 from models.metrics.fidelity import luma
+from models.metrics.mscn import coefficients
 from models.metrics.published import IQA, PublishedFile
 
 Floats = npt.NDArray[np.float64]
@@ -51,7 +52,7 @@ PUBLISHED = PublishedFile(
 SHAPES = [(1, 36), (36, 36)]
 BLOCK = 96  # pixels at the first scale; half as many at the second
 MIN_SIDE = 2 * BLOCK  # a covariance needs two blocks
-WINDOW, SIGMA, C = 7, 7 / 6, 1
+C = 1
 ROUNDING = 1e-9  # of a local mean in [0, 255], generously; far below one grey level's effect on it
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # from a pixel to the neighbour it is multiplied with
 ALPHAS = 0.2 + 0.001 * np.arange(9801)  # the shapes tried, up to 10
@@ -110,17 +111,7 @@ def block_features(levels: Floats, side: int) -> Floats:
 
 def normalise(levels: Floats) -> Floats:
     """Subtract the local mean, divide by the local deviation; the border is repeated outwards."""
-    kernel = cv2.getGaussianKernel(WINDOW, SIGMA)
-
-    def local(values: Floats) -> Any:
-        return cv2.sepFilter2D(values, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
-
-    mean = local(levels)
-    deviation = np.sqrt(np.abs(local(levels * levels) - mean * mean))
-    difference = levels - mean
-    difference[np.abs(difference) < ROUNDING] = 0
-    normalised: Floats = difference / (deviation + C)
-    return normalised
+    return coefficients(levels, C, ROUNDING, cv2.BORDER_REPLICATE)
 
 
 def halve(levels: Floats) -> Floats:

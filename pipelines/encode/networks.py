@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datasets.decoding import single_threaded
 from datasets.degradation.parameters import DegradationParameters, degradation_preset
 from datasets.degradation.reference import draw_parameters
 from infra.config import differences, flat
@@ -29,6 +28,7 @@ from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 from pipelines.encode.config import EncodeRule
 from pipelines.jobs.folder import plain
+from pipelines.jobs.kernels import same_in_every_run
 
 LIVE_MAPS = 6  # feature maps of the first stage that are alive at once, generously
 SHARE_OF_MEMORY = 0.5  # of the GPU, for feature maps
@@ -68,16 +68,11 @@ class Encoder:
     """
 
     def __init__(self, rule: EncodeRule, expected: Mapping[str, Any] | None = None) -> None:
-        single_threaded()
-        torch.set_num_threads(1)
+        same_in_every_run(1, tf32=rule.precision == "tf32")
         if rule.device == "cuda" and not torch.cuda.is_available():
             raise UsageError(
                 "--device cuda: no GPU here; give --device cpu (--dry-run says how slowly)"
             )
-        # no trials of algorithms, whose winner differs from run to run
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-        tf32 = rule.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         self.rule = rule
         self.device = torch.device(rule.device)
         models = load_models(rule)

@@ -18,12 +18,13 @@ from pipelines.evaluate.job import (
     check,
     say_failures,
     say_missing,
+    spec_of,
     wanted_groups,
 )
 from pipelines.evaluate.judges import Found, look
 from pipelines.evaluate.measured import by_mark
 from pipelines.evaluate.pairs import find_pairs
-from pipelines.evaluate.worker import BATCH_ON_GPU, Failure, Group, MeasurePictures, MeasureSpec
+from pipelines.evaluate.worker import Failure, Group, MeasurePictures
 
 DEAREST = 6  # steps that are named
 Seconds = dict[str, float]
@@ -94,27 +95,17 @@ def _seconds(
     Groups of one kind, of the same roles and metrics, take as long as the first of them. Each is
     measured twice, for the first time loads the networks.
     """
-    batch = (measure.batch or BATCH_ON_GPU) if device == "cuda" else 1
-    spec = MeasureSpec(
-        digests=found.digests,
-        weights=measure.weights,
-        device=device,
-        batch=batch,
-        threads=measure.threads,
-        features=str(folder / "features"),
-        notes=str(folder / "attempts"),
-        session="dry run",
-    )
+    spec = spec_of(measure, found, device, folder)
     worker, steps = MeasurePictures(spec), Seconds()
     for _, of_kind in groupby(sorted(groups, key=_kind), key=_kind):
         alike = [*of_kind]
-        (unit,) = as_units(alike[:batch], batch)
+        (unit,) = as_units(alike[: spec.batch], spec.batch)
         for _ in range(2):
             done = worker(unit)
             if done["failures"]:
                 say_failures([Failure(**row) for row in done["failures"]])
                 raise UserError("the first pictures cannot be measured; each has its line above")
-        share = len(alike) / len(alike[:batch])
+        share = len(alike) / len(alike[: spec.batch])
         for name, seconds in done["seconds"].items():
             steps[name] = steps.get(name, 0.0) + share * seconds
     return steps

@@ -20,6 +20,7 @@ from datasets.test_sets import PROTOCOLS
 from infra import paths
 from infra.config import digest, from_dict, pretty_json, to_dict
 from infra.errors import BudgetExceeded, UsageError, UserError
+from infra.paths import AnyPath
 from models.metrics.catalog import METRICS
 from pipelines.evaluate import report
 from pipelines.evaluate.config import STATE, EvaluateConfig, MeasureConfig
@@ -121,17 +122,7 @@ class Evaluation:
         if not groups:
             sys.stdout.write(f"{self.folder}: all is measured already\n")
             return []
-        measure = self.config.measure
-        spec = MeasureSpec(
-            digests=found.digests,
-            weights=measure.weights,
-            device=device,
-            batch=(measure.batch or BATCH_ON_GPU) if device == "cuda" else 1,
-            threads=measure.threads,
-            features=str(self.state / "features"),
-            notes=str(self.state / "attempts"),
-            session=uuid.uuid4().hex,
-        )
+        spec = spec_of(self.config.measure, found, device, self.state)
         most = UNIT_ON_GPU if device == "cuda" else UNIT_ON_CPU
         size = max(1, min(most, len(groups) // (SHARES * engine.workers(resources))))
         units = [*as_units(groups, size)]
@@ -150,6 +141,27 @@ class Evaluation:
         sys.stdout.write(report.as_text(summary, self.folder))
         if self.config.measure.track:
             sys.stdout.write(record(self.folder, self.state, summary))
+
+
+def spec_of(measure: MeasureConfig, found: Found, device: str, state: AnyPath) -> MeasureSpec:
+    """Return what all units share.
+
+    Args:
+        measure: what the user said of the measuring.
+        found: the metrics.
+        device: where is measured.
+        state: folder of features and notes.
+    """
+    return MeasureSpec(
+        digests=found.digests,
+        weights=measure.weights,
+        device=device,
+        batch=(measure.batch or BATCH_ON_GPU) if device == "cuda" else 1,
+        threads=measure.threads,
+        features=str(state / "features"),
+        notes=str(state / "attempts"),
+        session=uuid.uuid4().hex,
+    )
 
 
 def placed(measure: MeasureConfig, engine: Engine, what: str) -> tuple[str, Resources]:

@@ -129,9 +129,6 @@ class Judges:
 
     def __init__(self, digests: Mapping[str, str], weights: str, device: str) -> None:
         self.digests, self.weights, self.device = digests, weights, torch.device(device)
-        # no trials of algorithms, whose winner differs from run to run; no products in TF32
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._images: dict[str, Judge] = {}
         self._sets: dict[str, SetJudge] = {}
 

@@ -1,13 +1,12 @@
 """Which picture is compared with which: by their keys, and every mismatch by name."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from datasets.sources import ImageRef
 from infra.config import digest
 from infra.errors import UsageError
-from infra.paths import AnyPath, fetched, path_of
+from infra.paths import AnyPath, fetched, path_of, sha256
 from models.checkpoint import CheckpointError
 from models.metrics.frechet import Statistics, read_statistics
 from pipelines.evaluate.config import SetsConfig
@@ -145,7 +144,7 @@ def stored_statistics(option: str, where: str) -> Stored:
     try:
         with fetched(path_of(where)) as file:
             statistics = read_statistics(file)
-            return Stored(hashlib.sha256(file.read_bytes()).hexdigest(), statistics)
+            return Stored(sha256(file), statistics)
     except CheckpointError as error:
         raise UsageError(f"{option} {error}") from error
 

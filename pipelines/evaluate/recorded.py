@@ -8,7 +8,7 @@ from infra.paths import AnyPath
 from infra.tracking.record import LOG, Resume, described
 from infra.tracking.rules import flatten
 from infra.tracking.run import start_run
-from pipelines.evaluate.summary import PAGE, SUMMARY, Method, Summary, encoded
+from pipelines.evaluate.summary import PAGE, SUMMARY, Summary, encoded
 
 EXPERIMENT, TRACKING, RECORDED = "latent-pmrf/evaluate", "tracking", "recorded.json"
 
@@ -46,11 +46,6 @@ def record(folder: AnyPath, state: AnyPath, summary: Summary) -> str:
         run.close()
         paths.write_bytes(state / RECORDED, mark)
         return f"MLflow: {run.where()}\n"
-
-
-def restored(summary: Summary) -> list[tuple[str, Method]]:
-    """List the methods whose pictures `pipelines.restore` has made, with their names."""
-    return [(name, one) for name, one in summary.methods.items() if one.restored]
 
 
 def numbers(summary: Summary) -> dict[str, float]:

@@ -243,7 +243,7 @@ def _restored(summary: Summary) -> str:
         for name, settings in found.items()
     ]
     said = page.note("Of the model, the first 12 digits of the bundle's digest.")
-    return f'<div style="overflow-x:auto">{page.table(["pictures", *options], rows)}</div>{said}'
+    return page.table(["pictures", *options], rows) + said
 
 
 def missing_metrics(missing: Mapping[str, str]) -> str:

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from datasets.shards import parquet_bytes
 from datasets.sources import ImageRef
 from infra.config import digest
 from infra.errors import UserError
@@ -109,9 +109,7 @@ class Results:
             columns = {name: pa.array(values) for name, values in self.columns(method).items()}
             count = len(self.keys)
             parts.append(pa.table({"method": [method] * count, "key": self.keys, **columns}))
-        buffer = io.BytesIO()
-        pq.write_table(pa.concat_tables(parts), buffer, compression="zstd")
-        return buffer.getvalue()
+        return parquet_bytes(pa.concat_tables(parts))
 
     def pixels(self, refs: Iterable[ImageRef]) -> str:
         """Identify pictures by their keys, sizes and levels."""

@@ -191,12 +191,17 @@ class _Summarising:
 
     @cached_property
     def _distances(self) -> dict[str, dict[str, _Distance]]:
-        """By metric of whole sets and method."""
-        methods = self.results.pairs.methods
-        return {
-            name: {method: self._distance(method, name) for method in methods}
-            for name in self.results.metrics("set")
-        }
+        """By metric of whole sets and method; the features of a network are read once."""
+        networks: dict[str, list[str]] = {}
+        for name in self.results.metrics("set"):
+            networks.setdefault(METRICS[name].features, []).append(name)
+        found: dict[str, dict[str, _Distance]] = {n: {} for n in self.results.metrics("set")}
+        for names in networks.values():
+            for method, refs in self.results.pairs.methods.items():
+                features = torch.from_numpy(self.results.features([*refs.values()], names[0]))
+                for name in names:
+                    found[name][method] = self._distance(name, features)
+        return found
 
     @cached_property
     def _compared(self) -> dict[tuple[str, str], "Compared"]:
@@ -218,10 +223,8 @@ class _Summarising:
         refs = [*(pairs.distribution or {}).values()]
         return METRICS[name].prepared(torch.from_numpy(self.results.features(refs, name)))
 
-    def _distance(self, method: str, name: str) -> _Distance:
+    def _distance(self, name: str, mine: torch.Tensor) -> _Distance:
         distance = METRICS[name].distance_function()
-        refs = [*self.results.pairs.methods[method].values()]
-        mine = torch.from_numpy(self.results.features(refs, name))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.decoding import single_threaded
 from datasets.fetching import READERS, Fetch, read_ahead
 from datasets.sources import ImageRef
 from datasets.unusable import UnusableImage
@@ -30,6 +29,7 @@ from pipelines.evaluate.judges import Judges, features_identity, identity
 from pipelines.evaluate.measured import Measured, value_name
 from pipelines.evaluate.pairs import mark
 from pipelines.jobs.attempts import Attempt, attempt
+from pipelines.jobs.kernels import same_in_every_run
 from pipelines.jobs.stage import Stopwatch
 from pipelines.restore.reasons import sentence
 
@@ -101,8 +101,7 @@ class MeasurePictures:
     """Measures the groups of units with the metrics that they ask for."""
 
     def __init__(self, spec: MeasureSpec) -> None:
-        single_threaded()
-        torch.set_num_threads(spec.threads)
+        same_in_every_run(spec.threads)
         if spec.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: no GPU on this worker; give --device cpu")
         self.spec = spec

@@ -10,9 +10,14 @@ DIGITS = 4  # of the largest value of a row
 MOST_DECIMALS = 6
 
 
+def arrow(metric: str) -> str:
+    """Return an arrow that says which way a metric is better."""
+    return "↑" if METRICS[metric].higher_is_better else "↓"
+
+
 def named(metric: str) -> str:
-    """Return a metric's name with an arrow that says which way is better."""
-    return f"{metric} {'↑' if METRICS[metric].higher_is_better else '↓'}"
+    """Return a metric's name with its arrow."""
+    return f"{metric} {arrow(metric)}"
 
 
 def decimals(values: Iterable[float | None]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.decoding import Pixels, single_threaded
+from datasets.decoding import Pixels
 from datasets.unusable import UnusableImage
 from infra.errors import UsageError, UserError
 from models.bundle import Bundle
@@ -24,6 +24,7 @@ from models.noise import NamedNoise, Purpose
 from models.ranges import uint8_to_unit, unit_to_uint8
 from models.restorer import Restorer
 from models.spread import Spread, spread
+from pipelines.jobs.kernels import same_in_every_run
 from pipelines.restore.bundles import open_bundle
 from pipelines.restore.comparators import load_comparator
 from pipelines.restore.config import ModelRule, RestoreRule
@@ -69,14 +70,9 @@ class FaceRestorer:
     """
 
     def __init__(self, rule: RestoreRule, expected: str | None = None) -> None:
-        single_threaded()
-        torch.set_num_threads(rule.threads)
+        same_in_every_run(rule.threads, tf32=rule.precision == "tf32")
         if rule.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: no GPU here; give --device cpu")
-        # no trials of algorithms, whose winner differs from run to run
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-        tf32 = rule.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         bundle = open_model(rule)
         if expected is not None and bundle.config.digest != expected:
             raise UserError(

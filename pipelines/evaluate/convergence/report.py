@@ -23,6 +23,7 @@ from pipelines.evaluate.convergence.curves import (
 from pipelines.evaluate.convergence.notes import BATCH, NOT_RECORDED, differing, machine, notes
 from pipelines.evaluate.convergence.outcome import Compared, Group, Member, Outcome
 from pipelines.evaluate.convergence.speedup import RESAMPLES, SEEDS, Bound, SpeedUp
+from pipelines.evaluate.writing import arrow
 from pipelines.jobs import page
 from pipelines.jobs.plots import Axis, Series, plot
 
@@ -182,7 +183,7 @@ def _headlines(outcome: Outcome) -> Iterator[list[str]]:
         else:
             sampled = "-" if found.sampled is None else _range(*found.sampled)
             told = [f"{found.ratio:.3g}", _range(found.low, found.high), sampled]
-        level = f"{one.metric} {_arrow(one.metric)} {found.level:.4g}"
+        level = f"{one.metric} {arrow(one.metric)} {found.level:.4g}"
         yield [level, COSTS[one.cost], spent[0], one.group, spent[1], *told]
 
 
@@ -210,10 +211,6 @@ def _spent(value: float, cost: str) -> str:
     return f"{value:.3g}" if cost == "hours" else _scientific(value)
 
 
-def _arrow(metric: str) -> str:
-    return "↑" if METRICS[metric].higher_is_better else "↓"
-
-
 def _drawings(outcome: Outcome) -> Iterator[tuple[str, str]]:
     """Yield a section for each metric: its curves, and the speed-up against the level."""
     for metric in outcome.metrics:
@@ -221,13 +218,13 @@ def _drawings(outcome: Outcome) -> Iterator[tuple[str, str]]:
         drawn += [_by_level(outcome, metric, group.name) for group in outcome.groups[1:]]
         cells = "".join(f'<div style="width:{SIDE}px">{one}</div>' for one in drawn if one)
         grid = f'<div style="display:flex;flex-wrap:wrap;gap:0 20px">{cells}</div>'
-        yield f"{metric} {_arrow(metric)}", grid
+        yield f"{metric} {arrow(metric)}", grid
 
 
 def _curves(outcome: Outcome, metric: str, cost: str) -> str:
     """Draw a metric against a cost, a line for each group."""
     series = [_series(group, metric, cost) for group in outcome.groups]
-    y = Axis(label=f"{metric} {_arrow(metric)}")
+    y = Axis(label=f"{metric} {arrow(metric)}")
     return plot(series, Axis(label=COSTS[cost], is_log=True), y, width=SIDE, height=HEIGHT)
 
 
@@ -235,7 +232,7 @@ def _by_level(outcome: Outcome, metric: str, group: str) -> str:
     """Draw the speed-up of a group against the level of a metric, a line for each cost."""
     found = [one for one in outcome.compared if (one.metric, one.group) == (metric, group)]
     series = [_against_level(one) for one in found if one.found.speedups]
-    x = Axis(label=f"level of {metric} {_arrow(metric)}")
+    x = Axis(label=f"level of {metric} {arrow(metric)}")
     y = Axis(label=f"speed-up of {group} over {outcome.baseline.name}", is_log=True)
     return plot(series, x, y, width=SIDE, height=HEIGHT)
 

@@ -142,8 +142,7 @@ def table(points: Sequence[Point], metrics: Sequence[str]) -> str:
         ]
         for point in points
     ]
-    shown = page.table(["method", *facts, *metrics], rows)
-    return f'<div style="overflow-x:auto">{shown}</div>'
+    return page.table(["method", *facts, *metrics], rows)
 
 
 def cell(value: str | float | None) -> str:

@@ -102,11 +102,10 @@ class _Ranking:
 
     def _difference(self, one: Row, other: Row) -> Difference | None:
         """Return the difference of two methods: that of an evaluation of both, or of two."""
-        both = {one.method, other.method}
         for place in one.places:
-            for known in place.summary.differences:
-                if known.metric == self.metric and {known.first, known.second} == both:
-                    return known
+            known = place.summary.difference(self.metric, one.method, other.method)
+            if known is not None:
+                return known
         here, there = one.place(self.metric), other.place(self.metric)
         if here is there or here is None or there is None or METRICS[self.metric].kind == "set":
             return None

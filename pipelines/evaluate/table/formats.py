@@ -8,12 +8,12 @@ from dataclasses import asdict, fields
 from itertools import groupby
 from typing import NamedTuple
 
-from models.metrics.catalog import METRICS
 from pipelines.evaluate.summary import Fingerprint
 from pipelines.evaluate.table.columns import COLUMNS, shown
 from pipelines.evaluate.table.config import Format
 from pipelines.evaluate.table.evaluations import Row
 from pipelines.evaluate.table.exhibit import Exhibit
+from pipelines.evaluate.writing import arrow
 
 
 class Style(NamedTuple):
@@ -46,7 +46,7 @@ FIELDS = (
 
 def markdown(table: Exhibit) -> str:
     """Write a table of GitHub's markdown, and its notes as a list."""
-    header = ["Method", *(f"{COLUMNS[name].label} {_arrow(name)}" for name in table.metrics)]
+    header = ["Method", *(f"{COLUMNS[name].label} {arrow(name)}" for name in table.metrics)]
     lines = [header, ["---", *("---:" for _ in table.metrics)]]
     lines += [[_markdown(row.method), *_cells(table, row, IN_MARKDOWN)] for row in table.rows]
     rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -61,7 +61,7 @@ def latex(table: Exhibit) -> str:
     ]
     over = " & ".join(rf"\multicolumn{{{count}}}{{c}}{{{group}}}" for group, count in groups)
     arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
-    names = [f"{_latex(COLUMNS[name].label)}{arrows[_arrow(name)]}" for name in table.metrics]
+    names = [f"{_latex(COLUMNS[name].label)}{arrows[arrow(name)]}" for name in table.metrics]
     rows = [[_latex(row.method), *_cells(table, row, IN_LATEX)] for row in table.rows]
     lines = [
         "% needs \\usepackage{booktabs}, and text in UTF-8",
@@ -129,10 +129,6 @@ def _cells(table: Exhibit, row: Row, style: Style) -> Iterator[str]:
             number = shown(name, value.value).replace("-", style.minus)
             mark = table.marks[name].get(row.method)
             yield getattr(style, mark).format(number) if mark else number
-
-
-def _arrow(name: str) -> str:
-    return "↑" if METRICS[name].higher_is_better else "↓"
 
 
 def _rules(counts: list[int]) -> Iterator[str]:

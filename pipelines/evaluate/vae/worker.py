@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from datasets.decoding import Pixels, single_threaded
+from datasets.decoding import Pixels
 from datasets.unusable import UnusableImage
 from infra.errors import UserError
 from models.frozen import Identity
@@ -19,6 +19,7 @@ from pipelines.evaluate.vae.config import Precision
 from pipelines.evaluate.vae.filling import THREADS, Filler, Target, Unit
 from pipelines.evaluate.vae.latents import LatentSums
 from pipelines.evaluate.vae.networks import load
+from pipelines.jobs.kernels import same_in_every_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,14 +43,9 @@ class ReconstructPictures:
     """
 
     def __init__(self, spec: ReconstructSpec) -> None:
-        single_threaded()
-        torch.set_num_threads(spec.threads)
+        same_in_every_run(spec.threads, tf32=spec.precision == "tf32")
         if spec.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: no GPU on this worker; give --device cpu")
-        # no trials of algorithms, whose winner differs from run to run
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-        tf32 = spec.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         self.spec, self.device = spec, torch.device(spec.device)
         vae = load(spec.where, spec.identity).to(self.device)
         self.restorer = Restorer(RestorationRule(precision=spec.precision), vae=vae)
