@@ -163,9 +163,9 @@ def _portraits(space: Literal["latent", "pixel"], model: str) -> FlowConfig:
         draws="cached" if space == "latent" else "online",
         model=model,
         degradation="pmrf-128",
-        loop=LoopConfig(max_steps=6_000, validate_every=500, save_every=500),
+        loop=LoopConfig(max_steps=3_000, validate_every=250, save_every=250),
         engine=EngineConfig(global_batch_size=16),
-        schedule=Schedule(peak=2e-3, warmup_steps=100, floor=1e-5, cosine_steps=5_900),
+        schedule=Schedule(peak=2e-3, warmup_steps=100, floor=1e-5, cosine_steps=2_900),
         ema=EMAConfig(decays=(0.999,)),
     )
 
