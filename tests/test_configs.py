@@ -94,7 +94,7 @@ OPTIONS = {
     """
     + TRAINING,
     "flow": """
-        alignment conditional degradation draws images latents posterior predictor regressor
+        alignment conditional degradation dists draws images latents posterior predictor regressor
         sampling-steps sigma-s source space stage times vae
     """
     + TRAINING,
