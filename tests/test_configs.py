@@ -75,8 +75,9 @@ OPTIONS = {
         device input predictor recompute regressor repair vae
     """,
     "restore": """
-        batch colour device faces faces-json gpus input layers method min-face model output
-        overwrite dry-run precision samples seed sigma-s solver steps strength threads whole workers
+        batch colour device faces faces-json gpus input keep-posterior-mean layers method min-face
+        model output overwrite dry-run precision reference samples seed sigma-s solver steps
+        strength threads whole workers
     """,
     "export": """
         alignment checkpoint dtype predictor regressor vae

@@ -81,6 +81,23 @@ def test_a_restored_picture_is_the_restorer_s(world: Path) -> None:
     assert (expected.restored != face).mean() > 0.9  # the input is never passed off as output
 
 
+def test_the_posterior_mean_is_kept_on_demand(world: Path, tmp_path: Path) -> None:
+    """It is what --method posterior-mean restores, and the page shows it; of whole faces only."""
+    fields = {"reference": str(world / "lq"), "keep_posterior_mean": True}
+    restore(world / "lq", tmp_path / "out", world / "model", **fields)
+    restore(world / "lq", tmp_path / "means", world / "model", method="posterior-mean")
+    page = (tmp_path / "out" / "report.html").read_text()
+
+    kept = Image.open(tmp_path / "out" / "face-1.posterior-mean.png")
+    mean = Image.open(tmp_path / "means" / "face-1.png")
+    assert (np.asarray(kept) == np.asarray(mean)).all()
+    for what in ("input", "posterior mean", "restored", "HQ"):
+        assert page.count(f"<figcaption>{what}</figcaption>") == FACES
+    assert made(tmp_path / "out")["face-1.png"] == made(world / "whole")["face-1.png"]
+    with pytest.raises(ValueError, match="keep_posterior_mean with whole: of aligned faces only"):
+        job(world / "lq", tmp_path / "whole", world / "model", whole=True, keep_posterior_mean=True)
+
+
 def as_batches(lq: Path, _: Path) -> tuple[Any, dict[str, Any]]:
     """Ask for eight faces in a pass of the networks."""
     return lq, {"batch": 8}
