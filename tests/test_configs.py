@@ -80,7 +80,7 @@ OPTIONS = {
         strength threads whole workers
     """,
     "export": """
-        alignment checkpoint dtype predictor regressor vae
+        about alignment checkpoint dtype licence predictor regressor vae
     """,
     "score": """
         device images max-bad output scorer scorer-batch scorer-dtype scorer-prompt

@@ -175,6 +175,10 @@ class ExportConfig:
     """In which the weights are stored; float16 is half as large, and is computed in float32."""
     alignment: Literal["ffhq", "any"] | None = None
     """How the training images frame a face; None: as the run says."""
+    about: str = ""
+    """File in Markdown that becomes a part of the card: on whom it was trained, what it is for."""
+    licence: str = ""
+    """Under which the parts may be used whose licence is not known, which are your own."""
     vae: str = ""
     """The run's autoencoder, if it was not given to the run or lies elsewhere now."""
     predictor: str = ""
