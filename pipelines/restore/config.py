@@ -12,7 +12,9 @@ from pipelines.jobs.paths import absolute, absolute_if_there
 
 STATE = ".restore"
 """Folder of an output with the state of its job."""
-Method = Literal["latent-pmrf", "pmrf", "posterior-mean", "vae-reconstruction", "spandrel"]
+Method = Literal[
+    "latent-pmrf", "pmrf", "posterior-mean", "source", "vae-reconstruction", "spandrel"
+]
 Device = Literal["cuda", "cpu"]
 Solver = Literal["euler", "heun"]
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -26,9 +28,10 @@ class ModelRule:
     """A bundle or the folder of a training run, a path or s3://; a hub id; or portraits128, which
     comes with the project: small, 128 pixels."""
     method: Method | None = None
-    """None: the model's flow. posterior-mean: the predictor alone; vae-reconstruction: the picture
-    through the autoencoder, as a bound on what a latent flow can show; spandrel: --model is a file
-    of another restorer, such as GFPGAN, with the extra `comparators`."""
+    """None: the model's flow. posterior-mean: the predictor alone; source: where a latent flow
+    begins, decoded without its noise (Eq. 4); vae-reconstruction: the picture through the
+    autoencoder, as a bound on what a latent flow can show; spandrel: --model is a file of another
+    restorer, such as GFPGAN, with the extra `comparators`."""
     steps: PositiveInt | None = None
     """Of the solver; None: as the model says, 25 in the paper."""
     solver: Solver | None = None

@@ -83,7 +83,7 @@ def _told(bundle: Bundle, config: ExportConfig) -> Bundle:
         UsageError: --about cannot be read.
     """
     facts = bundle.config.training
-    own = dict.fromkeys(bundle.config.parts, config.licence) if config.licence else {}
+    own = {str(part): config.licence for part in bundle.config.parts if config.licence}
     try:
         about = path_of(config.about).read_bytes().decode() if config.about else facts.about
     except (OSError, UnicodeDecodeError) as error:
