@@ -166,9 +166,9 @@ def _portraits(space: Literal["latent", "pixel"], model: str) -> FlowConfig:
         draws="cached" if space == "latent" else "online",
         model=model,
         degradation="pmrf-128",
-        loop=LoopConfig(max_steps=3_000, validate_every=250, save_every=250),
+        loop=LoopConfig(max_steps=2_000, validate_every=250, save_every=250),
         engine=EngineConfig(global_batch_size=16),
-        schedule=Schedule(peak=2e-3, warmup_steps=100, floor=1e-5, cosine_steps=2_900),
+        schedule=Schedule(peak=2e-3, warmup_steps=100, floor=1e-5, cosine_steps=1_900),
         ema=EMAConfig(decays=(0.999,)),
     )
 
