@@ -38,7 +38,9 @@ def model_card(config: BundleConfig) -> str:
 
     Every number in it is one of ``config``.
     """
-    sections = [_what(config), _use(config), _LIMITS, _training(config.training)]
+    about = config.training.about.strip()
+    sections = [_what(config), about and f"{about}\n", _use(config), _LIMITS]
+    sections += [_training(config.training)]
     sections += [_validation(config), _licences(config)]
     return _FRONT + "\n" + "\n".join(filter(None, sections))
 

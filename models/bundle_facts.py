@@ -58,6 +58,8 @@ class TrainingFacts:
     """Which run or weights the training began from."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the programs that trained."""
+    about: str = ""
+    """What whoever hands it on has to say, in Markdown, such as who is in the data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

@@ -75,12 +75,12 @@ OPTIONS = {
         device input predictor recompute regressor repair vae
     """,
     "restore": """
-        batch colour device execution faces faces-json gpus input layers method min-face model
-        output overwrite dry-run precision samples seed sigma-s solver steps strength threads whole
-        workers
+        batch colour device execution faces faces-json gpus input keep-posterior-mean layers method
+        min-face model output overwrite dry-run precision reference samples seed sigma-s solver
+        steps strength threads whole workers
     """,
     "export": """
-        alignment checkpoint dtype predictor regressor vae
+        about alignment checkpoint dtype licence predictor regressor vae
     """,
     "score": """
         device images max-bad output scorer scorer-batch scorer-dtype scorer-prompt
@@ -95,7 +95,7 @@ OPTIONS = {
     """
     + TRAINING,
     "flow": """
-        alignment conditional degradation draws images latents posterior predictor regressor
+        alignment conditional degradation dists draws images latents posterior predictor regressor
         sampling-steps sigma-s source space stage times vae
     """
     + TRAINING,

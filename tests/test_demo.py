@@ -366,12 +366,6 @@ def test_the_examples_are_pictures_of_the_models_size(page: Client) -> None:
     assert sizes == {"face.png": (32, 32), "photograph.png": (512, 512)}
 
 
-def test_a_page_without_a_model_is_refused() -> None:
-    """The option that gives one is named."""
-    with pytest.raises(UsageError, match="no model; give --model"):
-        demo.main([])
-
-
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded() -> None:
     """So is an address that is not ours; a port of 0 is a free one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

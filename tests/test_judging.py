@@ -21,6 +21,7 @@ from tests.support.training_sets import (
     Files,
     log,
     run_trainer,
+    write_dists,
     write_files,
     write_image_set,
     write_lpips,
@@ -164,6 +165,16 @@ def test_a_wrong_folder_is_an_error(
 
     with pytest.raises(UserError, match=r"--lpips: .*nowhere/alexnet-owt-7be5be79.pth"):
         build[program](str(tmp_path / "nowhere"))
+
+
+def test_a_flow_is_validated_with_dists_where_its_weights_are_given(
+    files: Files, tmp_path: Path
+) -> None:
+    """Of restorations, and of what they are compared with; without the option there is none."""
+    task = flow_task(files, dists=str(write_dists(tmp_path)))
+
+    assert {"dists", "dists_lq"} <= task.validate(task.network).metrics.keys()
+    assert "dists" not in flow_task(files).restorations.metrics()
 
 
 def test_damaged_weights_in_the_cache_are_an_error(empty_cache: Path) -> None:

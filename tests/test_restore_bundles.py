@@ -177,6 +177,21 @@ def test_export_changes_how_a_bundle_is_stored(trained: Trained, tmp_path: Path)
         main(["export", bundle, str(trained.folder)])
 
 
+def test_export_adds_what_its_user_says_to_the_card(trained: Trained, tmp_path: Path) -> None:
+    """A text, and the licence of what was trained here; the model is the same."""
+    bundle, told, text = str(trained.folder / "bundle"), tmp_path / "told", tmp_path / "about.md"
+    text.write_text("## Data\n\nTwo drawn squares.\n")
+    said = ["--about", str(text), "--licence", "Apache-2.0"]
+    assert main(["export", bundle, str(told), *said]) == 0
+    config, card = load_bundle(told).config, (told / "README.md").read_text()
+
+    assert "## Data\n\nTwo drawn squares.\n\n## Use" in card
+    assert card.count("| Apache-2.0 |") == len(config.parts)
+    assert config.digest == load_bundle(bundle).config.digest
+    with pytest.raises(UsageError, match=r"--about .*nothing.md: not a file of UTF-8 text"):
+        main(["export", bundle, str(told), "--about", str(tmp_path / "nothing.md")])
+
+
 def test_a_run_without_its_networks_says_how_to_export(
     files: Files, train: "Train", tmp_path: Path
 ) -> None:

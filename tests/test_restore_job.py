@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from datasets.sources import ImageRef
@@ -18,6 +19,7 @@ from infra import storage
 from infra.errors import BudgetExceeded, UsageError, UserError
 from models.bundle import load_bundle
 from models.predictor.swinir import SwinIR
+from models.ranges import uint8_to_unit, unit_to_uint8
 from models.vae.sim_vae import SimVAE
 from models.velocity.looformer import LooUFormer
 from pipelines.restore.config import RestoreRule
@@ -80,6 +82,38 @@ def test_a_restored_picture_is_the_restorer_s(world: Path) -> None:
 
     assert (np.asarray(Image.open(world / "whole" / "face-1.png")) == expected.restored).all()
     assert (expected.restored != face).mean() > 0.9  # the input is never passed off as output
+
+
+def test_the_posterior_mean_is_kept_on_demand(world: Path, tmp_path: Path) -> None:
+    """It is what --method posterior-mean restores, and the page shows it; of whole faces only."""
+    fields = {"reference": str(world / "lq"), "keep_posterior_mean": True}
+    restore(world / "lq", tmp_path / "out", world / "model", **fields)
+    restore(world / "lq", tmp_path / "means", world / "model", method="posterior-mean")
+    page = (tmp_path / "out" / "report.html").read_text()
+
+    kept = Image.open(tmp_path / "out" / "face-1.posterior-mean.png")
+    mean = Image.open(tmp_path / "means" / "face-1.png")
+    assert (np.asarray(kept) == np.asarray(mean)).all()
+    for what in ("input", "posterior mean", "restored", "HQ"):
+        assert page.count(f"<figcaption>{what}</figcaption>") == FACES
+    assert made(tmp_path / "out")["face-1.png"] == made(world / "whole")["face-1.png"]
+    with pytest.raises(ValueError, match="keep_posterior_mean with whole: of aligned faces only"):
+        job(world / "lq", tmp_path / "whole", world / "model", whole=True, keep_posterior_mean=True)
+
+
+def test_the_source_is_the_posterior_mean_through_the_autoencoder(
+    world: Path, tmp_path: Path
+) -> None:
+    """The second choice of Sec. 3.2, D(E(posterior mean)), without the noise of the source."""
+    model = load_bundle(world / "model")
+    restore(world / "lq", tmp_path / "out", world / "model", method="source")
+    lq = torch.from_numpy(np.asarray(Image.open(world / "lq" / "face-1.png")).copy())
+    mean = model.restorer.posterior_mean(uint8_to_unit(lq.permute(2, 0, 1)[None]))
+    expected = model.restorer.image(model.restorer.posterior(mean).mode())
+
+    found = np.asarray(Image.open(tmp_path / "out" / "face-1.png")).astype(int)
+    off = unit_to_uint8(expected)[0].permute(1, 2, 0).numpy() - found
+    assert abs(off).max() <= 1
 
 
 def as_batches(lq: Path, _: Path) -> tuple[Any, dict[str, Any]]:

@@ -71,6 +71,7 @@ def test_a_loss_without_its_network_trains_as_advised(
             ["--peak-from", "3", "1"],
         ),
         (["--lpips", "x"], "give --images", []),
+        (["--dists", "x"], "give --images", []),
     ],
 )
 def test_an_option_that_cannot_be_is_replaced_as_advised(

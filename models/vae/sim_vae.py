@@ -98,8 +98,26 @@ PRESETS: dict[str, SimVAEConfig] = {  # reconstruction of CelebA-Test in Tables 
     "sd-vae-f8c32": SimVAEConfig(
         norm_type="group_norm", mid="self_attention", resize="sd", res_block="sd"
     ),
-    "small-f4c8": SimVAEConfig(  # for two cores and images of 128 pixels
-        latent_channels=8, block_out_channels=(16, 32, 64), layers_per_block=1, norm_groups=8
+    # for two cores and images of 128 pixels
+    **{
+        f"small-f4c{channels}": SimVAEConfig(
+            latent_channels=channels,
+            block_out_channels=(16, 32, 64),
+            layers_per_block=1,
+            norm_groups=8,
+        )
+        for channels in (4, 8, 16)
+    },
+    # SD-VAE as large as small-f4c8: 0.81 and 0.80 million parameters
+    "small-sd-f4c8": SimVAEConfig(
+        latent_channels=8,
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        norm_groups=8,
+        norm_type="group_norm",
+        mid="self_attention",
+        resize="sd",
+        res_block="sd",
     ),
     "tiny": SimVAEConfig(  # for tests and smoke runs, f8c4
         latent_channels=4, block_out_channels=(8, 16, 32, 32), layers_per_block=1, norm_groups=8

@@ -53,6 +53,14 @@ PRESETS: dict[str, HDiTConfig] = {
     "pmrf-256": HDiTConfig(  # "XL2", of PMRF's controlled experiments: 121.5 M
         widths=(384, 768), depths=(2, 11), attentions=("neighborhood", "global")
     ),
+    "small-128": HDiTConfig(  # for two cores and images of 128 pixels; as large as small-c8
+        widths=(48, 96),
+        depths=(1, 2),
+        attentions=("neighborhood", "global"),
+        head_dim=24,
+        mapping_width=96,
+        mapping_depth=1,
+    ),
     "tiny": HDiTConfig(
         widths=(32, 64),
         depths=(1, 1),

@@ -94,15 +94,19 @@ PRESETS: dict[str, LooUFormerConfig] = {
     "latent-c24": LooUFormerConfig(in_channels=24),  # 150.663 M
     "latent-c32": LooUFormerConfig(),  # 150,700,194 parameters, 0.153 TFLOP at 512 px
     "latent-c48": LooUFormerConfig(in_channels=48),  # 150.774 M
-    "small-c8": LooUFormerConfig(  # for two cores and latents of 32 x 32
-        in_channels=8,
-        widths=(48, 96),
-        depths=(1, 2),
-        attentions=("neighborhood", "global"),
-        head_dim=24,
-        mapping_width=96,
-        mapping_depth=1,
-    ),
+    # for two cores and latents of 32 x 32
+    **{
+        f"small-c{channels}": LooUFormerConfig(
+            in_channels=channels,
+            widths=(48, 96),
+            depths=(1, 2),
+            attentions=("neighborhood", "global"),
+            head_dim=24,
+            mapping_width=96,
+            mapping_depth=1,
+        )
+        for channels in (4, 8, 16)
+    },
     "tiny": LooUFormerConfig(  # for tests and smoke runs
         in_channels=4,
         widths=(32, 64),

@@ -1,6 +1,7 @@
 """Restore photographs on a page in the browser: `python -m pipelines.demo`.
 
-    python -m pipelines.demo --model runs/flow                       # http://127.0.0.1:7860
+    python -m pipelines.demo                                         # http://127.0.0.1:7860
+    python -m pipelines.demo --model runs/flow                       # your own, not the included
     python -m pipelines.demo --model runs/flow --host 0.0.0.0 --names gpu-box      # for others too
 
 Photographs and results are in the memory of this process alone, and are forgotten after
@@ -11,7 +12,6 @@ import sys
 from collections.abc import Sequence
 
 from infra import cli
-from infra.errors import UsageError
 from pipelines.demo.config import PRESETS, DemoConfig
 
 
@@ -19,11 +19,9 @@ def main(arguments: Sequence[str]) -> int:
     """Serve the page until a signal, which ends the process.
 
     Raises:
-        UsageError: no model, one that cannot be used, or a port that is taken.
+        UsageError: a model that cannot be used, or a port that is taken.
     """
     config = cli.parse(DemoConfig, PRESETS, arguments, "pipelines.demo", __doc__ or "")
-    if not config.rule.model:
-        raise UsageError("no model; give --model with a bundle or the folder of a training run")
     from pipelines.demo.server import listen, serve, url
 
     with listen(config.host, config.port) as listener:

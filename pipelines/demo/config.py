@@ -14,7 +14,7 @@ from pipelines.restore.config import RestoreRule
 class DemoConfig:
     """Which model the page restores with, who reaches it, and how much it takes."""
 
-    rule: RestoreRule = field(default_factory=RestoreRule)
+    rule: RestoreRule = field(default_factory=lambda: RestoreRule(model="portraits128"))
     """The model, and how it restores; what the page has a control for begins with these values."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in, and the page asks for no password."""

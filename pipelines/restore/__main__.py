@@ -1,5 +1,6 @@
 """Restore faces: `python -m pipelines.restore`.
 
+    python -m pipelines.restore                   # one face, with the model that is included
     python -m pipelines.restore -i lq/ -o restored/ --model runs/flow     # folders of aligned faces
     python -m pipelines.restore -i album/ -o restored/ --model runs/flow --whole      # photographs
     python -m pipelines.restore ... --steps 10 --strength 0.5             # faster, more faithful
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 
 from infra import cli
 from infra.errors import UsageError
-from pipelines.restore.config import PRESETS, ExportConfig, RestoreConfig
+from pipelines.restore.config import EXAMPLE, PRESETS, ExportConfig, RestoreConfig
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,10 +30,15 @@ def main(arguments: Sequence[str]) -> int:
     """
     if arguments and arguments[0] == "export":
         return export(list(arguments[1:]))
+    arguments = arguments or ["--preset", "demo"]
     config = cli.parse(RestoreConfig, PRESETS, arguments, "pipelines.restore", __doc__ or "")
     from pipelines.restore.job import Restoration, check
 
     check(config)
+    if config.input == PRESETS["demo"].input:
+        from pipelines.restore.example import write_pair
+
+        write_pair(EXAMPLE)
     if config.dry_run:
         from pipelines.restore.estimate import estimate
 

@@ -1,4 +1,4 @@
-"""Where a model is found: a bundle, a training run, the hub, or PMRF as its authors publish it."""
+"""Where a model is found: a bundle, a run, the project's own, the hub, or PMRF as published."""
 
 import re
 import sys
@@ -14,11 +14,13 @@ from models.checkpoint import CONFIG, WEIGHTS, CheckpointError, hub_remedy
 from models.pmrf import REPOSITORY, WHERE, is_published, load_published
 from pipelines.restore import runs
 
+INCLUDED = {"portraits128": Path(__file__).parents[2] / "models" / "bundles" / "portraits128"}
+"""Bundles that come with the project, by name; a folder of that name goes before."""
 ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = [FILE, CONFIG, WEIGHTS, *(f"*/{name}" for name in (CONFIG, "*.safetensors"))]
 KINDS = (
-    "give a bundle, the folder of a training run or one of its checkpoints, or an id "
-    "ORGANISATION/NAME of the Hugging Face hub"
+    "give a bundle, the folder of a training run or one of its checkpoints, an id "
+    f"ORGANISATION/NAME of the Hugging Face hub, or {', '.join(INCLUDED)}"
 )
 
 
@@ -59,7 +61,9 @@ def open_bundle(where: str) -> Bundle:
         if not isinstance(path, Path):
             folder = local_copy(path / FILE).parent
             return load_bundle(folder, lambda part: at_hand(str(path / part)))
-        if not path.exists() and ON_THE_HUB.fullmatch(where):
+        if not path.exists() and where in INCLUDED:
+            path = INCLUDED[where]
+        elif not path.exists() and ON_THE_HUB.fullmatch(where):
             path = _downloaded(where)
         if is_published(path):
             return load_published(path)

@@ -12,7 +12,9 @@ from pipelines.jobs.paths import absolute, absolute_if_there
 
 STATE = ".restore"
 """Folder of an output with the state of its job."""
-Method = Literal["latent-pmrf", "pmrf", "posterior-mean", "vae-reconstruction", "spandrel"]
+Method = Literal[
+    "latent-pmrf", "pmrf", "posterior-mean", "source", "vae-reconstruction", "spandrel"
+]
 Device = Literal["cuda", "cpu"]
 Solver = Literal["euler", "heun"]
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -24,11 +26,13 @@ class ModelRule:
     """A model, and how it restores."""
 
     model: str = ""
-    """A bundle or the folder of a training run, a path or s3://; or a hub id."""
+    """A bundle or the folder of a training run, a path or s3://; a hub id; or portraits128, which
+    comes with the project: small, 128 pixels."""
     method: Method | None = None
-    """None: the model's flow. posterior-mean: the predictor alone; vae-reconstruction: the picture
-    through the autoencoder, as a bound on what a latent flow can show; spandrel: --model is a file
-    of another restorer, such as GFPGAN, with the extra `comparators`."""
+    """None: the model's flow. posterior-mean: the predictor alone; source: where a latent flow
+    begins, decoded without its noise (Eq. 4); vae-reconstruction: the picture through the
+    autoencoder, as a bound on what a latent flow can show; spandrel: --model is a file of another
+    restorer, such as GFPGAN, with the extra `comparators`."""
     steps: PositiveInt | None = None
     """Of the solver; None: as the model says, 25 in the paper."""
     solver: Solver | None = None
@@ -133,6 +137,10 @@ class RestoreConfig:
     """Folders, images, .tar, .tar.gz, .tar.zst, .tar.xz, .zip, or s3://; NAME= prefixes keys."""
     output: Annotated[str, arg(aliases=["-o"])] = ""
     """Folder of the restored pictures; made if it is not there."""
+    reference: str = ""
+    """HQ of the pictures, named as they are: any --input; the page shows them too."""
+    keep_posterior_mean: bool = False
+    """Write KEY.posterior-mean.png too: what is certain, as the flow began with it."""
     rule: RestoreRule = field(default_factory=RestoreRule)
     """From a face to a restored one."""
     whole: WholeRule = field(default_factory=WholeRule)
@@ -146,17 +154,36 @@ class RestoreConfig:
     dry_run: bool = False
     """Restore one picture, say how long all of them take, and write nothing."""
 
+    def __post_init__(self) -> None:
+        if self.keep_posterior_mean and self.whole.whole:
+            raise ValueError(
+                "keep_posterior_mean with whole: of aligned faces only; in a photograph restore "
+                "with --method posterior-mean instead, into another folder"
+            )
+
     def absolute(self) -> "RestoreConfig":
         """Return the same job with every path absolute, for processes that work elsewhere."""
         return replace(
             self,
             output=absolute(self.output),
+            reference=absolute(self.reference),
             rule=replace(self.rule, model=absolute_if_there(self.rule.model)),
             whole=replace(self.whole, faces_json=absolute(self.whole.faces_json)),
         )
 
 
-PRESETS = {"default": RestoreConfig()}
+EXAMPLE = "data/astronaut"
+"""Folder of the face that the command restores without arguments, and of what it becomes."""
+PRESETS = {
+    "default": RestoreConfig(),
+    "demo": RestoreConfig(
+        input=(f"{EXAMPLE}/lq",),
+        output=f"{EXAMPLE}/restored",
+        reference=f"{EXAMPLE}/hq",
+        keep_posterior_mean=True,
+        rule=RestoreRule(model="portraits128"),
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -169,6 +196,10 @@ class ExportConfig:
     """In which the weights are stored; float16 is half as large, and is computed in float32."""
     alignment: Literal["ffhq", "any"] | None = None
     """How the training images frame a face; None: as the run says."""
+    about: str = ""
+    """File in Markdown that becomes a part of the card: on whom it was trained, what it is for."""
+    licence: str = ""
+    """Under which the parts may be used whose licence is not known, which are your own."""
     vae: str = ""
     """The run's autoencoder, if it was not given to the run or lies elsewhere now."""
     predictor: str = ""

@@ -36,6 +36,7 @@ def export(what: str, where: str, config: ExportConfig) -> None:
             f"such as {path_of(where) / runs.BUNDLE}"
         )
     bundle = _of_run(what, config) if _is_run(what) else _of_model(what, config)
+    bundle = _told(bundle, config)
     target = path_of(where)
     try:
         if isinstance(target, Path):
@@ -73,6 +74,22 @@ def _of_model(what: str, config: ExportConfig) -> Bundle:
     bundle = open_bundle(what)
     changed = replace(bundle.config, alignment=config.alignment or bundle.config.alignment)
     return in_memory(changed, bundle.velocity, bundle.restorer, config.dtype)
+
+
+def _told(bundle: Bundle, config: ExportConfig) -> Bundle:
+    """Add to the facts of a bundle what the user says.
+
+    Raises:
+        UsageError: --about cannot be read.
+    """
+    facts = bundle.config.training
+    own = {str(part): config.licence for part in bundle.config.parts if config.licence}
+    try:
+        about = path_of(config.about).read_bytes().decode() if config.about else facts.about
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--about {config.about}: not a file of UTF-8 text: {error}") from error
+    facts = replace(facts, about=about, licences={**own, **facts.licences})
+    return replace(bundle, config=replace(bundle.config, training=facts))
 
 
 def _given(config: ExportConfig) -> dict[PartName, str]:

@@ -8,7 +8,8 @@ OUT/.restore/               the state of the job
     identity.json           what the pictures depend on beside the inputs; others are refused
     config.json             the resolved configuration, for --config
     results.jsonl           what became of every picture so far
-    attempts/, sources/     notes on what is under way; what is kept of archives
+    attempts/               notes on what is under way
+    sources/, references/   what is kept of archives
 """
 
 import sys
@@ -71,7 +72,8 @@ class Restoration:
         self.settings = settings(config.rule, self.bundle)
         if config.whole.whole and not config.whole.faces_json:
             require_dlib()
-        self.identity = plain({**self.settings, "whole": _whole(config.whole)})
+        kept = {"keep_posterior_mean": True} if config.keep_posterior_mean else {}
+        self.identity = plain({**self.settings, "whole": _whole(config.whole), **kept})
 
     def run(self, engine: Engine | None = None) -> None:
         """Do what is left to do.
@@ -161,6 +163,7 @@ class Restoration:
                 rule=rule,
                 whole=self.config.whole,
                 output=str(self.folder),
+                keep_posterior_mean=self.config.keep_posterior_mean,
                 notes=str(self.state / "attempts"),
                 session=uuid.uuid4().hex,
                 model=self.settings["model"],
@@ -188,6 +191,19 @@ class Restoration:
                 (self.folder / name).unlink(missing_ok=True)
         results.append(rows)
         say_failures(rows)
+
+    def _references(self) -> dict[str, ImageRef]:
+        """List HQ of the pictures by key, where there are any.
+
+        Raises:
+            UsageError: --reference cannot be read.
+        """
+        if not self.config.reference:
+            return {}
+        kept = self.state / "references"
+        given = listed((self.config.reference,), kept, "--reference")
+        given.prepare()
+        return {ref.key: ref for ref in given.images}
 
     def placed(self, engine: Engine, pictures: int) -> tuple[RestoreRule, Resources]:
         """Say on what so many pictures are computed; an open device is a GPU where there is one.
@@ -227,7 +243,9 @@ class Restoration:
         kept = [row for key in others if (row := results.by_key[key]).files]
         for name, data in report.tables(sorted([*rows, *kept], key=lambda row: row.key)).items():
             paths.write_bytes(self.folder / name, data)
-        page = report.build(listing, rows, self.folder, flat(self.identity), self.bundle)
+        page = report.build(
+            listing, rows, self.folder, flat(self.identity), self.bundle, self._references()
+        )
         paths.write_bytes(self.folder / report.PAGE, page.encode())
         (self.state / OVERWRITING).unlink(missing_ok=True)
         sys.stdout.write(report.summary(rows, self.folder))

@@ -189,6 +189,9 @@ class FaceRestorer:
         method = self.settings["method"]
         if method == "posterior-mean":
             return mean
+        if method == "source":
+            encoding = self._restorer.encode(mean, noise, Purpose.SOURCE_POSTERIOR)
+            return self._restorer.image(self._restorer.source(encoding, noise))
         if method == "vae-reconstruction":
             encoding = self._restorer.encode(lq, noise, Purpose.TARGET_POSTERIOR)
             return self._restorer.image(encoding)
@@ -245,6 +248,7 @@ def check_method(rule: ModelRule, config: BundleConfig) -> None:
         return
     has: list[str] = [config.method]
     has += ["posterior-mean"] if "predictor" in config.parts else []
+    has += ["source"] if "vae" in config.parts and config.rule.source != "noise" else []
     has += ["vae-reconstruction"] if "vae" in config.parts else []
     if rule.method is not None and rule.method not in has:
         raise UsageError(

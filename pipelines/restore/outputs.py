@@ -2,6 +2,7 @@
 
 OUT/KEY.png             the restored picture; how it was made stands in its text
 OUT/KEY.sample-1.png    further restorations, with --samples
+OUT/KEY.posterior-mean.png      what the flow began with, with --keep-posterior-mean
 OUT/KEY.spread.png      how much they differ, in the colours of `models.spread`
 OUT/KEY.json            how it was made, and what is known of each face; written last
 
@@ -19,7 +20,10 @@ from infra.config import pretty_json
 from infra.paths import AnyPath, write_bytes
 
 SOFTWARE = "latent-pmrf"
-OURS = re.compile(r"(?P<key>[^.]+)(\.sample-\d+|\.spread|\.layers/[^/]+)?\.(?P<extension>png|json)")
+POSTERIOR_MEAN = "posterior-mean"
+OURS = re.compile(
+    r"(?P<key>[^.]+)(\.sample-\d+|\.posterior-mean|\.spread|\.layers/[^/]+)?\.(?P<extension>png|json)"
+)
 """What a job names its files."""
 
 

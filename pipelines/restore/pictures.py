@@ -20,7 +20,7 @@ from models.faces.find import FaceFinder
 from pipelines.restore.belief import numbers, warnings
 from pipelines.restore.faces import check_aligned
 from pipelines.restore.networks import FaceRestorer, RestoredFace
-from pipelines.restore.outputs import png, text_of
+from pipelines.restore.outputs import POSTERIOR_MEAN, png, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +104,22 @@ def checked(picture: Given, finder: FaceFinder | None) -> Given:
     return replace(picture, face={"alignment": check.record()}, landmarks=check.landmarks)
 
 
-def made(picture: Given, face: RestoredFace, restorer: FaceRestorer) -> Made:
-    """Encode what a picture became, and say how it was made."""
+def made(
+    picture: Given, face: RestoredFace, restorer: FaceRestorer, *, keep_mean: bool = False
+) -> Made:
+    """Encode what a picture became, and say how it was made.
+
+    Args:
+        picture: that was restored.
+        face: what it became.
+        restorer: that did it.
+        keep_mean: encode the posterior mean too, of a model that has one.
+    """
     text = text_of(restorer.settings)
     samples = {f"sample-{n}": sample for n, sample in enumerate(face.samples, start=1)}
     pictures = {"": face.restored, **samples}
+    if keep_mean and face.posterior_mean is not None:
+        pictures[POSTERIOR_MEAN] = face.posterior_mean
     if face.spread is not None:
         pictures["spread"] = spread.picture(face.spread)
     said = numbers(face, picture.pixels, picture.landmarks)

@@ -20,6 +20,7 @@ from infra.config import flat
 from infra.paths import AnyPath
 from models.bundle_facts import BundleConfig
 from pipelines.jobs import page
+from pipelines.restore.outputs import POSTERIOR_MEAN
 from pipelines.restore.results import Result
 
 TABLE, FACES, PAGE = "results.parquet", "faces.parquet", "report.html"
@@ -75,6 +76,7 @@ def build(
     folder: AnyPath,
     settings: Mapping[str, Any],
     bundle: BundleConfig,
+    references: Mapping[str, ImageRef],
 ) -> str:
     """Return the page.
 
@@ -84,6 +86,7 @@ def build(
         folder: the output folder.
         settings: everything that the pictures depend on.
         bundle: the model's.
+        references: HQ of the pictures, by key; of any of them.
     """
     done = [(ref, row) for ref, row in zip(listing.images, rows, strict=True) if not row.reason]
     failed = [[row.key, f"{row.reason}: {row.detail}"] for row in rows if row.reason]
@@ -93,7 +96,7 @@ def build(
         ("", page.facts(counts)),
         ("Not restored", _table(["picture", "why"], failed)),
         ("Notes", _table(["picture", "note"], noted)),
-        ("Before and after", "".join(_compared(done, folder))),
+        ("Before and after", "".join(_compared(done, folder, references))),
         ("How", _table(["setting", "value"], [[k, str(v)] for k, v in settings.items()])),
         ("Model", _table(["fact", "value"], list(facts(bundle).items()))),
     ]
@@ -114,12 +117,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return page.table(header, rows[:LINES]) + said
 
 
-def _compared(done: Sequence[tuple[ImageRef, Result]], folder: AnyPath) -> Iterator[str]:
+def _compared(
+    done: Sequence[tuple[ImageRef, Result]], folder: AnyPath, references: Mapping[str, ImageRef]
+) -> Iterator[str]:
     """Show some pictures and what they became side by side, as far as the page has room."""
     room = BYTES
     for place in sorted({place * len(done) // SHOWN for place in range(SHOWN)} if done else ()):
         ref, row = done[place]
-        pictures = list(_pictures(ref, row, folder))
+        pictures = list(_pictures(ref, row, folder, references.get(row.key)))
         uris = [(what, _uri(_fitted(pixels))) for what, pixels in pictures]
         room -= sum(len(uri) for _, uri in uris)
         if room < 0:
@@ -128,23 +133,33 @@ def _compared(done: Sequence[tuple[ImageRef, Result]], folder: AnyPath) -> Itera
         yield page.beside(row.key, uris, widest, row.notes)
 
 
-def _pictures(ref: ImageRef, row: Result, folder: AnyPath) -> Iterator[tuple[str, Pixels]]:
-    """Yield the picture, what it became, and the map of the spread, if there is one."""
+def _pictures(
+    ref: ImageRef, row: Result, folder: AnyPath, reference: ImageRef | None
+) -> Iterator[tuple[str, Pixels]]:
+    """Yield what is there: picture, posterior mean, what it became, HQ, map of the spread."""
     after = shown((folder / f"{row.key}.png").read_bytes())
-    try:
-        before = shown(read(ref))
-    except UnusableImage:  # it was read when it was restored; the other two can still be shown
-        before = None
+    before = _as_large(ref, after)
     if before is not None:
-        before = _resized(before, after.shape[1], after.shape[0])
         yield "input", before
+    if f"{row.key}.{POSTERIOR_MEAN}.png" in row.files:
+        yield "posterior mean", shown((folder / f"{row.key}.{POSTERIOR_MEAN}.png").read_bytes())
     yield "restored", after
+    if reference is not None and (hq := _as_large(reference, after)) is not None:
+        yield "HQ", hq
     if (box := largest(row)) and before is not None:
         yield "its largest face, input", _cut(before, box)
         yield "restored", _cut(after, box)
     spread = f"{row.key}.spread.png"
     if spread in row.files:
         yield SPREAD, shown((folder / spread).read_bytes())
+
+
+def _as_large(ref: ImageRef, other: Pixels) -> Pixels | None:
+    """Read a picture in another's size; None if it cannot be read, now or any more."""
+    try:
+        return _resized(shown(read(ref)), other.shape[1], other.shape[0])
+    except UnusableImage:
+        return None
 
 
 def shown(data: bytes) -> Pixels:

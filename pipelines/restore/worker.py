@@ -58,6 +58,8 @@ class RestoreSpec:
     whole: WholeRule
     output: str
     """The output folder."""
+    keep_posterior_mean: bool
+    """Write it beside each restored face."""
     notes: str
     """Folder for the notes of `pipelines.jobs.attempts`."""
     session: str
@@ -204,7 +206,8 @@ class RestoreImages:
             return restored
         ref, picture, face = restored
         with self.watch("encode"):
-            outputs = made(picture, face, self.restorer)
+            keep_mean = self.spec.keep_posterior_mean
+            outputs = made(picture, face, self.restorer, keep_mean=keep_mean)
         return self._kept(ref, outputs)
 
     def _kept(self, ref: ImageRef, outputs: Made) -> Result:

@@ -159,7 +159,9 @@ class FlowTask:
     def _best(self) -> str:
         """Choose the metric of the best checkpoints: LPIPS, if validation has it."""
         judged = () if self.restorations is None else self.restorations.metrics()
-        computed = [name for name in ("lpips", "psnr", "ms_ssim", "brisque") if name in judged]
+        computed = [
+            name for name in ("lpips", "psnr", "ms_ssim", "dists", "brisque") if name in judged
+        ]
         if self.config.loop.best is None and computed[:1] == ["psnr"]:
             say(
                 "the best checkpoints are those of the highest PSNR, which falls as a flow learns "

@@ -69,6 +69,8 @@ class FlowConfig:
     lpips: str | None = None
     """Folder of LPIPS's two weights files; by default torch.hub's cache, and where they are not in
     it, validation is without LPIPS and says so."""
+    dists: str | None = None
+    """Folder of DISTS's weights files; without it, validation is without DISTS."""
     grid_images: PositiveInt = 6
     """Images in the pictures of a validation."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(max_steps=400_000))
@@ -92,11 +94,12 @@ class FlowConfig:
                 f"space='pixel' with draws={self.draws!r}, stage={self.stage!r}: a flow of pixels "
                 "is trained online, and needs no regressor; give --draws online --stage flow"
             )
-        if self.lpips and not self.restores:
-            raise ValueError(
-                f"lpips={self.lpips!r} with images={self.images}, stage={self.stage!r}: it judges "
-                "restored pictures; give --images, and --stage flow"
-            )
+        for name, folder in (("lpips", self.lpips), ("dists", self.dists)):
+            if folder and not self.restores:
+                raise ValueError(
+                    f"{name}={folder!r} with images={self.images}, stage={self.stage!r}: it judges "
+                    "restored pictures; give --images, and --stage flow"
+                )
         if self.source == "regressed" and self.space == "pixel":
             raise ValueError("source='regressed': of latents only; a pixel's is the posterior mean")
         if self.regressor and self.source != "regressed":
@@ -116,8 +119,8 @@ class FlowConfig:
 
     def may_change(self, name: str) -> bool:
         """Tell whether a run may be resumed with another value of this dotted field."""
-        free = ("latents", "images", "vae", "predictor", "regressor", "lpips", "grid_images")
-        return name in (*free, "alignment") or loop_config.may_change(name)
+        files = ("latents", "images", "vae", "predictor", "regressor", "lpips", "dists")
+        return name in (*files, "grid_images", "alignment") or loop_config.may_change(name)
 
     def required(self) -> dict[str, bool]:
         """Tell which files the configuration needs, and that are not given.
@@ -156,6 +159,20 @@ def _table3(model: str) -> FlowConfig:
     )
 
 
+def _portraits(space: Literal["latent", "pixel"], model: str) -> FlowConfig:
+    """Return a flow of the paper in small: tests/experiments/README.md."""
+    return FlowConfig(
+        space=space,
+        draws="cached" if space == "latent" else "online",
+        model=model,
+        degradation="pmrf-128",
+        loop=LoopConfig(max_steps=2_000, validate_every=250, save_every=250),
+        engine=EngineConfig(global_batch_size=16),
+        schedule=Schedule(peak=2e-3, warmup_steps=100, floor=1e-5, cosine_steps=1_900),
+        ema=EMAConfig(decays=(0.999,)),
+    )
+
+
 PRESETS = {  # on CelebA-Test: PSNR / LPIPS
     "latent-pmrf": FlowConfig(),  # 26.3887 / 0.2207 (Table 4)
     "pmrf": _pmrf(1_051_050, 256),  # 26.3321 / 0.2232 (Table 4)
@@ -173,4 +190,6 @@ PRESETS = {  # on CelebA-Test: PSNR / LPIPS
         schedule=Schedule(peak=2e-3, warmup_steps=50, floor=1e-5, cosine_steps=950),
         ema=EMAConfig(decays=(0.99,)),
     ),
+    "portraits128": _portraits("latent", "small-c8"),
+    "portraits128-pmrf": _portraits("pixel", "small-128"),
 }

@@ -44,7 +44,8 @@ class Restorations:
         self, config: FlowConfig, restorer: Restorer, samples: OnlinePairs, device: torch.device
     ) -> None:
         self.config, self.restorer, self.samples, self.device = config, restorer, samples, device
-        self.judges = Judges((*FIDELITY, "brisque"), {"lpips": config.lpips}, device)
+        names = (*FIDELITY, *(["dists"] if config.dists else []), "brisque")
+        self.judges = Judges(names, {"lpips": config.lpips, "dists": config.dists}, device)
         self.references: dict[str, float] | None = None
         cv2.setNumThreads(1)  # BRISQUE's: every rank has a thread of its own
 

@@ -79,4 +79,12 @@ PRESETS = {
         schedule=Schedule(peak=2e-3, warmup_steps=50, floor=2e-5, cosine_steps=1_950),
         ema=EMAConfig(decays=(0.99,)),
     ),
+    "portraits128": PredictorConfig(  # the paper in small: tests/experiments/README.md
+        degradation="pmrf-128",
+        model="small",
+        loop=LoopConfig(max_steps=6_000, validate_every=500, save_every=500),
+        engine=EngineConfig(global_batch_size=8),
+        schedule=Schedule(peak=2e-3, warmup_steps=100, floor=2e-5, cosine_steps=5_900),
+        ema=EMAConfig(decays=(0.999,)),
+    ),
 }

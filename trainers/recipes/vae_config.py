@@ -86,4 +86,14 @@ PRESETS = {
         schedule=Schedule(peak=3e-3, warmup_steps=50, floor=1e-4, cosine_steps=1_950),
         ema=EMAConfig(decays=(0.99,)),
     ),
+    "portraits128": VAEConfig(  # the paper in small: tests/experiments/README.md
+        model="small-f4c8",
+        crop=64,
+        loss=SimVAELossConfig(perceptual=0.0),
+        loop=LoopConfig(max_steps=4_000, validate_every=500, save_every=500),
+        # without clipping, and at three times the rate, it diverges after 1,400 steps
+        engine=EngineConfig(global_batch_size=16, gradient_clipping=1.0),
+        schedule=Schedule(peak=1e-3, warmup_steps=100, floor=1e-5, cosine_steps=3_900),
+        ema=EMAConfig(decays=(0.999,)),
+    ),
 }
