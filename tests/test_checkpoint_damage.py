@@ -28,10 +28,7 @@ FILES = [
     "ema-0.99/model.safetensors",
     "ema-0.99/config.json",
     "optimizer.safetensors",
-    "engine/zero_to_fp32.py",
-    "engine/zero_to_torch.py",
     "engine/state/mp_rank_00_model_states.pt",
-    "engine/state/zero_pp_rank_0_mp_rank_00_optim_states.pt",
     "record.json",
     MANIFEST,
 ]

@@ -43,14 +43,14 @@ class WindowAttention(nn.Module):
         """
         # Windows join the batch, so that q, k and v are views: to copy them would move more bytes
         # than masks that are repeated for each image.
-        B = windows.shape[0]
+        B, n = windows.shape[:2]
         q, k, v = rearrange(self.qkv(windows), "b n t (s h) d -> s (b n) h t d", s=3)
         bias = self._bias(q.dtype)
         if mask is not None:
             masks = mask.to(q.dtype).unsqueeze(1)
             bias = (bias + masks).expand(B, -1, -1, -1, -1).flatten(0, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
-        out: Tensor = self.proj(rearrange(mixed, "(b n) h t d -> b n t h d", b=B))
+        out: Tensor = self.proj(rearrange(mixed, "(b n) h t d -> b n t h d", n=n))
         return out
 
     def _bias(self, dtype: torch.dtype) -> Tensor:
