@@ -93,8 +93,17 @@ def test_every_trainer_says_what_it_costs_and_writes_nothing(
     assert "It would go on" not in ended.said
 
 
-@pytest.mark.parametrize("program", ["flow", "vae", "predictor"])
-@pytest.mark.parametrize("is_recomputed", [False, True])
+@pytest.mark.parametrize(
+    ("program", "is_recomputed"),
+    [
+        ("flow", True),
+        ("vae", False),
+        pytest.param("flow", False, marks=pytest.mark.slow),
+        pytest.param("vae", True, marks=pytest.mark.slow),
+        pytest.param("predictor", False, marks=pytest.mark.slow),
+        pytest.param("predictor", True, marks=pytest.mark.slow),
+    ],
+)
 def test_two_small_counts_tell_what_a_larger_step_needs(
     tmp_path: Path, program: str, is_recomputed: bool
 ) -> None:
