@@ -97,7 +97,7 @@ def test_every_trainer_says_what_it_costs_and_writes_nothing(
     ("program", "is_recomputed"),
     [
         ("flow", True),
-        ("vae", False),
+        pytest.param("vae", False, marks=pytest.mark.slow),
         pytest.param("flow", False, marks=pytest.mark.slow),
         pytest.param("vae", True, marks=pytest.mark.slow),
         pytest.param("predictor", False, marks=pytest.mark.slow),

@@ -52,10 +52,12 @@ def test_every_path_of_a_job_is_made_absolute(
 
 
 def test_a_cluster_gets_the_code_alone() -> None:
-    """What is shipped is a few megabytes, whatever lies beside it in the clone."""
+    """What is shipped is a few megabytes, the included model apart, whatever lies beside it."""
     shipped = [p for name in CODE for p in (ROOT / name).rglob("*") if "__pycache__" not in p.parts]
+    code = [path for path in shipped if ROOT / "models" / "bundles" not in path.parents]
 
-    assert sum(path.stat().st_size for path in shipped) < 5 << 20
+    assert sum(path.stat().st_size for path in code) < 5 << 20
+    assert len(shipped) > len(code)  # its workers restore with the model too
 
 
 def test_a_cluster_is_told_where_the_bucket_is_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

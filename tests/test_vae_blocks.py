@@ -148,12 +148,9 @@ def test_every_parameter_is_used(design: str) -> None:
 
 @pytest.mark.parametrize(
     "design",
-    ["sim"]  # each kind of block of the others is compiled below
-    + [
-        pytest.param(d, marks=pytest.mark.slow)
-        for d in ("pixel_shuffle", "sd_vae", "group_norm", "self_attention", "sd_resize")
-    ],
+    ["sim", "pixel_shuffle", "sd_vae", "group_norm", "self_attention", "sd_resize"],
 )
+@pytest.mark.slow  # each kind of block is compiled below
 @torch.no_grad()
 def test_halves_compile_without_a_graph_break(design: str) -> None:
     """torch.compile captures encoder and decoder whole and once, and computes the same."""

@@ -1,7 +1,7 @@
 """The README's picture: the example of `python -m pipelines.restore`, its four pictures in a row.
 
-    python -m pipelines.restore
-    python -m tests.benchmarks.picture
+python -m pipelines.restore
+python -m tests.benchmarks.picture
 """
 
 import sys
