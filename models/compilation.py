@@ -27,9 +27,8 @@ BLOCKS = (
     VGG19,  # all of it: a chain of convolutions without blocks
 )
 BACKEND = "inductor"
-GRAPHS = (
-    64  # at most: of each kind, width, and size of a batch; PyTorch's own limit of 8 is for one
-)
+GRAPHS = 64
+"""Of a kind of block at most, one for each width and size of a batch; PyTorch's limit is 8."""
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:

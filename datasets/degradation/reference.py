@@ -105,6 +105,11 @@ def to_float(hq: npt.NDArray[Any]) -> Image:
     return hq
 
 
+def to_levels(picture: Image) -> npt.NDArray[np.uint8]:
+    """[H, W, 3] in [0, 1] => uint8, to the nearest level."""
+    return np.rint(picture * 255).astype(np.uint8)
+
+
 def check_size(height: int, width: int, parameters: DegradationParameters) -> None:
     """Refuse an image that is too small for the blur or vanishes in the downscale."""
     least = parameters.kernel_size // 2 + 1

@@ -13,18 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from datasets.decoding import Pixels, encode_png, opened_image, single_threaded
+from datasets.decoding import encode_png, opened_image, single_threaded
 from datasets.degradation.parameters import (
     PRESETS,
     DegradationConfig,
     DegradationParameters,
     degradation_preset,
 )
-from datasets.degradation.reference import check_size, degrade, draw_parameters
-from datasets.degradation.steps import Image
+from datasets.degradation.reference import check_size, degrade, draw_parameters, to_levels
 from datasets.folders import contents
 from datasets.reading.image_set import ImageSet
 from datasets.sets import EmptySplitError
@@ -283,12 +281,8 @@ class DegradeImages:
             pair = degrade(sample.image, self.spec.parameters(sample.key))
             severities[sample.key] = pair.parameters.severity
             for name, picture in ((LQ, pair.lq), (HQ, pair.hq)):
-                write_bytes(self.folder / name / f"{sample.key}.png", encode_png(levels(picture)))
+                write_bytes(
+                    self.folder / name / f"{sample.key}.png", encode_png(to_levels(picture))
+                )
         seconds = self.watch.take()
         return {"done": len(unit["rows"]), "seconds": seconds, "severities": severities}
-
-
-def levels(picture: Image) -> Pixels:
-    """[H, W, 3] in [0, 1] => uint8, to the nearest level."""
-    rounded: Pixels = np.rint(picture * 255).astype(np.uint8)
-    return rounded

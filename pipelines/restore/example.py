@@ -7,7 +7,7 @@ import numpy as np
 
 from datasets.decoding import Pixels, encode_png
 from datasets.degradation.parameters import degradation_preset
-from datasets.degradation.reference import degrade, draw_parameters
+from datasets.degradation.reference import degrade, draw_parameters, to_levels
 from infra.paths import path_of, write_bytes
 from models.faces.alignment import crop, square_alignment
 
@@ -34,5 +34,4 @@ def write_pair(folder: str) -> None:
     drawn = draw_parameters(degradation_preset(DEGRADATION), seed=SEED, key=KEY)
     pair = degrade(face(SIZE), drawn)
     for name, picture in (("lq", pair.lq), ("hq", pair.hq)):
-        pixels = np.rint(picture * 255).astype(np.uint8)
-        write_bytes(path_of(folder) / name / f"{KEY}.png", encode_png(pixels))
+        write_bytes(path_of(folder) / name / f"{KEY}.png", encode_png(to_levels(picture)))

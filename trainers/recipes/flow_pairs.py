@@ -50,7 +50,7 @@ def from_latents(
 def from_images(restorer: Restorer, batch: DegradedBatch, noise: Noise) -> FlowBatch:
     """Compute pairs from images in [-1, 1]."""
     lq, hq = (side.to(noise.device, non_blocking=True) for side in (batch.lq, batch.hq))
-    start, hq = restorer.posterior_mean(lq_levels(lq)).float(), model_to_unit(hq)
+    start, hq = restorer.posterior_mean(lq_levels(lq)), model_to_unit(hq)
     encoding = restorer.encode(start, noise, Purpose.SOURCE_POSTERIOR)
     target = restorer.encode(hq, noise, Purpose.TARGET_POSTERIOR)
     return FlowBatch(restorer.source(encoding, noise), target, restorer.condition(encoding))
