@@ -228,6 +228,26 @@ def test_another_name_adds_a_method(world: Path, tmp_path: Path) -> None:
     assert summary.methods["half"].pixels != summary.methods[LATENT].pixels
 
 
+def test_another_model_of_the_same_predictor_is_added(world: Path, tmp_path: Path) -> None:
+    """In one folder; the posterior mean is the same, whatever flow is around its predictor."""
+    out, pixel = tmp_path / "out", write_tiny_bundle(tmp_path / "pixel", "pixel", steps=3)
+    shutil.copytree(world / "whole", out)
+    first = f"{LATENT}={out / 'restored' / LATENT}"
+    summary = evaluate(out, pixel, world / "set", restored=(first,))
+
+    assert [*summary.methods] == ["pmrf", MEAN, LATENT]
+    assert summary.methods[MEAN].pixels == read_summary(world / "whole").methods[MEAN].pixels
+
+
+def test_a_posterior_mean_of_another_predictor_is_refused(world: Path, tmp_path: Path) -> None:
+    """In one folder the distances of two methods would be from different pictures."""
+    out, other = tmp_path / "out", write_tiny_bundle(tmp_path / "other", seed=1, alignment="any")
+    shutil.copytree(world / "whole", out)
+
+    with pytest.raises(UsageError, match=r"restored/posterior-mean.*predictor"):
+        evaluate(out, other, world / "set", name="other")
+
+
 def test_a_saved_configuration_goes_on(world: Path) -> None:
     """With --config the same command runs, and finds everything done."""
     before = made(world / "whole")

@@ -42,6 +42,13 @@ def test_the_page_shows_the_face_four_times(astronaut: Path) -> None:
         assert page.count(f"<figcaption>{what}</figcaption>") == 1
 
 
+def test_the_page_has_facts_of_the_model_and_no_raw_markdown(astronaut: Path) -> None:
+    """What the model card says in prose stands in the card alone."""
+    page = (astronaut / "restored" / "report.html").read_text()
+    assert "<td>training.held_out</td><td>38</td>" in page
+    assert "training.about" not in page
+
+
 def test_the_posterior_mean_is_nearer_to_hq_than_lq_is(astronaut: Path) -> None:
     """The face is in no training data of the bundle."""
     hq = read(astronaut / "hq" / "astronaut.png")

@@ -166,7 +166,7 @@ class Restoration:
                 keep_posterior_mean=self.config.keep_posterior_mean,
                 notes=str(self.state / "attempts"),
                 session=uuid.uuid4().hex,
-                model=self.settings["model"],
+                model=self.bundle.digest,
                 faces=read_faces_json(
                     self.config.whole.faces_json, {ref.key for ref in listing.images}
                 ),

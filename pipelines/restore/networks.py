@@ -109,7 +109,7 @@ class FaceRestorer:
         return varied
 
     def _moved(self, given: Restorer) -> Restorer:
-        flow = replace(given.rule, sigma_s=self.settings["sigma_s"])
+        flow = replace(given.rule, sigma_s=_sigma_s(self.rule, self.bundle))
         if (lower := self.rule.precision) != "float32":
             flow = replace(flow, precision=lower, predictor_precision=lower)
         parts = {"vae": given.vae, "predictor": given.predictor, "regressor": given.regressor}
@@ -258,16 +258,30 @@ def check_method(rule: ModelRule, config: BundleConfig) -> None:
 
 
 def settings(rule: RestoreRule, config: BundleConfig) -> dict[str, Any]:
-    """Return everything that a restored face depends on, as JSON values."""
-    fields = ("strength", "seed", "samples", "precision", "threads")
+    """Return everything that a restored face depends on, as JSON values.
+
+    A posterior mean depends on the predictor alone, so that bundles of one predictor share it.
+    """
+    method = rule.method or config.method
+    how = {name: getattr(rule, name) for name in ("samples", "precision", "threads")}
+    if method == "posterior-mean":
+        precision = config.rule.predictor_precision
+        predictor = {"predictor": config.parts["predictor"], "predictor_precision": precision}
+        return {**predictor, "method": method, **how}
     return {
         "model": config.digest,
-        "method": rule.method or config.method,
+        "method": method,
         "steps": rule.steps or config.steps,
         "solver": rule.solver or config.solver,
-        "sigma_s": config.rule.sigma_s if rule.sigma_s is None else rule.sigma_s,
-        **{name: getattr(rule, name) for name in fields},
+        "sigma_s": _sigma_s(rule, config),
+        "strength": rule.strength,
+        "seed": rule.seed,
+        **how,
     }
+
+
+def _sigma_s(rule: RestoreRule, config: BundleConfig) -> float:
+    return config.rule.sigma_s if rule.sigma_s is None else rule.sigma_s
 
 
 def _sample_names(names: Sequence[str], number: int) -> list[str]:

@@ -104,8 +104,12 @@ def build(
 
 
 def facts(bundle: BundleConfig) -> dict[str, str]:
-    """Return what is known of a model, by the dotted names of its configuration."""
+    """Return what is known of a model, by the dotted names of its configuration.
+
+    The text of whoever hands it on is left out: it is Markdown of many lines, for the model card.
+    """
     known = flat({"method": bundle.method, "digest": bundle.digest, **asdict(bundle)})
+    del known["training.about"]
     return {name: str(value) for name, value in known.items() if value not in (None, {}, "")}
 
 
