@@ -61,8 +61,17 @@ def _use(config: BundleConfig) -> str:
     return (
         "## Use\n\n"
         "    python -m pipelines.restore -i PHOTOGRAPHS -o RESTORED --model THIS_FOLDER\n\n"
-        f"Without other options it takes {config.steps} steps of the solver {config.solver}.\n"
+        f"Without other options it takes {config.steps} steps of the solver {config.solver}"
+        f"{_noise(config)}.\n"
     )
+
+
+def _noise(config: BundleConfig) -> str:
+    """Say what noise the flow begins with, unless noise is all that it begins with."""
+    if config.rule.source == "noise":
+        return ""
+    sigma_s = config.rule.sigma_s
+    return f", from a source with noise of {sigma_s:g}" if sigma_s else ", without noise"
 
 
 def _training(facts: TrainingFacts) -> str:

@@ -316,6 +316,23 @@ def test_pictures_share_the_room_of_the_page(
     assert 0 < less <= whole * 3 // 4
 
 
+def test_of_many_methods_each_has_a_line(done: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the terminal and the page; side by side they would be wider than both."""
+    few = report.as_text(done.summary, done.folder).splitlines()
+    assert few[0].split()[:3] == ["n", "=", "22"]
+    assert few[0].split()[-2:] == ["same", "poor"]
+    value = re.search(r"psnr ↑ .*", "\n".join(few))
+    assert value
+
+    monkeypatch.setattr(report, "ACROSS", 2)
+    many = report.as_text(done.summary, done.folder).splitlines()
+    assert many[0].split()[3:5] == ["psnr", "↑"]
+    (poor,) = (line for line in many if line.startswith("poor"))
+    assert value[0].split("  ")[-1].strip() in poor
+    page = report.build(done.results, done.summary)
+    assert "<th>method</th><th class=number>psnr ↑</th>" in page
+
+
 def test_of_many_methods_fewer_pictures_are_shown(
     done: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:

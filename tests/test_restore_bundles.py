@@ -29,6 +29,7 @@ from pipelines.restore.__main__ import main
 from pipelines.restore.bundles import open_bundle, resolved
 from pipelines.restore.config import RestoreRule
 from pipelines.restore.networks import FaceRestorer
+from tests.conftest import picture
 from tests.support.faulty_proxy import Fault, FaultyProxy
 from tests.support.training_sets import SMOKE, Files, log, write_files
 from trainers.loop.run_files import RunFiles
@@ -175,6 +176,24 @@ def test_export_changes_how_a_bundle_is_stored(trained: Trained, tmp_path: Path)
         main(["export", bundle])
     with pytest.raises(UsageError, match=r"a training run, which stays.*such as .*/run/bundle"):
         main(["export", bundle, str(trained.folder)])
+
+
+def test_export_sets_how_a_bundle_restores(trained: Trained, tmp_path: Path) -> None:
+    """As restoring by these options does, bit for bit; the networks are the same."""
+    bundle, told = str(trained.folder / "bundle"), tmp_path / "told"
+    before = load_bundle(bundle).config
+    said = ["--steps", "3", "--solver", "heun", "--sigma-s", "0"]
+    assert main(["export", bundle, str(told), *said]) == 0
+    config, card = load_bundle(told).config, (told / "README.md").read_text()
+    rule = RestoreRule(model=bundle, steps=3, solver="heun", sigma_s=0.0)
+
+    assert (config.steps, config.solver, config.rule.sigma_s) == (3, "heun", 0.0)
+    assert config.parts == before.parts
+    assert "it takes 3 steps of the solver heun, without noise." in card
+    faces = [np.asarray(picture(0, config.size, config.size))]
+    (asked,) = FaceRestorer(rule)(faces, ["a"])
+    (made,) = FaceRestorer(RestoreRule(model=str(told)))(faces, ["a"])
+    assert np.array_equal(asked.restored, made.restored)
 
 
 def test_export_adds_what_its_user_says_to_the_card(trained: Trained, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
 from infra.paths import AnyPath
 from models.metrics.catalog import METRICS
@@ -13,6 +14,7 @@ from pipelines.evaluate.summary import FEWEST, PAGE, Slice, Summary, Value, shor
 from pipelines.evaluate.writing import by_reason, decimals, interval, named, number, written
 from pipelines.jobs import page, plots
 
+ACROSS = 6  # methods that stand side by side in a table; of more, each has a line of its own
 PLOT = 300, 210  # CSS pixels of a plot of values by severity
 MARKED = (
     "Bold: the best, where the interval of its difference from every other method leaves out 0. "
@@ -26,20 +28,32 @@ UNMARKED = (
 )
 
 
+T = TypeVar("T")
+
+
 def as_text(summary: Summary, folder: AnyPath) -> str:
-    """Say the numbers in a table of a line for each metric, and what to know of them below it."""
-    header = [f"metric (n = {summary.test_set.n:,})", *summary.methods]
+    """Say the numbers in a table, and what to know of them below it.
+
+    Metrics have a line each, or methods do, where there are more than a line has room for.
+    """
+    header = [f"n = {summary.test_set.n:,}", *summary.methods]
     found = {name: best_and_second(summary, name) for name in summary.metrics()}
-    rows = [[named(name), *_texts(summary, name, found[name])] for name in found]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    rows = [header, *([named(name), *_texts(summary, name, found[name])] for name in found)]
+    rows = _turned(rows) if len(summary.methods) > ACROSS else rows
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
+        for row in rows
     ]
     if any(found.values()):
         lines.append("* the best, by the interval of its difference from every other method")
     lines += [*value_notes(summary), *summary.notes]
     return "\n".join(lines) + f"\n{folder / PAGE}\n"
+
+
+def _turned(rows: Sequence[Sequence[T]]) -> list[list[T]]:
+    """Make the columns of a table its rows."""
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _texts(summary: Summary, name: str, found: Mapping[str, Mark]) -> list[str]:
@@ -144,11 +158,14 @@ def _compared(summary: Summary) -> str:
 
 
 def _values(summary: Summary) -> str:
-    rows = [[named(name), *_cells(summary, name)] for name in summary.metrics()]
+    rows: list[list[object]] = [[named(name), *_cells(summary, name)] for name in summary.metrics()]
     if not rows:
         return ""
     said = page.note(MARKED) if len(summary.methods) > 1 else ""
-    return page.table(["metric", *summary.methods], rows) + said
+    if len(summary.methods) <= ACROSS:
+        return page.table(["metric", *summary.methods], rows) + said
+    columns: list[list[object]] = [[*summary.methods], *(row[1:] for row in rows)]
+    return page.table(["method", *(str(row[0]) for row in rows)], _turned(columns)) + said
 
 
 def _cells(summary: Summary, name: str) -> Iterator[page.Cell]:

@@ -196,6 +196,12 @@ class ExportConfig:
     """In which the weights are stored; float16 is half as large, and is computed in float32."""
     alignment: Literal["ffhq", "any"] | None = None
     """How the training images frame a face; None: as the run says."""
+    steps: PositiveInt | None = None
+    """Of the solver, with which the bundle restores where no others are named; None: as it was."""
+    solver: Solver | None = None
+    """Likewise."""
+    sigma_s: NonNegativeFloat | None = None
+    """Standard deviation of the source's noise, likewise; None: as the model was trained."""
     about: str = ""
     """File in Markdown that becomes a part of the card: on whom it was trained, what it is for."""
     licence: str = ""

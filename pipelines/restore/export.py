@@ -36,7 +36,7 @@ def export(what: str, where: str, config: ExportConfig) -> None:
             f"such as {path_of(where) / runs.BUNDLE}"
         )
     bundle = _of_run(what, config) if _is_run(what) else _of_model(what, config)
-    bundle = _told(bundle, config)
+    bundle = _told(_restoring(bundle, config), config)
     target = path_of(where)
     try:
         if isinstance(target, Path):
@@ -74,6 +74,19 @@ def _of_model(what: str, config: ExportConfig) -> Bundle:
     bundle = open_bundle(what)
     changed = replace(bundle.config, alignment=config.alignment or bundle.config.alignment)
     return in_memory(changed, bundle.velocity, bundle.restorer, config.dtype)
+
+
+def _restoring(bundle: Bundle, config: ExportConfig) -> Bundle:
+    """Set how a bundle restores where its user names nothing else."""
+    old = bundle.config
+    sigma_s = old.rule.sigma_s if config.sigma_s is None else config.sigma_s
+    new = replace(
+        old,
+        rule=replace(old.rule, sigma_s=sigma_s),
+        steps=config.steps or old.steps,
+        solver=config.solver or old.solver,
+    )
+    return replace(bundle, config=new)
 
 
 def _told(bundle: Bundle, config: ExportConfig) -> Bundle:
