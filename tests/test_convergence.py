@@ -517,9 +517,29 @@ def test_the_command_writes_page_json_and_table(
     assert [one["flops_of_a_step"] for one in told["runs"]] == pytest.approx([2e12] * 3)
     assert len(rows) == 3 * 2 * 11  # runs, metrics, validations
     assert float(rows[-1]["hours"]) == pytest.approx(10)
-    assert page.count("<svg") >= 2 * 4  # three costs and the speed-up, of each metric
+    for cost in COSTS.values():
+        assert page.count(f">{cost}</text>") == 2  # below a drawing of each metric
     assert not re.search(r"""(src|href)=["']?http""", page)
     assert "optimizer steps" in capsys.readouterr().out
+
+
+def test_costs_that_are_the_same_are_drawn_once(record: Callable[..., str], tmp_path: Path) -> None:
+    """Of runs that encoded nothing before, FLOPs with encoding are the training's."""
+    online = {name: value for name, value in SETTINGS.items() if name != "encoding_flops"}
+    runs = [
+        record(f"run-{n}", falling(speed), params=online | {"draws": "online"})
+        for n, speed in enumerate((1, 4))
+    ]
+    assert main([*runs, "-o", str(tmp_path / "out")]) == 0
+
+    page = (tmp_path / "out" / "convergence.html").read_text()
+    drawn = {cost: page.count(f">{cost}</text>") for cost in COSTS.values()}
+    assert drawn == {
+        "optimizer steps": 2,
+        "training FLOPs": 2,
+        "FLOPs with encoding": 0,
+        "training hours": 2,
+    }
 
 
 def test_a_command_without_runs_says_how_it_is_used() -> None:

@@ -29,7 +29,6 @@ from pipelines.jobs.plots import Axis, Series, plot
 
 PAGE, EVERYTHING, TABLE = "convergence.html", "convergence.json", "curves.csv"
 VERSION = 1
-DRAWN = ("steps", "flops", "hours")
 EVERY = 4  # of so many levels, one is drawn
 SIDE, HEIGHT = 470, 330  # of a drawing, in CSS pixels
 
@@ -214,11 +213,18 @@ def _spent(value: float, cost: str) -> str:
 def _drawings(outcome: Outcome) -> Iterator[tuple[str, str]]:
     """Yield a section for each metric: its curves, and the speed-up against the level."""
     for metric in outcome.metrics:
-        drawn = [_curves(outcome, metric, cost) for cost in DRAWN]
+        drawn = [_curves(outcome, metric, cost) for cost in _told_apart(outcome, metric)]
         drawn += [_by_level(outcome, metric, group.name) for group in outcome.groups[1:]]
         cells = "".join(f'<div style="width:{SIDE}px">{one}</div>' for one in drawn if one)
         grid = f'<div style="display:flex;flex-wrap:wrap;gap:0 20px">{cells}</div>'
         yield f"{metric} {arrow(metric)}", grid
+
+
+def _told_apart(outcome: Outcome, metric: str) -> list[str]:
+    """Return the costs without that of FLOPs with encoding, where no run has encoded anything."""
+    costs = [one.costs for group in outcome.groups for one in group.curves(metric)]
+    same = all(np.array_equal(one["flops"], one["flops_and_encoding"]) for one in costs)
+    return [cost for cost in COSTS if not same or cost != "flops_and_encoding"]
 
 
 def _curves(outcome: Outcome, metric: str, cost: str) -> str:
