@@ -80,7 +80,7 @@ OPTIONS = {
         steps strength threads whole workers
     """,
     "export": """
-        about alignment checkpoint dtype licence predictor regressor vae
+        about alignment checkpoint dtype licence predictor regressor sigma-s solver steps vae
     """,
     "score": """
         device images max-bad output scorer scorer-batch scorer-dtype scorer-prompt
