@@ -11,10 +11,19 @@ from pipelines.evaluate.differences import leads
 from pipelines.evaluate.ranking import Mark, marks, ranked_in
 from pipelines.evaluate.results import Results
 from pipelines.evaluate.summary import FEWEST, PAGE, Slice, Summary, Value, short
-from pipelines.evaluate.writing import by_reason, decimals, interval, named, number, written
+from pipelines.evaluate.writing import (
+    aligned,
+    by_reason,
+    decimals,
+    interval,
+    named,
+    number,
+    written,
+)
 from pipelines.jobs import page, plots
 
 ACROSS = 6  # methods that stand side by side in a table; of more, each has a line of its own
+T = TypeVar("T")
 PLOT = 300, 210  # CSS pixels of a plot of values by severity
 MARKED = (
     "Bold: the best, where the interval of its difference from every other method leaves out 0. "
@@ -28,9 +37,6 @@ UNMARKED = (
 )
 
 
-T = TypeVar("T")
-
-
 def as_text(summary: Summary, folder: AnyPath) -> str:
     """Say the numbers in a table, and what to know of them below it.
 
@@ -38,22 +44,18 @@ def as_text(summary: Summary, folder: AnyPath) -> str:
     """
     header = [f"n = {summary.test_set.n:,}", *summary.methods]
     found = {name: best_and_second(summary, name) for name in summary.metrics()}
-    rows = [header, *([named(name), *_texts(summary, name, found[name])] for name in found)]
-    rows = _turned(rows) if len(summary.methods) > ACROSS else rows
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    rows = [[named(name), *_texts(summary, name, found[name])] for name in found]
+    lines = aligned(_fitted([header, *rows]))
     if any(found.values()):
         lines.append("* the best, by the interval of its difference from every other method")
     lines += [*value_notes(summary), *summary.notes]
     return "\n".join(lines) + f"\n{folder / PAGE}\n"
 
 
-def _turned(rows: Sequence[Sequence[T]]) -> list[list[T]]:
-    """Make the columns of a table its rows."""
-    return [list(column) for column in zip(*rows, strict=True)]
+def _fitted(rows: list[list[T]]) -> list[list[T]]:
+    """Give every method a row, where there are more columns of methods than stand side by side."""
+    _, *methods = rows[0]
+    return rows if len(methods) <= ACROSS else [list(column) for column in zip(*rows, strict=True)]
 
 
 def _texts(summary: Summary, name: str, found: Mapping[str, Mark]) -> list[str]:
@@ -158,14 +160,15 @@ def _compared(summary: Summary) -> str:
 
 
 def _values(summary: Summary) -> str:
-    rows: list[list[object]] = [[named(name), *_cells(summary, name)] for name in summary.metrics()]
-    if not rows:
+    metrics = summary.metrics()
+    if not metrics:
         return ""
+    corner = "metric" if len(summary.methods) <= ACROSS else "method"
+    rows: list[list[object]] = [[corner, *summary.methods]]
+    rows += [[named(name), *_cells(summary, name)] for name in metrics]
+    header, *body = _fitted(rows)
     said = page.note(MARKED) if len(summary.methods) > 1 else ""
-    if len(summary.methods) <= ACROSS:
-        return page.table(["metric", *summary.methods], rows) + said
-    columns: list[list[object]] = [[*summary.methods], *(row[1:] for row in rows)]
-    return page.table(["method", *(str(row[0]) for row in rows)], _turned(columns)) + said
+    return page.table([str(name) for name in header], body) + said
 
 
 def _cells(summary: Summary, name: str) -> Iterator[page.Cell]:

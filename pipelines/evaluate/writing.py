@@ -51,6 +51,15 @@ def written(values: Sequence[Value | None]) -> list[str]:
     ]
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write a table for the terminal, a line for each row, whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def by_reason(missing: Mapping[str, str]) -> dict[str, list[str]]:
     """Group the metrics that could not be computed by what is said of them, such as a file."""
     found: dict[str, list[str]] = {}

@@ -40,7 +40,7 @@ class ModelRule:
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
     """How far the flow may go from the posterior mean, 0, to what it was trained for, 1."""
     sigma_s: NonNegativeFloat | None = None
-    """Standard deviation of the source's noise; None: as the model was trained."""
+    """Standard deviation of the source's noise; None: as the model says."""
     seed: int = 0
     """Of the noise, which is a function of (seed, key)."""
     precision: Precision = "float32"

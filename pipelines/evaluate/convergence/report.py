@@ -23,7 +23,7 @@ from pipelines.evaluate.convergence.curves import (
 from pipelines.evaluate.convergence.notes import BATCH, NOT_RECORDED, differing, machine, notes
 from pipelines.evaluate.convergence.outcome import Compared, Group, Member, Outcome
 from pipelines.evaluate.convergence.speedup import RESAMPLES, SEEDS, Bound, SpeedUp
-from pipelines.evaluate.writing import arrow
+from pipelines.evaluate.writing import aligned, arrow
 from pipelines.jobs import page
 from pipelines.jobs.plots import Axis, Series, plot
 
@@ -39,13 +39,8 @@ def write(outcome: Outcome, folder: AnyPath) -> str:
     write_bytes(folder / EVERYTHING, pretty_json(as_json(outcome)))
     write_bytes(folder / TABLE, as_csv(outcome).encode())
     rows = [_headings(outcome), *_headlines(outcome)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
     said = [*_without(outcome), *notes(outcome), str(folder / PAGE)]
-    return "\n".join([*(lines if len(rows) > 1 else ()), *said]) + "\n"
+    return "\n".join([*(aligned(rows) if len(rows) > 1 else ()), *said]) + "\n"
 
 
 def as_csv(outcome: Outcome) -> str:
