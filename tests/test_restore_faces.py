@@ -16,13 +16,12 @@ from models.faces.dlib_finder import DlibFinder
 from pipelines.restore.config import WholeRule
 from pipelines.restore.faces import (
     FaceRefusal,
-    GivenFace,
     check_aligned,
     choose_faces,
     finder_if_installed,
     parse_faces,
-    read_faces_json,
 )
+from pipelines.restore.given_faces import GivenFace, read_faces_json
 from tests.support import astronaut
 
 PHOTOGRAPH = np.zeros((200, 400, 3), np.uint8)

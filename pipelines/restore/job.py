@@ -35,7 +35,8 @@ from pipelines.jobs.stage import Engine, Resources, a_gpu_each, started
 from pipelines.restore import report
 from pipelines.restore.bundles import resolved
 from pipelines.restore.config import STATE, Execution, RestoreConfig, RestoreRule, WholeRule
-from pipelines.restore.faces import parse_faces, read_faces_json, require_dlib
+from pipelines.restore.faces import parse_faces, require_dlib
+from pipelines.restore.given_faces import read_faces_json
 from pipelines.restore.networks import BATCH_ON_GPU, check_method, open_model, settings
 from pipelines.restore.outputs import of_keys
 from pipelines.restore.results import Result, Results, left

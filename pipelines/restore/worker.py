@@ -34,10 +34,10 @@ from pipelines.restore.config import RestoreRule, WholeRule
 from pipelines.restore.faces import (
     ChosenFace,
     FaceRefusal,
-    GivenFaces,
     choose_faces,
     finder_if_installed,
 )
+from pipelines.restore.given_faces import GivenFaces
 from pipelines.restore.networks import FaceRestorer, NotFinite, RestoredFace
 from pipelines.restore.outputs import write_outputs
 from pipelines.restore.pictures import Given, Made, checked, detail, given, made
