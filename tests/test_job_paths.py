@@ -14,30 +14,35 @@ import pytest
 from datasets.verify import problems
 from infra.errors import UserError
 from infra.s3.client import connection, forget
-from pipelines.curate.config import CurateConfig
+from pipelines.curate.config import CurateConfig, CutRule
 from pipelines.encode.config import EncodeConfig, EncodeRule
 from pipelines.jobs.scorer_choice import ScorerChoice
 from pipelines.jobs.stage import CODE, ROOT, RayEngine, Resources, for_workers
+from pipelines.restore.config import RestoreConfig
 from tests.conftest import PATIENCE, Pictures, free_port, program
 
 
 def test_every_path_of_a_job_is_made_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inputs, output, weights, score files and networks; names that are no paths stay."""
+    """Inputs, output, weights, score files and networks; a NAME before a path stays."""
     for name in ("raw", "weights", "a=b"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
+    given = ("raw", "photos=raw", "a=b", "pkg:skimage/data/cell.png", "test=s3://faces/test")
     job = CurateConfig(
-        input=("raw", "photos=raw", "a=b", "pkg:skimage/data/cell.png"),
+        input=given,
+        cut=CutRule(exclude=given),
         output="sets/one",
         scorer=ScorerChoice(name="scores.json", weights="weights"),
     ).absolute()
 
     assert job.input == (
         *(f"{tmp_path}/raw", f"photos={tmp_path}/raw", f"{tmp_path}/a=b"),
-        "pkg:skimage/data/cell.png",
+        *given[3:],
     )
+    assert job.cut.exclude == job.input
+    assert RestoreConfig(reference="hq=raw").absolute().reference == f"hq={tmp_path}/raw"
     assert job.output == f"{tmp_path}/sets/one"
     assert job.scorer.name == f"{tmp_path}/scores.json"
     assert job.scorer.weights == f"{tmp_path}/weights"

@@ -47,6 +47,7 @@ def estimate(config: EncodeConfig, engine: Engine | None = None) -> str:
     """
     encoding = Encoding(config)
     encoding.set.check()
+    encoding.check()
     manifest = encoding.published()
     done = 0 if manifest is None else manifest["draws"]
     draws, images = config.draws - done, len(encoding.images.rows)
