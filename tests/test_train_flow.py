@@ -40,6 +40,7 @@ from trainers.loop.memory import Plain, peak_bytes
 from trainers.loop.noise import Noise
 from trainers.loop.task import Finished
 from trainers.recipes.flow import FlowTask
+from trainers.recipes.flow_bundle import given_networks
 from trainers.recipes.flow_config import PRESETS, DrawsFrom, FlowConfig
 from trainers.recipes.flow_pairs import from_images, from_latents
 
@@ -427,3 +428,23 @@ def test_impossible_combinations_are_refused(values: dict[str, Any]) -> None:
     """The message names the field."""
     with pytest.raises(ValueError, match=next(iter(values))):
         FlowConfig(**values)
+
+
+def test_the_networks_of_a_run_are_named_so_that_they_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NAME before a path stays, and so does "=" inside of one; so do names of a hub."""
+    (tmp_path / "lr=0.1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = FlowConfig(
+        source="regressed",
+        vae="lr=0.1",
+        predictor="difface=lr=0.1",
+        regressor="team/regressor=2",
+    )
+
+    assert given_networks(config) == {
+        "vae": f"{tmp_path}/lr=0.1",
+        "predictor": f"difface={tmp_path}/lr=0.1",
+        "regressor": "team/regressor=2",
+    }

@@ -84,8 +84,9 @@ def given_networks(config: FlowConfig) -> dict[PartName, str]:
 
 def _absolute(where: str) -> str:
     """Name a local file or folder so that it is found from anywhere; what else is given stays."""
+    if (whole := Path(where).expanduser()).exists():  # "=" may be a part of a path
+        return str(whole.resolve())
     name, equals, rest = where.partition("=")
-    path = Path(rest if equals else where).expanduser()
-    if not path.exists():
-        return where
-    return f"{name}={path.resolve()}" if equals else str(path.resolve())
+    if equals and rest and (named := Path(rest).expanduser()).exists():
+        return f"{name}={named.resolve()}"
+    return where
