@@ -27,7 +27,15 @@ from pipelines.encode.estimate import counted
 from pipelines.encode.job import Encoding
 from pipelines.encode.manifest import pairs_bytes
 from pipelines.encode.verify import problems, recomputed
-from tests.support.encoding_jobs import SIZE, job, published, run, write_images, write_networks
+from tests.support.encoding_jobs import (
+    SIZE,
+    estimated,
+    job,
+    published,
+    run,
+    write_images,
+    write_networks,
+)
 from tests.support.published_sets import finish
 
 
@@ -275,20 +283,14 @@ def test_a_command_line_that_cannot_be_is_refused(
     assert named in str(error) + capsys.readouterr().err
 
 
-def test_the_dry_run_writes_nothing(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_dry_run_writes_nothing(world: Path, tmp_path: Path) -> None:
     """It says images, draws, bytes, FLOPs and hours; of a set that is there, what is left."""
-    arguments = ["--preset", "cpu", "--input", str(world / "images"), "--vae", str(world / "vae")]
-    arguments += ["--predictor", str(world / "predictor"), "--draws", "5", "--dry-run"]
-    encode.main([*arguments, "--output", str(tmp_path / "set")])
-    printed = capsys.readouterr().out
+    said = estimated(world, tmp_path / "set", draws=5)
 
     assert not (tmp_path / "set").exists()
     for word in (f"4 images of {SIZE} pixels, 5 draws", "GB", "TFLOP", "hours"):
-        assert word in printed
-    encode.main([*arguments, "--output", str(world / "set"), "--samples-per-shard", "3"])
-    assert "3 draws to encode (2 are there)" in capsys.readouterr().out
+        assert word in said
+    assert "3 draws to encode (2 are there)" in estimated(world, world / "set", draws=5)
 
 
 def test_a_saved_configuration_is_the_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
