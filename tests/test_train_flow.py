@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datasets.reading.latents import LatentPairs
 from datasets.reading.memory import Memory
 from datasets.reading.order import Order, WeightedSet
 from infra.errors import UsageError, UserError
 from models.checkpoint import load_checkpoint, read_digest
+from models.compilation import blocks
 from models.configuration import config_from_dict
+from models.flops import counted
 from models.noise import Purpose
 from models.rectified_flow import regress
 from models.velocity import looformer
@@ -70,10 +73,15 @@ def configured(files: Files, **values: Any) -> FlowConfig:
 def drawn(config: FlowConfig, count: int = 2) -> tuple[FlowTask, Any, Noise]:
     """Build a task, load its first batch and draw its numbers."""
     task = FlowTask(config, CPU)
+    return task, *batch_of(task, count)
+
+
+def batch_of(task: FlowTask, count: int) -> tuple[Any, Noise]:
+    """Load the first batch of a task and draw its numbers."""
     order = Order([WeightedSet(size=7)], digest="x", seed=0)
     batch = task.samples.load(order.at(torch.arange(count).numpy()), Memory("reused"))
     noise = Noise(seed=0, step=3, positions=range(count), total=count, device=CPU)
-    return task, batch, noise
+    return batch, noise
 
 
 SWITCHES: list[dict[str, Any]] = [
@@ -108,7 +116,63 @@ def test_every_switch_gives_a_gradient(switched: tuple[FlowTask, Any, Noise]) ->
 
     assert losses["loss"].isfinite()
     assert all(p.grad is not None for p in task.network.parameters() if p.requires_grad)
-    assert task.flops_per_sample() > 0
+
+
+def in_a_step(task: FlowTask) -> int:
+    """Count a step of one sample by PyTorch's counter, its backward as twice the network."""
+    of_one = torch.empty(1, *task.shape, device="meta")
+    inputs = [of_one, torch.empty(1, device="meta"), *[of_one] * task.config.conditional]
+    backward = 2 * counted(copy.deepcopy(task.network).to("meta"), *inputs)
+    engine: Any = task.network
+    with sdpa_kernel(SDPBackend.MATH):  # whose operations the counter knows on a CPU
+        return counted(lambda: task.losses(engine, *batch_of(task, 1))) + backward
+
+
+def test_what_is_counted_is_what_a_step_runs(switched: tuple[FlowTask, Any, Noise]) -> None:
+    """Every frozen network that a step applies is in the FLOPs of a sample, and no other one."""
+    task, _, _ = switched
+
+    assert task.flops_per_sample() == in_a_step(task)
+
+
+def test_a_regressor_is_counted_where_a_step_applies_it(files: Files, tmp_path: Path) -> None:
+    """Latents that are regressed already pass none, though validation on pictures needs it."""
+    identity = json.loads((Path(files.latents) / "manifest.json").read_bytes())["identity"]
+    made = {**identity, "source": "regressed", "regressor": read_digest(files.regressor)}
+    stored = str(write_latent_set(tmp_path / "regressed", identity=made))
+    plain, applied, before = (
+        FlowTask(configured(files, **values), CPU)
+        for values in ({}, {"source": "regressed"}, {"source": "regressed", "latents": stored})
+    )
+
+    assert before.restorer.regressor is not None
+    assert before.flops_per_sample() == in_a_step(before) == plain.flops_per_sample()
+    assert applied.flops_per_sample() > plain.flops_per_sample()
+
+
+@pytest.mark.parametrize(
+    ("values", "runs"),
+    [
+        ({}, set()),
+        ({"source": "regressed"}, {"regressor"}),
+        ({"source": "regressed", "draws": "online"}, {"vae", "predictor", "regressor"}),
+        ({"source": "lq", "draws": "online"}, {"vae"}),
+    ],
+    ids=str,
+)
+def test_the_frozen_networks_that_a_step_runs_are_compiled(
+    files: Files, values: dict[str, Any], runs: set[str]
+) -> None:
+    """A regressor is, whether latents are cached or not; networks of a validation alone are not."""
+    engine = EngineConfig(compile=True)  # a block is compiled when it first runs, so none is here
+    restorer = FlowTask(configured(files, engine=engine, **values), CPU).restorer
+    networks = {name: getattr(restorer, name) for name in ("vae", "predictor", "regressor")}
+
+    assert runs == {
+        name
+        for name, network in networks.items()
+        if network is not None and all(block._compiled_call_impl for block in blocks(network))
+    }
 
 
 def test_validation_repeats_to_the_bit(switched: tuple[FlowTask, Any, Noise]) -> None:

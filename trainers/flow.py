@@ -5,7 +5,7 @@
     deepspeed --hostfile hosts trainers/flow.py …              # several machines
     python -m trainers.flow --preset tiny --latents sets/faces-latents --output runs/tiny
 
-`latent-pmrf` is 400,000 steps of 64 pairs, 0.46 TFLOP each: 1.2e19 in all. It restores CelebA-Test
+`latent-pmrf` is 400,000 steps of 64 pairs, 0.47 TFLOP each: 1.2e19 in all. It restores CelebA-Test
 at 26.39 dB, LPIPS 0.2207, FID 10.94 (Table 4). To resume, run the same command again. It ends with
 `OUTPUT/bundle`, by which `python -m pipelines.restore` restores faces, and with `OUTPUT/network`,
 the averaged weights and their configuration.

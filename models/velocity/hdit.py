@@ -49,7 +49,7 @@ class HDiTConfig(HourglassConfig):
 
 
 PRESETS: dict[str, HDiTConfig] = {
-    "pmrf-512": HDiTConfig(),  # "ImageNet256Sp4": 160,460,210 parameters, 0.504 TFLOP at 512 px
+    "pmrf-512": HDiTConfig(),  # "ImageNet256Sp4": 160,460,210 parameters, 0.519 TFLOP at 512 px
     "pmrf-256": HDiTConfig(  # "XL2", of PMRF's controlled experiments: 121.5 M
         widths=(384, 768), depths=(2, 11), attentions=("neighborhood", "global")
     ),

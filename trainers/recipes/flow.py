@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,8 @@ class FlowTask:
         self.best = self._best()
         self._config = self._network_config()
         self._check_shape()
-        if config.draws == "online" and config.engine.compiles(device.type):
-            for frozen in filter(None, (networks.vae, networks.predictor, networks.regressor)):
+        if config.engine.compiles(device.type):
+            for frozen in self._frozen_of_a_step():
                 compile_blocks(frozen)
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
@@ -182,11 +182,24 @@ class FlowTask:
         return losses
 
     def _pairs(self, batch: Any, noise: Noise) -> FlowBatch:
-        is_regressed = self.identity.get("source") == "regressed"
         with autocast(self.config.engine, self.device):
             if self.config.draws == "online":
                 return from_images(self.restorer, batch, noise)
-            return from_latents(self.restorer, batch, noise, is_regressed=is_regressed)
+            return from_latents(
+                self.restorer, batch, noise, is_regressed=self._latents_are_regressed
+            )
+
+    @property
+    def _latents_are_regressed(self) -> bool:
+        return self.identity.get("source") == "regressed"
+
+    def _frozen_of_a_step(self) -> Iterator[nn.Module]:
+        """Yield the frozen networks that training runs; the others are for validation alone."""
+        vae, predictor = self.restorer.vae, self.restorer.predictor
+        if self.config.draws == "online":
+            yield from filter(None, (vae, None if self.config.source == "lq" else predictor))
+        if self.restorer.regressor is not None and not self._latents_are_regressed:
+            yield self.restorer.regressor
 
     def _pictures(self) -> OnlinePairs:
         images = held_out(self.config.images[0], self.config.loop)
@@ -234,7 +247,7 @@ class FlowTask:
             raise UserError(f"--model {self.config.model}: {error}") from error
 
     def flops_per_sample(self) -> int:
-        """Return what forward and backward take, and online the frozen networks' forward."""
+        """Return what forward and backward take, and the forward of frozen networks in a step."""
         return self._flops
 
     def _count(self) -> int:
@@ -245,6 +258,8 @@ class FlowTask:
         if self.config.draws == "online":
             predicting, encoding = self._frozen_flops()
             flops += predicting + 2 * encoding
+        if not self._latents_are_regressed:
+            flops += self._regressor_flops()
         return flops
 
     def _frozen_flops(self) -> tuple[int, int]:
@@ -256,6 +271,13 @@ class FlowTask:
         if predictor is not None and self.config.source != "lq":
             predicting = flops_of(SwinIR, predictor.config, side)
         return predicting, 0 if vae is None else encoder_flops(vae, side)
+
+    def _regressor_flops(self) -> int:
+        """Count the regressor's pass over a latent; 0 where this run has none."""
+        regressor = self.restorer.regressor
+        if regressor is None:
+            return 0
+        return flops_of(_build, regressor.config, (1, *self.shape), (1,))
 
     def facts(self) -> dict[str, Any]:
         """Tell what validation judges and by what, and what encoding the latents took."""
@@ -272,9 +294,7 @@ class FlowTask:
         """Count the encoding of a whole set: each image, its mirror image, and every draw."""
         predicting, encoding = self._frozen_flops()
         targets, sources = 2 * totals["samples"] + totals["gray"], totals["pairs"]
-        regressor, regressing = self.restorer.regressor, 0
-        if made == "regressed" and regressor is not None:
-            regressing = flops_of(_build, regressor.config, (1, *self.shape), (1,))
+        regressing = self._regressor_flops() if made == "regressed" else 0
         return (targets + sources) * encoding + sources * (predicting + regressing)
 
     def data(self) -> list[tuple[str, str, str, str]]:

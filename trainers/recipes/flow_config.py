@@ -140,13 +140,14 @@ class FlowConfig:
 
 
 def _pmrf(steps: int, batch: int) -> FlowConfig:
-    """Return PMRF, a flow of pixels."""
+    """Return PMRF, a flow of pixels, as its authors train it: by AdamW at a constant rate."""
     return FlowConfig(
         space="pixel",
         draws="online",
         model="pmrf-512",
         loop=LoopConfig(max_steps=steps),
-        engine=EngineConfig(global_batch_size=batch, precision="bf16"),
+        engine=EngineConfig(global_batch_size=batch, precision="bf16", gradient_clipping=0.0),
+        ema=EMAConfig(warmup="torch_ema"),
     )
 
 
