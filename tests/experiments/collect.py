@@ -3,8 +3,10 @@
     python -m tests.experiments.collect --exhibits exhibits --runs runs
 
 Of every exhibit that `python -m pipelines.evaluate` made the JSON is kept, without what each
-picture had, and of every training run the steps, the counted operations, the hours and the last
-validation. Each file says on which machine, with which versions.
+picture had. Of every training run what it took until its last validation is kept (steps, beside
+those that it is to take, counted operations, hours), what that validation found, and the held-out
+loss of every validation, which no exhibit draws. Each file says on which machine, with which
+versions.
 """
 
 import argparse
@@ -56,10 +58,12 @@ def run_facts(run: RunRecord) -> dict[str, Any]:
     return {
         "batch": int(run.params["engine.global_batch_size"]),
         "device": run.tags["device"],
+        "max_steps": int(run.params["loop.max_steps"]),
         "spent": {name: None if math.isnan(cost) else cost for name, cost in costs.items()},
         "validation": {
             name: run.points[metric].get(last) for name, metric in zip(names, metrics, strict=True)
         },
+        "loss_by_step": run.points.get(f"{VALIDATION}loss", {}),
     }
 
 
