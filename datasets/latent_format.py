@@ -15,7 +15,7 @@ C order with a header of 128 bytes, so that data start at a multiple of 64 in th
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal
 
@@ -27,6 +27,10 @@ from pydantic.dataclasses import dataclass
 from infra.config import STRICT, canonical_json
 
 NPY_HEADER = 128
+KEPT_IMAGES = ("lq", "posterior_mean")
+"""What a set may hold of every draw beside the latents, as `KEY.NAME_DRAW.png`."""
+LONGEST_EXTENSION = "posterior_mean_9999.png"
+"""No extension of a member is longer, in a set of at most 10,000 draws."""
 LatentType = Literal["float16", "float32", "uint8"]
 
 
@@ -194,11 +198,12 @@ def members(sample: LatentSample, latent: LatentFormat) -> dict[str, bytes]:
     contents = {"json": canonical_json({**sample.record, "key": sample.key, "draws": described})}
     for draw in draws:
         if draw.gray_target is not None:
-            contents[f"source_{draw.number}.npy"] = latent.encode(draw.source)
-            contents[f"target_g{draw.number}.npy"] = latent.encode(draw.gray_target)
+            gray = target_extension(draw.number, draw.flip, gray=True)
+            contents[source_extension(draw.number)] = latent.encode(draw.source)
+            contents[gray] = latent.encode(draw.gray_target)
     for flip in (False, True):
         sources = {
-            f"source_{draw.number}.npy": latent.encode(draw.source)
+            source_extension(draw.number): latent.encode(draw.source)
             for draw in draws
             if draw.flip is flip and draw.gray_target is None
         }
@@ -209,6 +214,37 @@ def members(sample: LatentSample, latent: LatentFormat) -> dict[str, bytes]:
     return contents
 
 
+def source_extension(draw: int) -> str:
+    """Name the member that is the source of a draw."""
+    return f"source_{draw}.npy"
+
+
 def target_extension(draw: int, flip: bool, gray: bool) -> str:
     """Name the member that is the target of a draw."""
     return f"target_g{draw}.npy" if gray else f"target_{int(flip)}.npy"
+
+
+def image_extensions(draw: int) -> list[str]:
+    """Name the members with the images of a draw, if they are kept, in the order of the tar."""
+    return [f"{name}_{draw}.png" for name in KEPT_IMAGES]
+
+
+def extensions(
+    draws: Collection[int], is_gray: Callable[[int], bool], *, images: bool
+) -> Iterator[str]:
+    """Name the members of a sample, or of the part of it that one tar has.
+
+    Args:
+        draws: numbers of the draws; the targets as they are and flipped lie with draw 0.
+        is_gray: tells of a number whether that draw makes the target grey.
+        images: whether the images of draws are kept.
+    """
+    yield "json"
+    if 0 in draws:
+        yield from (target_extension(0, flip, gray=False) for flip in (False, True))
+    for draw in draws:
+        yield source_extension(draw)
+        if is_gray(draw):
+            yield target_extension(draw, flip=False, gray=True)
+        if images:
+            yield from image_extensions(draw)

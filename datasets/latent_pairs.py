@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from datasets.latent_format import LatentFormat, target_extension
+from datasets.latent_format import LatentFormat, source_extension, target_extension
 from datasets.reading.files import shard_files
 from datasets.reading.ranges import Place, Ranges, read_members, readable
 from datasets.sets import PublishedSet
@@ -72,7 +72,7 @@ def pair_table(
         for number, draw in draws.items():
             target = target_extension(int(number), draw["flip"], draw["gray_target"])
             try:
-                source = places[split, key, f"source_{number}.npy"]
+                source = places[split, key, source_extension(int(number))]
                 pair = (*source, *places[split, key, target])
             except KeyError as missing:
                 raise UserError(f"{key}: draw {number} lacks {missing} in {folder}") from missing
@@ -110,7 +110,7 @@ def problems(claimed: PublishedSet) -> Iterator[str]:
             yield f"{first['key']}: draw {first['draw']} occurs {1 + len(others)} times"
     for row in rows:
         extensions = {
-            "source": f"source_{row['draw']}.npy",
+            "source": source_extension(row["draw"]),
             "target": target_extension(row["draw"], row["flip"], row["gray"]),
         }
         for side, extension in extensions.items():

@@ -42,6 +42,7 @@ MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 BLOCK = tarfile.BLOCKSIZE
 END_OF_ARCHIVE = bytes(2 * BLOCK)
+USTAR_LIMITS = "a tar holds names of at most 100 bytes after a '/', and 155 before it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,13 @@ def _header(name: str, size: int) -> bytes:
     try:
         return info.tobuf(tarfile.USTAR_FORMAT)
     except ValueError as error:
-        raise UserError(f"{name}: {error}; USTAR holds 100 bytes after the last '/'") from error
+        raise UserError(f"{name}: {error}; {USTAR_LIMITS}") from error
 
 
-def fits_ustar(key: str) -> bool:
-    """Tell whether samples of this image key can be stored: their names must fit a header."""
+def fits_ustar(name: str) -> bool:
+    """Tell whether a tar can hold a member of this name: see `USTAR_LIMITS`."""
     try:
-        tarfile.TarInfo(f"{key}_s00000.json").tobuf(tarfile.USTAR_FORMAT)
+        tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT)
     except ValueError:
         return False
     return True

@@ -1,12 +1,16 @@
 """Where patches lie and what they are called."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datasets.latent_format import LONGEST_EXTENSION, extensions
+from datasets.shards import fits_ustar
 from pipelines.curate.config import CropRule
-from pipelines.curate.crop import Box, boxes, cut, cut_all, patch_key
+from pipelines.curate.crop import Box, boxes, cut, cut_all, is_storable, patch_key
 
 CROP = CropRule(mode="crop", size=512, stride=384)
 RESIZE = CropRule(mode="resize", size=64)
@@ -93,3 +97,20 @@ def test_a_rule_that_cannot_be_is_refused(fields: dict[str, object], named: str)
     """The message names the value."""
     with pytest.raises(ValueError, match=named):
         CropRule(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("mode", "most"), [("crop", 69), ("resize", 76)])
+def test_a_key_leaves_room_for_every_member_that_is_ever_made_of_it(
+    mode: Literal["crop", "resize"], most: int
+) -> None:
+    """Patch 99,999 with 10,000 gray draws and their images fits; the limits are the README's."""
+    every = ["png", *extensions(range(10_000), lambda _: True, images=True)]
+    longest = max(every, key=len)
+    rule = CropRule(mode=mode)
+
+    assert len(LONGEST_EXTENSION) == len(longest)
+    for folder in ("", "f" * 155 + "/"):
+        for letters in ("x" * most, "é" * (most // 2)):
+            assert is_storable(folder + letters, rule)
+            assert fits_ustar(f"{patch_key(folder + letters, 99_999, rule)}.{longest}")
+            assert not is_storable(folder + letters + "é", rule)

@@ -27,12 +27,12 @@ def bad_files(source: Path) -> dict[str, str]:
     (source / "nothing.jpg").write_bytes(b"")
     (source / "text.jpg").write_text("<html>404</html>")
     (source / "misnamed.jpg").write_bytes(good)
-    (source / ("x" * 95 + ".png")).write_bytes(good)
+    (source / ("x" * 70 + ".png")).write_bytes(good)
     return {
         "cut": "truncated",
         "nothing": "empty_file",
         "text": "not_an_image",
-        "x" * 95: "key_too_long",
+        "x" * 70: "key_too_long",
     }
 
 

@@ -1,15 +1,18 @@
 """Mending a curated set: exactly what is damaged is made again, from the inputs, byte for byte."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from datasets import shards
 from datasets.verify import problems
 from infra.errors import UserError
 from pipelines.curate import __main__ as curate
+from pipelines.curate import scoring
 from pipelines.curate.job import Curation
 from tests.conftest import picture
 from tests.support.curation_jobs import InProcess, config, published, run
@@ -118,3 +121,38 @@ def test_overwrite_starts_over_and_is_resumed(copy: Path) -> None:
     engine = InProcess()
     Curation(again).run(engine)
     assert engine.count("score") == 6
+
+
+def test_keys_that_an_earlier_version_took_stay_in_their_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set goes on, is cut again, verified and repaired with them; new ones are dropped."""
+    source, folder = tmp_path / "raw", tmp_path / "set"
+    source.mkdir()
+    old, new = "x" * 80, "y" * 80
+    for number, key in enumerate((old, "short")):
+        picture(number, 128, 96).save(source / f"{key}.png")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(scoring, "is_storable", lambda key, _: shards.fits_ustar(f"{key}.json"))
+        run(source, folder)
+    before = published(folder)
+    assert run(source, folder).units == []
+
+    for path in source.iterdir():
+        os.utime(path, ns=(1, 1))
+    run(source, folder)
+    assert published(folder) == before
+
+    for name in ("scores.parquet", "train-000000.tar"):
+        flip(folder / name)
+    assert set(Curation(config(source, folder)).repair(InProcess())) == {
+        *("scores.parquet", "train-000000.tar")
+    }
+    assert published(folder) == before
+
+    picture(2, 128, 96).save(source / f"{new}.png")
+    run(source, folder, samples_per_shard=2, max_bad=1)
+    rows = pq.read_table(folder / "scores.parquet").to_pylist()
+    assert {row["source"] for row in rows if row["shard"]} == {old, "short"}
+    assert {row["key"] for row in rows if row["drop_reason"] == "key_too_long"} == {new}
+    assert list(problems(folder)) == []

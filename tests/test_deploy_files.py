@@ -14,6 +14,7 @@ import click
 import pytest
 import yaml
 from mlflow.cli import server as mlflow_server
+from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 from torch.distributed.run import get_args_parser
@@ -83,6 +84,32 @@ def test_the_image_holds_the_code_and_nothing_else() -> None:
     assert all(":latest" not in line for line in DOCKERFILE.splitlines())
 
 
+def test_a_login_shell_finds_the_programs_of_the_image(tmp_path: Path) -> None:
+    """`ray up` runs each command in a login shell, in which Debian's /etc/profile sets PATH anew.
+
+    Whatever the Dockerfile does to PATH, the folder into which it installs is first there too.
+    """
+    (tmp_path / ".profile").write_text("PATH=/usr/local/bin:/usr/bin:/bin\n")  # as for a user
+    (tmp_path / ".bashrc").touch()
+    base = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"  # of python:3.12-slim
+    assert re.search(r"^FROM python:3\S+-slim-bookworm AS platform$", DOCKERFILE, re.MULTILINE)
+    said = re.search(r"^ENV (?:.* )?PATH=(\S+)", DOCKERFILE, re.MULTILINE)
+    path = said[1].replace("$PATH", base) if said else base
+    shell = subprocess.run(
+        ["bash", "-c", " ".join(_with_interactive('echo "PATH=$PATH"'))],
+        env={"HOME": str(tmp_path), "PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        start_new_session=True,  # the shell is interactive, and would take the terminal
+    )
+
+    found = re.search(r"^PATH=(.*)$", shell.stdout, re.MULTILINE)
+    assert found
+    assert found[1].split(":")[0] == path.split(":")[0]
+
+
 def _options(command: click.Command) -> set[str]:
     return {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
 
@@ -123,6 +150,12 @@ def test_the_ray_cluster_is_one_to_ray() -> None:
     assert prepared["available_node_types"].keys() == {"head", "processors", "gpus"}
 
 
+@pytest.mark.parametrize("whose", ["", "head_", "worker_"])
+def test_ray_installs_nothing_into_the_image(whose: str) -> None:
+    """Without a word in the file, Ray's defaults for AWS install another Ray and boto3."""
+    assert prepare_config(CLUSTER)[f"{whose}setup_commands"] == []
+
+
 def _words() -> list[str]:
     """Return the words of the script's `srun`, as the shell sees them."""
     text = SCRIPT.read_text().replace("\\\n", " ")
@@ -144,6 +177,13 @@ def test_the_training_knows_its_options(monkeypatch: pytest.MonkeyPatch) -> None
     assert (parsed.nnodes, parsed.node_rank, parsed.nproc_per_node) == ("2", 1, "8")
     arguments = [word.replace("$bucket", "s3://b") for word in words[program + 1 : -1]]
     cli.parse(FlowConfig, PRESETS, arguments, "flow", "")
+
+
+def test_a_step_has_the_environment_and_the_cpus_of_its_job() -> None:
+    """After `sbatch --export=NONE`, and with SLURM from 22.05 on, `srun` must be told of them."""
+    options = _words()[1 : _words().index("bash")]
+
+    assert {"--export=ALL", "--cpus-per-task=$SLURM_CPUS_PER_TASK"} <= set(options)
 
 
 def test_the_script_is_good_shell() -> None:
@@ -179,14 +219,14 @@ def test_a_signal_reaches_the_run(
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
-    _write(programs / "srun", 'shift; exec "$@"')
+    _write(programs / "srun", 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"')
     _write(programs / "scontrol", f'echo "$@" >> {tmp_path}/asked; echo node1')
     (tmp_path / "run.py").write_text(RUN)
     _write(programs / "torchrun", f'exec python3 {tmp_path}/run.py "$@"')
     (tmp_path / "keys").write_text("")
     work = Path("/tmp", tmp_path.name, "a-job")
     slurm = {"JOB_NAME": "a-job", "JOB_ID": "7", "JOB_NODELIST": "node[1-2]", "NNODES": "2"}
-    slurm |= {"NODEID": "0", "GPUS_ON_NODE": "8"}
+    slurm |= {"NODEID": "0", "GPUS_ON_NODE": "8", "CPUS_PER_TASK": "64"}
     process = subprocess.Popen(
         ["bash", SCRIPT],
         cwd=tmp_path,

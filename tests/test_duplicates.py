@@ -22,7 +22,7 @@ from datasets.verify import problems
 from infra.config import pretty_json
 from infra.errors import UsageError, UserError
 from pipelines.curate import exclusion
-from pipelines.curate.config import CutRule
+from pipelines.curate.config import CurateConfig, CutRule
 from pipelines.curate.duplicates import find_copies
 from pipelines.curate.selection import group_splits, uniform_of
 from tests.conftest import Pictures, picture
@@ -383,6 +383,25 @@ def test_no_copy_of_an_excluded_image_is_taken(twins: Path, tmp_path: Path, kind
         assert dropped == {key: f"{given.name}/{name}" for key, name in expected.items()}
 
 
+def test_an_excluded_image_is_called_by_the_name_that_was_given(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NAME/KEY for folders, archives and sets, or the name of what was given, whatever is kept."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures(1), "test")
+    shutil.copytree("test", "a=b")
+    run(Path("test"), tmp_path / "set", val_fraction=0, **KEEP_ALL)
+    with zipfile.ZipFile("test.zip", "w") as archive:
+        archive.write("test/photo-00.png", "photo-00.png")
+    given = ("test", "celeba=test", "a=b", "lfw/all=test.zip", "test.zip", "wider=set", "set")
+    names = ("test", "celeba", "a=b", "lfw/all", "test.zip", "wider", "set")
+    fields = CurateConfig(cut=CutRule(exclude=given)).absolute().cut.exclude
+    found = exclusion.read_excluded(fields, tmp_path / "cache")
+
+    assert found["name"].to_pylist() == sorted(f"{name}/photo-00" for name in names)
+    assert len(set(found["source_sha256"].to_pylist())) == 1
+
+
 def test_another_excluded_set_cuts_again(twins: Path, tmp_path: Path) -> None:
     """No score is computed twice, and the bytes are those of a fresh run."""
     run(twins, tmp_path / "set", **KEEP_ALL)
@@ -412,6 +431,8 @@ def test_what_cannot_be_excluded_is_refused(twins: Path, tmp_path: Path) -> None
     """A path that is not there; a set made before images had hashes, with both ways out."""
     with pytest.raises(UsageError, match=r"--exclude .*nowhere: no such file"):
         run(twins, tmp_path / "set", exclude=(str(tmp_path / "nowhere"),), **KEEP_ALL)
+    with pytest.raises(UsageError, match=r"--exclude a\.b=.*: no such file.*'a\.b' is no NAME"):
+        run(twins, tmp_path / "set", exclude=(f"a.b={twins}",), **KEEP_ALL)
     old = tmp_path / "old"
     run(twins, old, **KEEP_ALL)
     table = pq.read_table(old / "scores.parquet").drop_columns("source_phash")

@@ -9,12 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datasets.decoding import encode_png
+from datasets.latent_format import extensions
 from datasets.latent_pairs import PAIRS, pair_table
-from datasets.shards import file_entry, index_table, parquet_bytes, read_manifest, write_shard
+from datasets.shards import (
+    file_entry,
+    fits_ustar,
+    index_table,
+    parquet_bytes,
+    read_manifest,
+    write_shard,
+)
 from infra import storage
 from infra.config import canonical_json, pretty_json
 from infra.errors import UsageError, UserError
@@ -23,11 +34,23 @@ from models.vae.folder import save_sim_vae
 from models.vae.sim_vae import PRESETS, SimVAE
 from pipelines.encode import __main__ as encode
 from pipelines.encode.config import VerifyConfig
-from pipelines.encode.estimate import counted
+from pipelines.encode.estimate import counted, estimate
+from pipelines.encode.images import long_names
 from pipelines.encode.job import Encoding
 from pipelines.encode.manifest import pairs_bytes
+from pipelines.encode.repair import repair
 from pipelines.encode.verify import problems, recomputed
-from tests.support.encoding_jobs import SIZE, job, published, run, write_images, write_networks
+from tests.support.curation_jobs import InProcess
+from tests.support.damage import flip
+from tests.support.encoding_jobs import (
+    SIZE,
+    estimated,
+    job,
+    published,
+    run,
+    write_images,
+    write_networks,
+)
 from tests.support.published_sets import finish
 
 
@@ -125,14 +148,14 @@ def test_an_incomplete_image_set_is_refused(world: Path, tmp_path: Path) -> None
         run(world, tmp_path / "set", input=str(images))
 
 
-def write_set(folder: Path, sizes: list[int]) -> Path:
+def write_set(folder: Path, sizes: list[int], key: str = "hand") -> Path:
     """Publish an image set by hand, one image of each size; returns it."""
     samples = []
     for number, size in enumerate(sizes):
         png = encode_png(np.full((size, size, 3), 40 * number, np.uint8))
-        label = {"key": f"hand-{number}", "source": "s", "origin": "o", "width": size}
+        label = {"key": f"{key}-{number}", "source": "s", "origin": "o", "width": size}
         label |= {"height": size, "sha256": hashlib.sha256(png).hexdigest()}
-        samples.append((f"hand-{number}", {"png": png, "json": canonical_json(label)}))
+        samples.append((f"{key}-{number}", {"png": png, "json": canonical_json(label)}))
     shard = write_shard(folder / "train-000000.tar", samples)
     return finish(folder, [shard], "image set")
 
@@ -144,6 +167,57 @@ def test_sizes_that_do_not_fit_are_refused(world: Path, tmp_path: Path) -> None:
         run(world, tmp_path / "one", input=str(odd))
     with pytest.raises(UserError, match=r"hand-1: 96 x 96 pixels in a set of 64 x 64"):
         run(world, tmp_path / "two", input=str(mixed))
+
+
+def test_keys_that_no_tar_could_hold_are_refused_before_any_work(
+    world: Path, tmp_path: Path
+) -> None:
+    """Those of an earlier set, which has room for draws of one digit, and for its own repair."""
+    images = write_set(tmp_path / "images", [64, 64], key="x" * 85)  # KEY.source_9.npy: 100 bytes
+    folder = tmp_path / "set"
+    run(world, folder, input=str(images), draws=1)
+    run(world, folder, input=str(images), draws=2)
+    before = published(folder)
+    long = job(world, folder, input=str(images), draws=11)
+    kept = job(world, tmp_path / "other", input=str(images), keep_images=True)
+    engine = InProcess()
+    said = rf"--input {images}: 2 of its keys .* name x+-0.source_10.npy, .* 100 bytes"
+    for refused in (lambda: Encoding(long).run(engine), lambda: estimate(long)):
+        with pytest.raises(UsageError, match=rf"{said}.* shorter names and curate again"):
+            refused()
+    with pytest.raises(UsageError, match=r"x+-0.posterior_mean_0.png.*leave --keep-images out"):
+        Encoding(kept).run(engine)
+
+    assert engine.units == []
+    assert not (tmp_path / "other").exists()
+    assert published(folder) == before
+    flip(folder / "train-000000.tar")
+    assert repair(Encoding(long), InProcess()) == ["train-000000.tar"]
+    assert published(folder) == before
+    assert list(problems(folder)) == []
+
+
+@settings(max_examples=50)
+@given(
+    key=st.text("ab/é", min_size=60, max_size=270),
+    draws=st.integers(1, 12),
+    gray=st.integers(0, 2**12),
+    images=st.booleans(),
+)
+def test_a_key_is_refused_if_and_only_if_a_member_does_not_fit(
+    key: str, draws: int, gray: int, images: bool
+) -> None:
+    """Of all members, gray ones included only where a draw is gray."""
+
+    def is_gray(number: int) -> bool:
+        return bool(gray >> number & 1)
+
+    every = extensions(range(draws), is_gray, images=images)
+    found = long_names(
+        pa.chunked_array([[key]]), range(draws), lambda _, k: is_gray(k), images=images
+    )
+
+    assert bool(found) == (not all(fits_ustar(f"{key}.{extension}") for extension in every))
 
 
 def test_a_damaged_image_is_named(world: Path, tmp_path: Path) -> None:
@@ -275,20 +349,14 @@ def test_a_command_line_that_cannot_be_is_refused(
     assert named in str(error) + capsys.readouterr().err
 
 
-def test_the_dry_run_writes_nothing(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_dry_run_writes_nothing(world: Path, tmp_path: Path) -> None:
     """It says images, draws, bytes, FLOPs and hours; of a set that is there, what is left."""
-    arguments = ["--preset", "cpu", "--input", str(world / "images"), "--vae", str(world / "vae")]
-    arguments += ["--predictor", str(world / "predictor"), "--draws", "5", "--dry-run"]
-    encode.main([*arguments, "--output", str(tmp_path / "set")])
-    printed = capsys.readouterr().out
+    said = estimated(world, tmp_path / "set", draws=5)
 
     assert not (tmp_path / "set").exists()
     for word in (f"4 images of {SIZE} pixels, 5 draws", "GB", "TFLOP", "hours"):
-        assert word in printed
-    encode.main([*arguments, "--output", str(world / "set"), "--samples-per-shard", "3"])
-    assert "3 draws to encode (2 are there)" in capsys.readouterr().out
+        assert word in said
+    assert "3 draws to encode (2 are there)" in estimated(world, world / "set", draws=5)
 
 
 def test_a_saved_configuration_is_the_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from pipelines.encode.config import EncodeRule, VerifyConfig
 from pipelines.encode.verify import problems, recomputed
 from tests.support.encoding_jobs import (
     array,
+    estimated,
     manifest_of,
     members,
     run,
@@ -176,19 +177,15 @@ def test_a_regressor_that_cannot_take_these_latents_is_refused(world: Path, tmp_
         load_regressor(str(tmp_path / "pixels"))
 
 
-def test_the_command_line_wants_a_regressor_where_it_is_used(
-    world: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_wants_a_regressor_where_it_is_used(world: Path) -> None:
     """Not given, and given for another source, are refused; the dry run counts it."""
     with pytest.raises(UsageError, match="no --vae, --predictor, --regressor"):
         encode.main(["--preset", "elir-source", "--input", "x", "--output", "y"])
     with pytest.raises(ValueError, match="with source posterior_mean"):
         EncodeRule(regressor="runs/regressor/network")
-    arguments = ["--preset", "elir-source", "--device", "cpu", "--input", str(world / "images")]
-    arguments += ["--vae", str(world / "vae"), "--predictor", str(world / "predictor")]
-    arguments += ["--regressor", str(world / "regressor" / "network"), "--dry-run"]
-    assert encode.main([*arguments, "--output", str(world / "dry")]) == 0
-    assert "a regressed latent" in capsys.readouterr().out
+    regressor = str(world / "regressor" / "network")
+    said = estimated(world, world / "dry", source="regressed", regressor=regressor)
+    assert "a regressed latent" in said
 
 
 def trained_on(world: Path, latents: str, **fields: Any) -> FlowTask:

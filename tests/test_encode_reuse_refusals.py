@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,6 @@ from datasets.shards import INDEX
 from infra.config import from_dict, pretty_json
 from infra.errors import UsageError, UserError
 from infra.storage import sha256
-from pipelines.encode import __main__ as encode
 from pipelines.encode.networks import parameters
 from pipelines.encode.reuse import EarlierSet, Reuse
 from pipelines.encode.verify import problems
@@ -27,6 +27,7 @@ from tests.support.encoding_jobs import (
     bytes_of,
     copied,
     encode_few,
+    estimated,
     grown_sets,
     job,
     manifest_of,
@@ -149,17 +150,15 @@ def test_verify_finds_a_table_of_other_sums(world: Path, tmp_path: Path) -> None
     assert claim.startswith("manifest.json: statistics.source.sigma is")
 
 
-def test_the_dry_run_counts_what_is_copied(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_dry_run_counts_what_is_copied(world: Path, tmp_path: Path) -> None:
     """Of eight images five have their targets and sources already."""
-    arguments = ["--preset", "cpu", "--input", str(world / "more" / "images"), "--dry-run"]
-    arguments += ["--vae", str(world / "vae"), "--predictor", str(world / "predictor")]
-    arguments += ["--degradation", "gray", "--draws", "2", "--output", str(tmp_path / "set")]
-    encode.main(arguments)
-    without = capsys.readouterr().out
-    encode.main([*arguments, "--reuse", str(world / "earlier")])
-    printed = capsys.readouterr().out
+    fields: dict[str, Any] = {
+        "input": str(world / "more" / "images"),
+        "degradation": "gray",
+        "draws": 2,
+    }
+    without = estimated(world, tmp_path / "set", **fields)
+    printed = estimated(world, tmp_path / "set", reuse=str(world / "earlier"), **fields)
 
     assert "10 targets and 10 sources of 8 images" in printed
     assert "targets and sources of images that have not changed are copied" in printed

@@ -452,12 +452,13 @@ def test_a_set_from_a_bucket_is_that_of_a_folder_byte_for_byte(
     excluded = pictures(1, 100, 80, "test")
     (tmp_path / "val.txt").write_text("photo-01\npacked/photo-00\n")
     fields: dict[str, Any] = {"val_fraction": 0.0}
-    local = {"val_list": str(tmp_path / "val.txt"), "exclude": (str(excluded),)}
+    local = {"val_list": str(tmp_path / "val.txt"), "exclude": (f"celeba={excluded}",)}
     run(folder, tmp_path / "set", **fields, **local)
 
     uri = uploaded(folder, bucket)
     put(bucket / "val.txt", (tmp_path / "val.txt").read_bytes())
-    there = {"val_list": str(bucket / "val.txt"), "exclude": (uploaded(excluded, bucket),)}
+    test = f"celeba={uploaded(excluded, bucket)}"
+    there = {"val_list": str(bucket / "val.txt"), "exclude": (test,)}
     job = Curation(config(uri, bucket / "set", **fields, **there))
     seconds = itertools.count()
     monkeypatch.setattr("infra.s3.retries.wait", lambda _: None)

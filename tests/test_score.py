@@ -235,3 +235,9 @@ def test_too_many_broken_images_are_an_exit_code(pictures: Pictures, tmp_path: P
     assert score.main(arguments(source, table)) == 0
     with pytest.raises(BudgetExceeded, match="1 of 3 images are broken"):
         score.main(arguments(source, table, "--max-bad", "0.2"))
+
+
+def test_what_is_not_there_is_named_with_its_option() -> None:
+    """It is --images here."""
+    with pytest.raises(UsageError, match=r"--images nowhere: no such file or folder"):
+        score.main(["--preset", "brisque", "--images", "nowhere"])

@@ -106,11 +106,13 @@ def test_a_record_holds_only_while_its_shard_is_whole(tmp_path: Path) -> None:
     assert load_record(record) is None
 
 
-def test_long_keys_are_told_before_anything_is_written() -> None:
-    """USTAR holds 100 bytes after the last slash and 155 before it."""
-    assert fits_ustar("folder/" * 10 + "x" * 80)
-    assert not fits_ustar("x" * 95)
-    with pytest.raises(UserError, match="USTAR"):
+def test_long_names_are_told_before_anything_is_written() -> None:
+    """A tar holds 100 bytes after a slash and 155 before it; letters beyond ASCII take several."""
+    assert fits_ustar("f" * 155 + "/" + "x" * 100)
+    assert fits_ustar("é" * 50)
+    for long in ("x" * 101, "é" * 51, "f" * 156 + "/" + "x", "x/" + "y" * 101):
+        assert not fits_ustar(long)
+    with pytest.raises(UserError, match=r"xx.png: .* at most 100 bytes after a '/', and 155"):
         write_shard(Path("/nonexistent-never-made"), [("x" * 120, {"png": b""})])
 
 

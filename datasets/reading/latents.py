@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
+from datasets.latent_format import NPY_HEADER, LatentFormat, source_extension, target_extension
 from datasets.latent_pairs import PAIRS
 from datasets.reading.files import shards_of
 from datasets.reading.finite import refuse_not_finite
@@ -258,7 +258,7 @@ def _extensions(variant: int) -> tuple[bytes, bytes]:
     """Return the ends of the names of a pair's members: extension, and the zero byte after it."""
     draw, flip, gray = variant >> 2, bool(variant & 2), bool(variant & 1)
     target = target_extension(draw, flip, gray)
-    return f".source_{draw}.npy\0".encode(), f".{target}\0".encode()
+    return f".{source_extension(draw)}\0".encode(), f".{target}\0".encode()
 
 
 def _split_digest(opened: PublishedSet, split: str) -> str:

@@ -23,6 +23,8 @@ from infra.s3.retries import Attempts
 CONNECTIONS = 64  # that a client keeps open; more threads than that wait for each other
 CONNECT_TIMEOUT = 2.0  # seconds; with what `Patience` bears, an absent server is known in 10
 READ_TIMEOUT = 30.0  # seconds without a byte; a store may think for 10 about a contested name
+AS_THEY_ARE = ("AWS_MAX_ATTEMPTS", "AWS_USE_DUALSTACK_ENDPOINT", "AWS_USE_FIPS_ENDPOINT")
+"""Variables that have the same meaning on every machine."""
 RAISED = (BotoCoreError, ClientError, ResponseParserError, ValueError, RuntimeError)
 T = TypeVar("T")
 
@@ -56,9 +58,12 @@ class Connection:
         return None if self._client is None else str(self._client.meta.endpoint_url)
 
 
-def _made() -> Any:
-    """Make a client that sends each request once."""
-    session = boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
+def _session() -> boto3.session.Session:
+    return boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
+
+
+def _made(**settings: Any) -> Any:
+    """Make a client that sends each request once; ``settings`` are further ones of a `Config`."""
     config = Config(
         retries={"mode": "adaptive", "total_max_attempts": 1},
         connect_timeout=CONNECT_TIMEOUT,
@@ -66,8 +71,36 @@ def _made() -> Any:
         max_pool_connections=CONNECTIONS,
         tcp_keepalive=True,
         response_checksum_validation="when_required",  # our own digest is checked instead
+        **settings,
     )
-    return session.client("s3", config=config)
+    return _session().client("s3", config=config)
+
+
+def variables_for(whom: str) -> dict[str, str]:
+    """Return variables by which the clients of another machine ask the server that this one asks.
+
+    They hold what boto3 makes of this machine's variables and profile: an endpoint and a region,
+    each if one is set, and the checksums of requests. Amazon's own endpoint follows from the
+    region. Keys, and what is of this machine alone, such as files and proxies, are left out.
+
+    Args:
+        whom: who is to have them, for messages.
+
+    Raises:
+        UserError: the AWS settings cannot be used.
+    """
+    try:
+        client, region = _made(), _session().region_name
+        amazon = _made(ignore_configured_endpoint_urls=True).meta.endpoint_url
+    except RAISED as error:
+        raise explained(error, "head_object", whom, None, 1) from error
+    checksums = client.meta.config.request_checksum_calculation
+    found = {name: os.environ[name] for name in AS_THEY_ARE if name in os.environ}
+    if client.meta.endpoint_url != amazon:
+        found["AWS_ENDPOINT_URL_S3"] = client.meta.endpoint_url
+    if region:
+        found["AWS_REGION"] = region
+    return {**found, "AWS_REQUEST_CHECKSUM_CALCULATION": checksums}
 
 
 def connection() -> Connection:

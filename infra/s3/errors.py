@@ -112,7 +112,8 @@ FAILURES = (
     (
         boto.SSLError,
         "the certificate of {server} is not trusted; give the file of its authority in "
-        "AWS_CA_BUNDLE, or http:// in AWS_ENDPOINT_URL_S3 if the server speaks no TLS",
+        "AWS_CA_BUNDLE (each machine of a Ray cluster where `ray start` runs), or http:// in "
+        "AWS_ENDPOINT_URL_S3 if the server speaks no TLS",
     ),
     (
         (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError),

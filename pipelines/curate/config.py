@@ -67,7 +67,8 @@ class CutRule:
     duplicates: Literal["keep", "first"] = "keep"
     """Of copies of one photograph, keep all (in one split), or the first by key."""
     exclude: tuple[str, ...] = ()
-    """Image sets, folders, archives: no image that is a copy of one of theirs is taken."""
+    """Image sets, folders, archives, or s3://: no image that is a copy of one of theirs is taken.
+    NAME= says how the report calls them."""
 
     def __post_init__(self) -> None:
         if self.hold_out is not None and self.hold_out < self.val_fraction:
@@ -135,7 +136,7 @@ class CurateConfig:
         cut = replace(
             self.cut,
             val_list=absolute(self.cut.val_list),
-            exclude=tuple(absolute(item) for item in self.cut.exclude),
+            exclude=tuple(map(absolute_if_there, self.cut.exclude)),
         )
         scorer = replace(
             self.scorer,

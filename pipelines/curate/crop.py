@@ -7,7 +7,11 @@ import numpy as np
 from PIL import Image
 
 from datasets.decoding import Pixels
+from datasets.latent_format import LONGEST_EXTENSION
+from datasets.shards import fits_ustar
 from pipelines.curate.config import CropRule
+
+LAST_PATCH = 99_999  # of an image, for which its key leaves room
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,11 @@ def _starts(length: int, size: int, stride: int) -> list[int]:
 def patch_key(image_key: str, index: int, rule: CropRule) -> str:
     """Name a patch: ``{image}_s{index:03d}``, counted from 1; resized, the image's own key."""
     return image_key if rule.mode == "resize" else f"{image_key}_s{index:03d}"
+
+
+def is_storable(image_key: str, rule: CropRule) -> bool:
+    """Tell whether tars can hold an image's patches, and later their latents, by their names."""
+    return fits_ustar(f"{patch_key(image_key, LAST_PATCH, rule)}.{LONGEST_EXTENSION}")
 
 
 def cut(image: Pixels, box: Box, rule: CropRule) -> Pixels:

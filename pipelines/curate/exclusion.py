@@ -11,19 +11,21 @@ import pyarrow.compute as pc
 from datasets.decoding import decode
 from datasets.fetching import Fetch, read_ahead
 from datasets.fingerprint import near, perceptual_hash, unpacked
+from datasets.inputs import Input, parsed
 from datasets.shards import parquet_bytes, read_manifest, read_table
 from datasets.sources import ImageRef
 from datasets.unusable import UnreadableImage, UnusableImage
 from infra.ahead import map_ahead
 from infra.config import digest
 from infra.errors import UsageError, UserError
-from infra.paths import AnyPath, path_of, write_bytes
+from infra.paths import AnyPath, write_bytes
 from pipelines.jobs.inputs import listed
 from pipelines.jobs.progress import progress
 
+OPTION = "--exclude"
 HASHES = ["source_sha256", "source_phash"]
 EXCLUDED = pa.schema([("name", pa.string()), *((name, pa.string()) for name in HASHES)])
-"""An image of another set: SET/KEY, SHA-256, perceptual hash (null where it has none)."""
+"""An image of another set: its name (see `_named`), SHA-256, perceptual hash (null without)."""
 THREADS = 4  # decoding releases the interpreter
 
 
@@ -31,7 +33,8 @@ def read_excluded(items: Sequence[str], cache: AnyPath) -> pa.Table:
     """Read the hashes of the images of sets, and hash the images of folders and archives.
 
     Args:
-        items: as given to ``--exclude``.
+        items: as given to ``--exclude``: image sets, folders, archives, each optionally
+            ``NAME=PATH``.
         cache: folder for the hashes of folders and archives, and for their seek indexes.
 
     Returns:
@@ -45,25 +48,29 @@ def read_excluded(items: Sequence[str], cache: AnyPath) -> pa.Table:
     return pa.concat_tables(tables).sort_by("name")
 
 
-def _read_one(item: str, cache: AnyPath) -> pa.Table:
-    path = path_of(item)
-    if not path.exists():
-        raise UsageError(f"--exclude {item}: no such file or folder; check the path")
-    if path.is_dir() and read_manifest(path) is not None:
-        return _of_set(path)
-    listing = listed([item], cache)
+def _read_one(text: str, cache: AnyPath) -> pa.Table:
+    item = parsed(text, OPTION)
+    if item.path.is_dir() and read_manifest(item.path) is not None:
+        return _named(_of_set(item.path), item)
+    listing = listed([text], cache, OPTION)
     listing.prepare()
     refs = listing.images
-    kept = cache / f"excluded-{digest([[ref.key, ref.size, ref.stamp] for ref in refs])[:16]}"
+    kept = cache / f"hashes-{digest([[ref.key, ref.size, ref.stamp] for ref in refs])[:16]}"
     if not kept.exists():
-        write_bytes(kept, parquet_bytes(_hashed(refs, path)))
+        write_bytes(kept, parquet_bytes(_hashed(refs, item.path)))
     table = read_table(kept)
     by_bytes = pc.sum(pc.is_null(table["source_phash"])).as_py()
     sys.stdout.write(
-        f"exclude {item}: {len(refs):,} images, {by_bytes} of them by SHA-256 only; "
+        f"exclude {text}: {len(refs):,} images, {by_bytes} of them by SHA-256 only; "
         f"{listing.losses()} damaged places\n"
     )
-    return table
+    return table if item.prefix else _named(table, item)  # a listing's keys begin with the NAME
+
+
+def _named(table: pa.Table, item: Input) -> pa.Table:
+    """Put the NAME of an input, or else the name of its file or folder, before the keys."""
+    names = [f"{item.prefix or item.path.name}/{key}" for key in table["name"].to_pylist()]
+    return table.set_column(0, EXCLUDED.field("name"), pa.array(names, pa.string()))
 
 
 def _of_set(folder: AnyPath) -> pa.Table:
@@ -79,8 +86,7 @@ def _of_set(folder: AnyPath) -> pa.Table:
         )
     kept = table.filter(pc.is_valid(table["shard"]))
     images = kept.group_by("source").aggregate([(name, "min") for name in HASHES])
-    names = [f"{folder.name}/{source}" for source in images["source"].to_pylist()]
-    return pa.table([pa.array(names, pa.string()), *images.columns[1:]], schema=EXCLUDED)
+    return images.rename_columns(EXCLUDED.names).cast(EXCLUDED)
 
 
 def _hashed(refs: Sequence[ImageRef], path: AnyPath) -> pa.Table:
@@ -99,7 +105,7 @@ def _hashed(refs: Sequence[ImageRef], path: AnyPath) -> pa.Table:
         except UnusableImage:
             phash = None
         sha = hashlib.sha256(data).hexdigest()
-        return {"name": f"{path.name}/{ref.key}", "source_sha256": sha, "source_phash": phash}
+        return {"name": ref.key, "source_sha256": sha, "source_phash": phash}
 
     rows = []
     with progress("exclude", len(refs)) as advance:

@@ -20,7 +20,7 @@ from datasets.fetching import Fetch, read_ahead
 from datasets.fingerprint import perceptual_hash
 from datasets.sample import CANDIDATE, empty_row
 from datasets.sets import claimed_set
-from datasets.shards import fits_ustar, parquet_bytes
+from datasets.shards import parquet_bytes
 from datasets.sources import ImageRef, Listing
 from datasets.unusable import TRANSIENT, UnusableImage
 from infra.ahead import map_ahead
@@ -28,7 +28,7 @@ from infra.config import differences, digest, pretty_json, to_dict
 from infra.errors import UsageError
 from infra.paths import AnyPath, glob, path_of, read_all, write_bytes
 from pipelines.curate.config import CropRule
-from pipelines.curate.crop import cut_all, patch_key
+from pipelines.curate.crop import cut_all, is_storable, patch_key
 from pipelines.curate.kept import Keeping, KeptUnit
 from pipelines.jobs.attempts import Attempt, attempt
 from pipelines.jobs.score_file import AUTHORS, write_scores
@@ -179,13 +179,14 @@ class ScoreImages:
             were scored before.
         """
         row = image_row(ref)
-        if not fits_ustar(ref.key):
+        before = [r for r in self._before.get(ref.key, ()) if r["source_sha256"]]
+        # A key that an earlier version took, when the limit was higher, stays in its set.
+        if not before and not is_storable(ref.key, self.rule):
             return [row | {"drop_reason": "key_too_long"}], []
         try:
             with self.watch("read"):
                 data = fetch()
                 row["source_sha256"] = hashlib.sha256(data).hexdigest()
-            before = self._before.get(ref.key, ())
             if same := [r for r in before if r["source_sha256"] == row["source_sha256"]]:
                 return same, []
             with self.watch("decode"):

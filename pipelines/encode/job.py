@@ -35,10 +35,10 @@ from models.frozen import check_takes
 from pipelines.encode import report as encoding_report
 from pipelines.encode.bound import IMAGES, RESULT, Probe, bound
 from pipelines.encode.config import STATE, EncodeConfig
-from pipelines.encode.images import latent_shards, open_images
+from pipelines.encode.images import latent_shards, open_images, refuse_long_names
 from pipelines.encode.manifest import Generation, stage_manifest
 from pipelines.encode.members import GenerationSpec
-from pipelines.encode.networks import identity, load_models
+from pipelines.encode.networks import identity, load_models, parameters
 from pipelines.encode.reuse import Reuse, earlier_manifest, reusable
 from pipelines.encode.sums import ChannelSums
 from pipelines.encode.worker import EncodeShard
@@ -105,7 +105,7 @@ class Encoding:
             UsageError: an output or a device that cannot be used; nothing was encoded.
             UserError: the set could not be finished for a reason that the user can mend.
         """
-        self.earlier()  # refuses a set that cannot be used before anything is written
+        self.check()
         with self.set.held():
             self.set.claim("identity.json", self.identity, overwrite=self.config.overwrite)
             if self.config.overwrite:
@@ -115,6 +115,22 @@ class Encoding:
                 return
             with started(engine, self.config.workers) as running:
                 self._work(running)
+
+    def check(self) -> None:
+        """Refuse, before anything is written, what would end the work later.
+
+        Raises:
+            UsageError: an image whose latents no tar can hold, or a set of --reuse that cannot be
+                used.
+        """
+        refuse_long_names(
+            self.images.folder,
+            self.images.rows["key"],
+            range(self.config.draws),
+            lambda key, number: parameters(self.rule, key, number).gray_target,
+            images=self.config.keep_images,
+        )
+        self.earlier()
 
     def earlier(self) -> tuple[AnyPath, dict[str, Any]] | None:
         """Return the folder and the manifest of the set that --reuse names, if any.

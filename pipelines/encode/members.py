@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,19 @@ import numpy.typing as npt
 
 from datasets.decoding import encode_png
 from datasets.degradation.parameters import DegradationParameters
-from datasets.latent_format import LatentDraw, LatentFormat, LatentSample, members
+from datasets.latent_format import (
+    LatentDraw,
+    LatentFormat,
+    LatentSample,
+    image_extensions,
+    members,
+)
 from datasets.reading.image_set import ImageSet, Row
 from infra.config import pretty_json, to_dict
 from infra.errors import UserError
 from infra.paths import AnyPath, write_bytes
 from pipelines.encode.networks import Encoded
-from pipelines.encode.reuse import KEPT_IMAGES, TARGETS, Copies, EarlierSet, Reuse
+from pipelines.encode.reuse import TARGETS, Copies, EarlierSet, Reuse
 from pipelines.encode.sums import ChannelSums, latent_sums, latent_values, shard_table, write_tables
 
 
@@ -82,7 +89,6 @@ class Packer:
         self.draws = range(spec.first, spec.last)
         targets = TARGETS if spec.first == 0 else ()
         self.names = [*targets, *(f"source_{number}" for number in self.draws)]
-        self.kept_images = KEPT_IMAGES if spec.keep_images else ()
         self.labels: Mapping[str, Mapping[str, Any]] = {}
         self.copies: Copies = {}
         self.copied = {"targets": 0, "sources": 0}
@@ -142,7 +148,8 @@ class Packer:
             raise UserError(f"{key}: {error}; choose another --dtype") from error
         for name in self.names:
             self._count(key, name, packed[f"{name}.npy"], computed)
-        for extension in [f"{name}_{n}.png" for n in self.draws for name in self.kept_images]:
+        kept = self.draws if self.spec.keep_images else ()
+        for extension in chain.from_iterable(map(image_extensions, kept)):
             pixels = computed.images.get(f"{key}.{extension}")
             packed[extension] = copies[extension] if pixels is None else encode_png(pixels)
         return packed

@@ -24,7 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.degradation.parameters import DegradationParameters
-from datasets.latent_format import LatentFormat
+from datasets.latent_format import (
+    LatentFormat,
+    image_extensions,
+    source_extension,
+    target_extension,
+)
 from datasets.reading.files import shards_of
 from datasets.reading.ranges import Place, UnreadableRange, read_members
 from datasets.sets import open_set
@@ -43,7 +48,6 @@ SOURCE_FIELDS = (
 STORED_FIELDS = ("channels", "height", "width", "dtype", "scale", "offset")
 TARGETS = ("target_0", "target_1")
 WITHOUT = "leave --reuse out to compute all latents"
-KEPT_IMAGES = ("lq", "posterior_mean")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +154,7 @@ class EarlierSet:
         self.folder = path_of(reuse.folder)
         self.takes_sources = reuse.sources
         self.latent = latent
-        self.images = KEPT_IMAGES if keep_images else ()
+        self.keep_images = keep_images
         try:
             opened = open_set(self.folder, "latent set")
             self._index = opened.index()
@@ -208,9 +212,12 @@ class EarlierSet:
             return []
         if draw["parameters"] != to_dict(parameters(key, number)):
             return []
-        names = [f"target_g{number}.npy"]
+        names = [target_extension(number, draw["flip"], gray=True)]
         if self.takes_sources:
-            names += [f"source_{number}.npy", *(f"{name}_{number}.png" for name in self.images)]
+            names += [
+                source_extension(number),
+                *(image_extensions(number) if self.keep_images else ()),
+            ]
         return names
 
     def read(self, key: str, copies: Mapping[str, MemberPlace]) -> dict[str, bytes]:

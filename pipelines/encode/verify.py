@@ -13,7 +13,13 @@ from datasets.decoding import UndecodableImage, decode
 from datasets.degradation.batched import degrade_batch
 from datasets.degradation.parameters import DegradationConfig, DegradationParameters
 from datasets.degradation.reference import draw_parameters
-from datasets.latent_format import NPY_HEADER, LatentFormat, target_extension
+from datasets.latent_format import (
+    NPY_HEADER,
+    LatentFormat,
+    extensions,
+    source_extension,
+    target_extension,
+)
 from datasets.latent_pairs import PAIRS
 from datasets.reading.files import shards_of
 from datasets.reading.image_set import ImageSample
@@ -94,7 +100,7 @@ class _Inspector:
         self.latent = from_dict(LatentFormat, manifest["latent"])
         self.header = self.latent.header()
         self.seed = manifest["identity"]["seed"]
-        self.images = ("lq", "posterior_mean") if manifest["identity"]["keep_images"] else ()
+        self.keep_images = manifest["identity"]["keep_images"]
         self.degradation = from_dict(DegradationConfig, manifest["identity"]["degradation"])
         self.draws: set[tuple[str, int]] = set()
 
@@ -107,14 +113,14 @@ class _Inspector:
         try:
             label = json.loads(members["json"])
             draws = {int(number): draw for number, draw in label["draws"].items()}
-            expected = self._expected(draws)
+            expected = set(
+                extensions(draws, lambda k: draws[k]["gray_target"], images=self.keep_images)
+            )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             yield f"{where}: no JSON of a latent sample ({error!r})"
             return
         if label["key"] != key:
             yield f"{where}: its JSON says key {label['key']}"
-        if 0 in draws:
-            expected |= {"target_0.npy", "target_1.npy"}
         if members.keys() != expected:
             yield f"{where} differs from its JSON in members {sorted(members.keys() ^ expected)}"
         for extension, content in members.items():
@@ -122,14 +128,6 @@ class _Inspector:
         for number, draw in draws.items():
             yield from self._draw(f"{where}: draw {number}", key, number, draw)
             self.draws.add((key, number))
-
-    def _expected(self, draws: Mapping[int, Any]) -> set[str]:
-        names = {"json"}
-        for number, draw in draws.items():
-            names |= {f"source_{number}.npy", *(f"{name}_{number}.png" for name in self.images)}
-            if draw["gray_target"]:
-                names.add(target_extension(number, draw["flip"], gray=True))
-        return names
 
     def _member(self, where: str, extension: str, content: bytes) -> Iterator[str]:
         if extension.endswith(".npy"):
@@ -228,7 +226,7 @@ class _Reader:
         return from_dict(DegradationParameters, label["draws"][str(pair["draw"])]["parameters"])
 
     def latent(self, pair: Mapping[str, Any], side: str) -> npt.NDArray[np.float32]:
-        extension = f"source_{pair['draw']}.npy"
+        extension = source_extension(pair["draw"])
         if side == "target":
             extension = target_extension(pair["draw"], pair["flip"], pair["gray"])
         shard, offset, size = (pair[f"{side}_{what}"] for what in ("shard", "offset", "size"))

@@ -17,7 +17,7 @@ import torch
 
 from datasets.degradation.batched import degrade_batch
 from datasets.degradation.reference import Degraded, to_float
-from datasets.latent_format import LatentFormat
+from datasets.latent_format import LatentFormat, image_extensions
 from datasets.reading.image_set import ImageSample, ImageSet, Row
 from datasets.shards import save_record, write_shard
 from infra.ahead import map_ahead, once
@@ -164,9 +164,10 @@ class EncodeShard:
         }
         self._encode(list(gray.values()), list(gray), computed)
         if self.spec.keep_images:
-            for name, images in {"lq": lq, "posterior_mean": posterior_mean}.items():
+            kept = zip(image_extensions(number), (lq, posterior_mean), strict=True)
+            for extension, images in kept:
                 for sample, pixels in zip(samples, _pixels(images), strict=True):
-                    computed.images[f"{sample.key}.{name}_{number}.png"] = pixels
+                    computed.images[f"{sample.key}.{extension}"] = pixels
 
     def _encode(
         self,

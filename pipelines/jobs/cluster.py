@@ -36,3 +36,12 @@ def unreachable(error: Exception) -> UserError:
         "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a copy of the file or RAY_AUTH_TOKEN to "
         "what it holds"
     )
+
+
+def without_cpus() -> UserError:
+    """Say what to do where no machine of the cluster offers CPUs yet."""
+    return UserError(
+        f"the Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')} has no CPUs yet, and "
+        "every worker of a job needs one; start its machines (`ray start --address=HOST:PORT` on "
+        "each, without --num-cpus=0) and run the same command again"
+    )

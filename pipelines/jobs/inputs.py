@@ -22,9 +22,6 @@ def listed(inputs: Sequence[str], kept: AnyPath, option: str = "--input") -> Lis
 
 @contextmanager
 def _watch(count: int, megabytes: int) -> Iterator[Callable[[int], None]]:
-    sys.stderr.write(
-        f"archives to list: {count:,} ({megabytes:,} MB); the lists are kept, so that the next run "
-        "starts at once\n"
-    )
+    sys.stderr.write(f"archives to list: {count:,} ({megabytes:,} MB)\n")
     with progress("list MB", megabytes) as advance:
         yield advance

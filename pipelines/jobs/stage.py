@@ -21,18 +21,16 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from infra.errors import UsageError, UserError
+from infra.s3.client import variables_for
 from infra.storage import explained
 from pipelines.jobs.attempts import attempt
-from pipelines.jobs.cluster import check_answers, unreachable
+from pipelines.jobs.cluster import check_answers, unreachable, without_cpus
 from pipelines.jobs.progress import Watched, progress
 from pipelines.jobs.ray_files import take_own_token, unwritable
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("datasets", "infra", "models", "pipelines")
 """Folders of the clone that the workers of a cluster get; whatever else lies in it stays here."""
-PASSED_ON = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION")
-"""Variables that the workers of a cluster get from the command: where the bucket is. Keys they have
-from their own machine: what is passed on stands in the logs of Ray."""
 OBJECT_STORE_BYTES = 256 << 20  # units and results are kilobytes; pixels never enter the store
 
 T = TypeVar("T")
@@ -217,17 +215,17 @@ class RayEngine:
             resources: the resources of each worker.
 
         Raises:
-            UserError: a worker failed for a reason that the user can mend.
+            UserError: a worker failed for a reason that the user can mend, or there are no CPUs.
         """
         if not units:
             return
         import ray
 
+        size = min(len(units), self.workers(resources))
         stage = StageTime(name)
         self.times.append(stage)
         start, began = time.perf_counter(), time.time()
         rows = [{"unit": json.dumps(unit)} for unit in units]
-        size = min(len(units), self.workers(resources))
         made = pickle.dumps((worker, tuple(arguments), uuid.uuid4().hex))
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         if resources.gpus:  # an actor keeps its GPU; a task's process gives it back when it ends
@@ -262,10 +260,16 @@ class RayEngine:
         return int(ray.cluster_resources().get("GPU", 0))
 
     def workers(self, resources: Resources) -> int:
-        """Return the workers of a stage: as many as it wants, or as was said, or as CPUs."""
+        """Return the workers of a stage: as many as it wants, or as was said, or as CPUs.
+
+        Raises:
+            UserError: the cluster has no CPUs, for which Ray would wait in silence.
+        """
         import ray
 
-        cpus = int(ray.cluster_resources()["CPU"])
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if not cpus:
+            raise without_cpus()
         return resources.workers or self._workers or cpus
 
     def _start(self) -> None:
@@ -304,11 +308,18 @@ class RayEngine:
 
 
 def for_workers() -> dict[str, Any]:
-    """Return what the workers of a cluster are sent, as a runtime environment of Ray's."""
+    """Return what the workers of a cluster are sent, as a runtime environment of Ray's.
+
+    They are told where the bucket is. Keys they have from their own machine, because what is sent
+    stands in the logs of Ray.
+
+    Raises:
+        UserError: the AWS settings of this machine cannot be used.
+    """
     return {
         "py_modules": [str(ROOT / name) for name in CODE],
         "excludes": ["__pycache__"],
-        "env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        "env_vars": variables_for("the workers of the Ray cluster"),
     }
 
 

@@ -166,7 +166,7 @@ class RestoreConfig:
         return replace(
             self,
             output=absolute(self.output),
-            reference=absolute(self.reference),
+            reference=absolute_if_there(self.reference),
             rule=replace(self.rule, model=absolute_if_there(self.rule.model)),
             whole=replace(self.whole, faces_json=absolute(self.whole.faces_json)),
         )

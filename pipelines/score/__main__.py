@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     output = path_of(config.output).with_suffix(".csv") if config.output else None
     table = ScoreTable(output, info.identity()) if output else None
     with tempfile.TemporaryDirectory() as cache, table or nullcontext():
-        listing = listed(config.images, Path(cache))
+        listing = listed(config.images, Path(cache), "--images")
         listing.prepare()
         refs = listing.images
         left = table.left(refs) if table else refs

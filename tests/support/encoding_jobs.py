@@ -28,6 +28,7 @@ from models.velocity.looformer import LooUFormer, LooUFormerConfig
 from pipelines.curate.config import CropRule, CurateConfig, CutRule
 from pipelines.curate.job import Curation
 from pipelines.encode.config import EncodeConfig, EncodeRule
+from pipelines.encode.estimate import estimate
 from pipelines.encode.job import Encoding
 from pipelines.jobs.scorer_choice import ScorerChoice
 from tests.conftest import picture
@@ -111,6 +112,13 @@ def run(folder: AnyPath, output: AnyPath, **fields: Any) -> InProcess:
     engine = InProcess()
     Encoding(job(folder, output, **fields)).run(engine)
     return engine
+
+
+def estimated(
+    folder: AnyPath, output: AnyPath, engine: InProcess | None = None, **fields: Any
+) -> str:
+    """Return what a dry run says, whose worker measures in this process."""
+    return estimate(job(folder, output, **fields), engine or InProcess())
 
 
 class Stopping(InProcess):
