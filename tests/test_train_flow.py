@@ -202,6 +202,22 @@ def test_what_a_validation_depends_on_is_the_same_of_every_flow(
         assert "encoding_flops" not in facts
 
 
+def test_the_networks_that_the_pairs_come_from_are_named(
+    switched: tuple[FlowTask, Any, Noise],
+) -> None:
+    """Whether they are at work in the run or were in the making of its latents."""
+    task, _, _ = switched
+    config = task.config
+    depends = {
+        "vae": config.space == "latent",
+        "predictor": config.source != "lq",
+        "regressor": config.source == "regressed",
+    }
+
+    assert task.networks().keys() == {name for name, is_part in depends.items() if is_part}
+    assert task.networks().items() <= task.digests.items()
+
+
 def test_encoding_the_latents_is_counted_once_for_the_whole_set(files: Files) -> None:
     """Two encodings of each image, one of each draw after its posterior mean, one of grey targets.
 

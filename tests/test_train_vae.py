@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 
 from datasets.reading.image_set import ImageSet
 from infra.errors import UserError
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, weights_digest
 from models.frozen import load_vae
+from models.metrics.backbones import VGG19
 from models.vae.folder import load_sim_vae
 from tests.support.training_sets import (
     SMOKE,
@@ -108,6 +109,19 @@ def test_the_perceptual_loss_needs_its_weights(images: Path, tmp_path: Path) -> 
 
     with pytest.raises(UserError, match="--perceptual 0"):
         VAETask(config, torch.device("cpu"))
+
+
+def test_the_network_of_the_perceptual_loss_is_named(images: Path, tmp_path: Path) -> None:
+    """By its weights, wherever the file lies; without that term there is nothing to name."""
+    vgg = VGG19()
+    torch.save(vgg.state_dict(), tmp_path / "vgg.pth")
+    plain = dataclasses.replace(PRESETS["tiny"], model="tiny", data=(str(images),))
+    loss = dataclasses.replace(plain.loss, perceptual=0.5)
+    config = dataclasses.replace(plain, loss=loss, vgg=str(tmp_path / "vgg.pth"))
+
+    named = VAETask(config, torch.device("cpu")).networks()
+    assert named == {"vgg": weights_digest(vgg.state_dict())}
+    assert VAETask(plain, torch.device("cpu")).networks() == {}
 
 
 def test_a_set_without_held_out_images_is_refused(tmp_path: Path) -> None:

@@ -112,12 +112,8 @@ def write_files(folder: Path, *, size: int) -> Files:
     """
     vae = tiny_vae.build()
     save_sim_vae(vae, folder / "vae")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        predictor = SwinIR(swinir.PRESETS["tiny"])
-        regressor = LooUFormer(looformer.PRESETS["tiny"])
-    save_checkpoint(folder / "swinir", predictor.state_dict(), asdict(predictor.config))
-    save_checkpoint(folder / "regressor", regressor.state_dict(), asdict(regressor.config))
+    write_predictor(folder / "swinir", seed=1)
+    write_regressor(folder / "regressor", seed=1)
     identity = {
         "vae": load_vae(str(folder / "vae"))[1].weights,
         "predictor": load_posterior_mean(str(folder / "swinir"))[1].weights,
@@ -132,6 +128,24 @@ def write_files(folder: Path, *, size: int) -> Files:
         predictor=str(folder / "swinir"),
         regressor=str(folder / "regressor"),
     )
+
+
+def write_predictor(folder: Path, seed: int) -> Path:
+    """Write a tiny predictor with weights of a seed; returns the folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        predictor = SwinIR(swinir.PRESETS["tiny"])
+    save_checkpoint(folder, predictor.state_dict(), asdict(predictor.config))
+    return folder
+
+
+def write_regressor(folder: Path, seed: int) -> Path:
+    """Write a tiny regressor with weights of a seed; returns the folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        regressor = LooUFormer(looformer.PRESETS["tiny"])
+    save_checkpoint(folder, regressor.state_dict(), asdict(regressor.config))
+    return folder
 
 
 def write_lpips(folder: Path, net: Net = "alex") -> Path:

@@ -1,6 +1,7 @@
 """Checks before the first step: a run agrees with its checkpoint, and all ranks agree."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from infra.config import differences, flat, to_dict
@@ -8,6 +9,7 @@ from infra.distributed import barrier, gathered
 from infra.errors import UsageError, UserError
 from trainers.loop.checkpoints import Checkpoint
 from trainers.loop.config import TrainerConfig
+from trainers.loop.task import Task
 
 HINTS = {  # what may be done instead, by the field that may not be changed
     "schedule.peak": "; --peak-from {step} {value} changes the peak from here on",
@@ -52,20 +54,62 @@ def refuse_other_run(config: TrainerConfig, before: Checkpoint) -> None:
         )
 
 
-def refuse_unequal_ranks(config: TrainerConfig, data: str) -> None:
-    """Refuse ranks whose data or options differ; all ranks call it.
+def refuse_replaced_networks(networks: Mapping[str, str], before: Checkpoint) -> None:
+    """Refuse to go on with a run whose loss depended on other frozen networks.
 
-    A machine with an older copy of a set would otherwise read other samples at the same positions
-    without an error.
+    Their paths may change, so a network that was trained again in place would otherwise take the
+    place of the one before without an error. What only one side names was not there, or not known.
 
     Args:
-        config: configuration of this rank.
-        data: digest of this rank's data and their order.
+        networks: of `Task.networks`.
+        before: the checkpoint that the run goes on from.
+
+    Raises:
+        UsageError: names the networks that differ, with both digests and what may be done.
+    """
+    theirs = before.networks
+    both = networks.keys() & theirs.keys()
+    changed = differences(*({name: of[name] for name in both} for of in (networks, theirs)))
+    if changed:
+        options = " ".join(f"--{name}" for name in sorted(both) if networks[name] != theirs[name])
+        raise UsageError(
+            f"{before.where} was trained with other networks ({'; '.join(changed)}, by SHA-256 of "
+            f"the weights): give {options} as it was then, from whatever path (of cached latents: "
+            "those that it made); or train with these in another --output, which begins anew with "
+            f"--init-from {before.where}; nothing was changed"
+        )
+
+
+def in_common(task: Task, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all ranks of a run have in common, by dotted name.
+
+    Args:
+        task: of this rank.
+        facts: of `Task.facts`.
+    """
+    return flat(
+        {
+            "data": [sha256 for _, sha256, *_ in task.data()],
+            "networks": task.networks(),
+            "validation": facts.get("validation", {}),
+            **_fixed(task.config, to_dict(task.config)),
+        }
+    )
+
+
+def refuse_unequal_ranks(mine: Mapping[str, Any]) -> None:
+    """Refuse ranks that differ in what they should have in common; all ranks call it.
+
+    A machine with an older copy of a set would otherwise read other samples at the same positions
+    without an error, and one with an older copy of a network compute another loss.
+
+    Args:
+        mine: values of this rank, by name.
 
     Raises:
         UserError: raised on every rank; names the rank that differs from rank 0, and in what.
     """
-    first, *others = gathered({"data": data, **_fixed(config, to_dict(config))})
+    first, *others = gathered(dict(mine))
     for number, theirs in enumerate(others, start=1):
         changed = differences(theirs, first)
         if changed:
@@ -74,7 +118,7 @@ def refuse_unequal_ranks(config: TrainerConfig, data: str) -> None:
                 barrier()
             raise UserError(
                 f"rank {number} differs from rank 0 ({'; '.join(changed)}): bring the same sets, "
-                "by manifest, and the same options to every machine"
+                "by manifest, the same weights and the same options to every machine"
             )
 
 

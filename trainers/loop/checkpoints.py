@@ -57,6 +57,13 @@ class Checkpoint:
         return int(self.record["step"])
 
     @property
+    def networks(self) -> dict[str, str]:
+        """What `Task.networks` was; an older record has it of a flow alone, under `restoring`."""
+        restoring = self.record.get("restoring") or {}
+        known: dict[str, str] = self.record.get("networks", restoring.get("weights", {}))
+        return known
+
+    @property
     def metrics(self) -> dict[str, float]:
         """What the validation of this step found; empty if there was none, or if it is damaged."""
         return _numbers(read_if_there(self.folder / METRICS) or b"")

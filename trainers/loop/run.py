@@ -28,7 +28,12 @@ from infra.tracking.record import Resume
 from infra.tracking.run import Run, start_run
 from models.ema import EMA
 from models.transfer import sent
-from trainers.loop.agreement import refuse_other_run, refuse_unequal_ranks
+from trainers.loop.agreement import (
+    in_common,
+    refuse_other_run,
+    refuse_replaced_networks,
+    refuse_unequal_ranks,
+)
 from trainers.loop.batches import BatchPlan, deepspeed_json, plan_batches
 from trainers.loop.changes import check_changes, clipping_at, rate_at
 from trainers.loop.checkpoints import Checkpoints
@@ -78,13 +83,14 @@ def run(config: TrainerConfig, build: Callable[[torch.device], Task]) -> int:
             return 0
         place = stack.enter_context(held(loop))
         task = build(device)
-        config = task.config
+        config, facts = task.config, task.facts()
+        refuse_unequal_ranks(in_common(task, facts))
         training = Training(task, config, plan, notices, watchdog, place)
         with start_run(
             task.experiment,
             folder=place.folder,
             name=path_of(loop.output).name,
-            params={**to_dict(config), **task.facts()},
+            params={**to_dict(config), **facts},
             resume=Resume(
                 training.token,
                 training.first or -1,
@@ -166,6 +172,7 @@ class Training:
         self.ema = EMA(task.network, config.ema)
         if before is not None:
             refuse_other_run(config, before)
+            refuse_replaced_networks(task.networks(), before)
             before.load_weights(task.network, self.ema)
         trained = [value for value in task.network.parameters() if value.requires_grad]
         fused = device == "cuda" or None  # on CPUs its last bits differ, and nothing is gained
@@ -181,7 +188,6 @@ class Training:
         self.flops = task.flops_per_sample() * plan.global_batch_size
         self.peak = job_peak_tflops(self.engine.device, config.engine.precision)
         self.loader = task.loader(layout, None if before is None else before.record["data"])
-        refuse_unequal_ranks(config, self.loader.order.digest)
         self.position = self.loader.state
         if before is not None:
             verb = "resumed" if is_own else "a run of its own, forked"
@@ -364,6 +370,7 @@ class Training:
             "ema_updates": self.ema.updates,
             "skipped_steps": self.skipped,
             "origin": self.origin,
+            "networks": self.task.networks(),
             "restoring": self.task.restoring(),
             "token": tracked.token or None,
         }

@@ -10,6 +10,7 @@ from typing import Any
 
 from infra.errors import UsageError
 from infra.tracking.rules import flatten
+from trainers.loop.agreement import refuse_unequal_ranks
 from trainers.loop.checkpoints import Checkpoint
 from trainers.loop.config import TrainerConfig
 from trainers.loop.initial import begin_with
@@ -28,11 +29,13 @@ def begun(task: Task, config: TrainerConfig, before: Checkpoint | None, *, is_ow
         is_own: whether that lies in the run's own folder.
 
     Raises:
-        UserError: weights that cannot be had, or that are not those that the run began with.
+        UserError: weights that cannot be had, that are not those that the run began with, or that
+            are others on another rank.
     """
     where = config.loop.init_from
     if before is None:
         init = {"from": where, "sha256": begin_with(task, where)} if where else None
+        refuse_unequal_ranks({"--init-from": init and init["sha256"]})
         return {"parent": None, "init": init}
     origin: Origin = before.record["origin"]
     init = origin["init"]

@@ -113,6 +113,12 @@ class Task(Protocol):
     def data(self) -> list[tuple[str, str, str, str]]:
         """Name the data: name, digest, source and use of each set."""
 
+    def networks(self) -> dict[str, str]:
+        """Name the frozen networks that the loss depends on, with the SHA-256 of their weights.
+
+        A name is that of the option. Networks count that made cached latents, too.
+        """
+
     def facts(self) -> dict[str, Any]:
         """Tell what else the run's numbers depend on or cost, as JSON values, for its record.
 

@@ -304,6 +304,10 @@ class FlowTask:
         sets = zip(self.config.images, self.samples.sets, strict=True)
         return [named(path, images) for path, images in sets]
 
+    def networks(self) -> dict[str, str]:
+        """Name the networks that the pairs come from, and the regressor that is applied to them."""
+        return {name: self._belongs[name] for name in AROUND if self._belongs.get(name)}
+
     def restoring(self) -> dict[str, Any] | None:
         """Tell what restores with the network beside it; a regressor by itself restores nothing."""
         return None if self.config.stage == "regressor" else to_dict(self._facts)
@@ -316,7 +320,7 @@ class FlowTask:
 
     @functools.cached_property
     def _facts(self) -> FlowFacts:
-        config = self.config
+        config, networks = self.config, self.networks()
         judged = self.held_out if self.restorations is None else self.restorations.samples
         training = TrainingFacts(
             max_steps=config.loop.max_steps,
@@ -333,7 +337,7 @@ class FlowTask:
             steps=config.sampling_steps,
             best=self.best,
             networks=given_networks(config),
-            weights={name: self._belongs[name] for name in AROUND if self._belongs.get(name)},
+            weights={name: networks[name] for name in AROUND if name in networks},
             flops_per_step=self.flops_per_sample() * config.engine.global_batch_size,
             training=training,
         )
@@ -350,7 +354,7 @@ class FlowTask:
         """Write the network as `models.checkpoint.load_checkpoint` reads it, and the bundle."""
         loop, work = self.config.loop, work_folder(self.config.loop)
         digest = save_checkpoint(work / EXPORT, network.state_dict(), asdict(self._config))
-        model = finished_flow(self.config, self.shape, work / EXPORT, digest, self._belongs)
+        model = finished_flow(self.config, self.shape, work / EXPORT, digest, self.networks())
         if self.config.stage == "regressor":
             return model
         said = export_bundle(work, loop.output, network, self.restorer, self._facts, run)
@@ -375,15 +379,12 @@ def _per_sample(value: Tensor, expected: Tensor) -> Tensor:
     return (value.float() - expected.float()).square().flatten(1).mean(dim=1)
 
 
-NETWORKS = ("vae", "predictor", "regressor")  # of an identity, their weights' digests
-
-
 def finished_flow(
     config: FlowConfig,
     shape: tuple[int, ...],
     folder: Path,
     digest: str,
-    identity: Mapping[str, Any],
+    networks: Mapping[str, str],
 ) -> FinishedModel:
     """Describe a network in ``folder``.
 
@@ -392,17 +393,16 @@ def finished_flow(
         shape: of a point of the flow, [C, H, W].
         folder: as `models.checkpoint.save_checkpoint` wrote it.
         digest: of its weights.
-        identity: of the frozen networks that its pairs came from, and more, as a latent set has it.
+        networks: that its pairs came from, by the digests of their weights.
     """
     x, is_flow = (-1, *shape), config.stage == "flow"
     condition = {"condition": x} if config.conditional else {}
-    belongs_to = {name: identity[name] for name in NETWORKS if identity.get(name)}
     reads = "" if is_flow else ", or `trainers.flow --source regressed --regressor FOLDER`"
     return FinishedModel(
         name=f"latent-pmrf-{config.stage}" if config.space == "latent" else "pmrf-flow",
         folder=folder,
         digest=digest,
-        facts={"belongs_to": belongs_to},
+        facts={"belongs_to": dict(networks)},
         inputs={"x_t": x, "t": (-1,), **condition},
         outputs={"velocity" if is_flow else "residual": x},
         use=f"{config.model}: `models.checkpoint.load_checkpoint(FOLDER)`{reads}.",

@@ -107,6 +107,10 @@ class PredictorTask:
         sets = zip(self.config.images, self.sets, strict=True)
         return [named(path, images) for path, images in sets]
 
+    def networks(self) -> dict[str, str]:
+        """Name nothing: the loss is of pictures alone."""
+        return {}
+
     def facts(self) -> dict[str, Any]:
         """Tell what validation judges, and by what."""
         if self.held_out is None:

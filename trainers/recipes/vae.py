@@ -76,10 +76,11 @@ class VAETask:
         self.sets = [open_images(path, config.loop) for path in config.data]
         validated = config.data if config.loop.validate_every else ()
         self.held_out = [held_out(path, config.loop) for path in validated]
-        perceptual = None
+        perceptual, self._vgg = None, ""
         if config.loss.perceptual:
             try:
                 vgg = load_vgg19(config.vgg and at_hand(config.vgg))
+                self._vgg = weights_digest(vgg.state_dict())
                 perceptual = PerceptualLoss(vgg).to(device)
                 if config.engine.compiles(device.type):
                     compile_blocks(perceptual)
@@ -173,6 +174,10 @@ class VAETask:
         sets = zip(self.config.data, self.sets, strict=True)
         return [named(path, images) for path, images in sets]
 
+    def networks(self) -> dict[str, str]:
+        """Name VGG19, if the loss has its term."""
+        return {"vgg": self._vgg} if self._vgg else {}
+
     def facts(self) -> dict[str, Any]:
         """Tell what validation judges, and by what."""
         if not self.held_out:
@@ -198,7 +203,7 @@ class VAETask:
             name="sim-vae",
             folder=folder,
             digest=weights_digest(network.state_dict()),
-            facts={},
+            facts={"trained_with": self.networks()} if self._vgg else {},
             inputs={"images": images},
             outputs={"reconstruction": images, "mean": latents, "logvar": latents},
             use=f"{self.config.model}: `pipelines.encode --vae FOLDER`, or `load_sim_vae(FOLDER)` "
