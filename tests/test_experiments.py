@@ -27,6 +27,16 @@ def measured(exhibit: str, metric: str) -> Lookup:
     return lambda name: RESULTS[exhibit]["methods"][name]["values"][metric]
 
 
+def reconstructed(metric: str) -> Lookup:
+    """Look up what `pipelines.evaluate vae` measured of an autoencoder."""
+    return lambda name: RESULTS["vaes"]["vaes"][name]["values"][metric]
+
+
+def restored_through(metric: str) -> Lookup:
+    """Look up what was measured of the flow in an autoencoder's latents."""
+    return lambda name: RESULTS["vaes-restored"]["methods"][name]["values"][metric]
+
+
 def held_out_loss(name: str) -> float:
     """Look up a run's loss on the 16 held-out draws, after 1,000 steps."""
     runs = RESULTS["runs"]["runs"]
@@ -100,6 +110,18 @@ TABLES = {
         columns={
             header: measured("flows", metric)
             for header, metric in {**METRICS, FROM_MEAN: "indrmse"}.items()
+        },
+    ),
+    "autoencoders": Table(
+        title="autoencoder",
+        rows={name: name for name in ("small-f4c8", "small-sd-f4c8", "small-f4c4", "small-f4c16")},
+        columns={
+            f"{where} {header}": look_up(METRICS[header])
+            for where, look_up in (
+                ("reconstruction:", reconstructed),
+                ("restoration:", restored_through),
+            )
+            for header in ("PSNR", "LPIPS", "DISTS")
         },
     ),
     "sources": Table(
