@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,19 +132,19 @@ def write_files(folder: Path, *, size: int) -> Files:
 
 def write_predictor(folder: Path, seed: int) -> Path:
     """Write a tiny predictor with weights of a seed; returns the folder."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        predictor = SwinIR(swinir.PRESETS["tiny"])
-    save_checkpoint(folder, predictor.state_dict(), asdict(predictor.config))
-    return folder
+    return _write_seeded(folder, seed, lambda: SwinIR(swinir.PRESETS["tiny"]))
 
 
 def write_regressor(folder: Path, seed: int) -> Path:
     """Write a tiny regressor with weights of a seed; returns the folder."""
+    return _write_seeded(folder, seed, lambda: LooUFormer(looformer.PRESETS["tiny"]))
+
+
+def _write_seeded(folder: Path, seed: int, build: Callable[[], SwinIR | LooUFormer]) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        regressor = LooUFormer(looformer.PRESETS["tiny"])
-    save_checkpoint(folder, regressor.state_dict(), asdict(regressor.config))
+        network = build()
+    save_checkpoint(folder, network.state_dict(), asdict(network.config))
     return folder
 
 
