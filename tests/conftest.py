@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -134,6 +135,13 @@ def probe_of_two() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "IMAGES", 2)
         yield
+
+
+@pytest.fixture
+def room_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Have half of every disk free, as jobs see it, however full that of this machine is."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=usage.total // 2))
 
 
 @pytest.fixture

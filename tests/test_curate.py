@@ -24,6 +24,7 @@ from tests.conftest import Pictures, picture
 from tests.support.curation_jobs import InProcess, config, published, run
 
 pytest_plugins = ["tests.support.tracking_stores"]
+pytestmark = pytest.mark.usefixtures("room_on_disk")  # with little, no PNGs are kept
 
 
 def test_a_set_verifies_and_holds_the_pixels_of_its_sources(

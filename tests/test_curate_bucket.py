@@ -28,7 +28,10 @@ from tests.support.s3_server import OWNER, READER, S3Server, use
 
 pytest_plugins = ["tests.support.tracking_stores"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.usefixtures("room_on_disk"),  # with little, no PNGs are kept
+]
 IMAGES = 3
 JOB = {"samples_per_shard": 12}
 SPEAKS_OF_TIME = {"report.html", ".curate/times.json"}
