@@ -29,8 +29,6 @@ from infra.config import STRICT, canonical_json
 NPY_HEADER = 128
 KEPT_IMAGES = ("lq", "posterior_mean")
 """What a set may hold of every draw beside the latents, as `KEY.NAME_DRAW.png`."""
-LONGEST_EXTENSION = "posterior_mean_9999.png"
-"""No extension of a member is longer, in a set of at most 10,000 draws."""
 LatentType = Literal["float16", "float32", "uint8"]
 
 
@@ -248,3 +246,7 @@ def extensions(
             yield target_extension(draw, flip=False, gray=True)
         if images:
             yield from image_extensions(draw)
+
+
+LONGEST_EXTENSION = max(extensions([9_999], lambda _: True, images=True), key=len)
+"""No extension of a member is longer, in a set of at most 10,000 draws."""

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,6 @@ def measured(exhibit: str, metric: str) -> Lookup:
 def reconstructed(metric: str) -> Lookup:
     """Look up what `pipelines.evaluate vae` measured of an autoencoder."""
     return lambda name: RESULTS["vaes"]["vaes"][name]["values"][metric]
-
-
-def restored_through(metric: str) -> Lookup:
-    """Look up what was measured of the flow in an autoencoder's latents."""
-    return lambda name: RESULTS["vaes-restored"]["methods"][name]["values"][metric]
 
 
 def held_out_loss(name: str) -> float:
@@ -119,7 +115,7 @@ TABLES = {
             f"{where} {header}": look_up(METRICS[header])
             for where, look_up in (
                 ("reconstruction:", reconstructed),
-                ("restoration:", restored_through),
+                ("restoration:", partial(measured, "vaes-restored")),
             )
             for header in ("PSNR", "LPIPS", "DISTS")
         },

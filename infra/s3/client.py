@@ -43,7 +43,7 @@ class Connection:
         """Return the client."""
         with self._lock:
             if self._client is None:
-                self._client = _made()
+                self._client = _made(_session())
             return self._client
 
     def renew(self, failed: Any) -> None:
@@ -62,7 +62,7 @@ def _session() -> boto3.session.Session:
     return boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
 
 
-def _made(**settings: Any) -> Any:
+def _made(session: boto3.session.Session, **settings: Any) -> Any:
     """Make a client that sends each request once; ``settings`` are further ones of a `Config`."""
     config = Config(
         retries={"mode": "adaptive", "total_max_attempts": 1},
@@ -73,7 +73,7 @@ def _made(**settings: Any) -> Any:
         response_checksum_validation="when_required",  # our own digest is checked instead
         **settings,
     )
-    return _session().client("s3", config=config)
+    return session.client("s3", config=config)
 
 
 def variables_for(whom: str) -> dict[str, str]:
@@ -90,16 +90,17 @@ def variables_for(whom: str) -> dict[str, str]:
         UserError: the AWS settings cannot be used.
     """
     try:
-        client, region = _made(), _session().region_name
-        amazon = _made(ignore_configured_endpoint_urls=True).meta.endpoint_url
+        session = _session()  # once: each reads boto3's description of S3 anew
+        client = _made(session)
+        amazon = _made(session, ignore_configured_endpoint_urls=True).meta.endpoint_url
     except RAISED as error:
         raise explained(error, "head_object", whom, None, 1) from error
     checksums = client.meta.config.request_checksum_calculation
     found = {name: os.environ[name] for name in AS_THEY_ARE if name in os.environ}
     if client.meta.endpoint_url != amazon:
         found["AWS_ENDPOINT_URL_S3"] = client.meta.endpoint_url
-    if region:
-        found["AWS_REGION"] = region
+    if session.region_name:
+        found["AWS_REGION"] = session.region_name
     return {**found, "AWS_REQUEST_CHECKSUM_CALCULATION": checksums}
 
 

@@ -2,13 +2,12 @@
 
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 from infra.paths import AnyPath
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.job import Curation
-from pipelines.curate.probe import PROBES, probe, reasons, unit_of
+from pipelines.curate.probe import PROBES, by_reason, probe, reasons, unit_of
 from pipelines.curate.report import ignored_line
 from pipelines.jobs.inputs import listed
 from pipelines.jobs.stage import Engine, Resources, started
@@ -47,7 +46,7 @@ def estimate(config: CurateConfig, engine: Engine | None = None) -> str:
         with started(engine, config.workers) as running:
             resources = curation.scoring_resources(running)[0]
             scorers, packers = running.workers(resources), running.workers(Resources())
-            found = probe(curation, units, running)
+            found = probe(curation, units, running, resources)
         counts = found.counts
         busy = counts["seconds"] / min(scorers, max(1, counts["images"]))
         fixed = loading + max(0.0, time.perf_counter() - start - busy)
@@ -55,6 +54,7 @@ def estimate(config: CurateConfig, engine: Engine | None = None) -> str:
     scale = total_bytes / max(1, counts["source_bytes"])
     work = (counts["score_seconds"] / scorers + counts["pack_seconds"] / packers) * scale
     kept, seconds = counts["kept"] * scale, fixed + work
+    dropped = by_reason({reason: count * scale for reason, count in found.dropped.items()})
     rate = counts["candidates"] / counts["score_seconds"] if counts["score_seconds"] else 0.0
     return (
         f"{len(images):,} images ({total_bytes / 1e9:.2f} GB)\n"
@@ -62,7 +62,7 @@ def estimate(config: CurateConfig, engine: Engine | None = None) -> str:
         f"probed {counts['images']} of them{reasons(found.unusable)}, scaled by bytes:\n"
         f"  patches   about {counts['candidates'] * scale:,.0f}\n"
         f"  kept      about {kept:,.0f} with {curation.scorer.name} at {curation.threshold}"
-        f"{_dropped(found.dropped, scale)}\n"
+        f"{f'; dropped about {dropped}' if dropped else ''}\n"
         f"  shards    about {counts['shard_bytes'] * scale / 1e9:.2f} GB in "
         f"{max(1, round(kept / config.cut.samples_per_shard)):,} files\n"
         f"  scoring   {rate:.3g} patches a second on one worker ({config.scoring_device}), reading "
@@ -71,8 +71,3 @@ def estimate(config: CurateConfig, engine: Engine | None = None) -> str:
         f"scoring, {packers} packing; {fixed:.0f} seconds of it to start and end Ray\n"
         "nothing was written\n"
     )
-
-
-def _dropped(patches: Counter[str], scale: float) -> str:
-    said = [f"{count * scale:,.0f} {reason}" for reason, count in sorted(patches.items())]
-    return f"; dropped about {', '.join(said)}" if said else ""

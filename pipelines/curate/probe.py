@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,7 +20,7 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.filters import drop_reason, score_filters
 from pipelines.curate.job import Curation
 from pipelines.curate.scoring import ScoreImages
-from pipelines.jobs.stage import Engine
+from pipelines.jobs.stage import Engine, Resources
 
 PROBES = 8  # images, evenly spaced in key order
 PROBED_PATCHES = 4  # of an image, evenly spaced; their times and sizes stand for all its patches
@@ -73,21 +73,28 @@ class Found:
     """What the probed images have shown."""
 
     counts: Counter[str]
-    """Sums of what `ProbeImages.counts` counts."""
+    """Sums of the ``counts`` that `ProbeImages.found` gives."""
     unusable: list[Unusable]
     dropped: Counter[str]
     """Patches by the reason for which they are dropped."""
 
 
-def probe(curation: Curation, units: Sequence[dict[str, Any]], engine: Engine) -> Found:
+def probe(
+    curation: Curation, units: Sequence[dict[str, Any]], engine: Engine, resources: Resources
+) -> Found:
     """Run both stages on a few images.
+
+    Args:
+        curation: the job.
+        units: of `unit_of`.
+        engine: what carries them out.
+        resources: of a scoring worker.
 
     Raises:
         UserError: none of them can be opened.
     """
     config = curation.config
     arguments = (config, curation.threshold, curation.scorer.higher_is_better)
-    resources = curation.scoring_resources(engine)[0]
     found = Found(Counter(), [], Counter())
     for result in engine.run("probe", units, ProbeImages, arguments, len(units), resources):
         found.counts.update(result["counts"])
@@ -101,9 +108,13 @@ def probe(curation: Curation, units: Sequence[dict[str, Any]], engine: Engine) -
 
 def reasons(unusable: Sequence[Unusable]) -> str:
     """Count images by reason, in brackets after a blank; no text where there are none."""
-    counts = Counter(one.reason for one in unusable)
-    said = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    said = by_reason(Counter(one.reason for one in unusable))
     return f" ({said})" if said else ""
+
+
+def by_reason(counts: Mapping[str, float]) -> str:
+    """Write counts, rounded, each before its reason; no text where there are none."""
+    return ", ".join(f"{count:,.0f} {reason}" for reason, count in sorted(counts.items()))
 
 
 def _refuse_unopened(found: Found) -> None:
@@ -182,9 +193,9 @@ class ProbeImages:
         scored = self.worker.scored([([rows[i] for i in chosen], [patches[i] for i in chosen])])
         scoring = opening + (time.perf_counter() - start) * share
         start = time.perf_counter()
-        reasons = [drop_reason(row, self.filters) for row in scored]
-        kept = [i for i, reason in zip(chosen, reasons, strict=True) if reason is None]
-        dropped = Counter(reason for reason in reasons if reason is not None)
+        verdicts = [drop_reason(row, self.filters) for row in scored]
+        kept = [i for i, verdict in zip(chosen, verdicts, strict=True) if verdict is None]
+        dropped = Counter(verdict for verdict in verdicts if verdict is not None)
         pngs = [encode_png(patches[i]) for i in kept]
         encoding = (time.perf_counter() - start) * share
         start = time.perf_counter()

@@ -23,7 +23,7 @@ from pipelines.encode.images import latent_shards
 from pipelines.encode.job import Encoding
 from pipelines.encode.networks import Encoder, batch_size, parameters
 from pipelines.encode.reuse import TARGETS, EarlierSet
-from pipelines.jobs.stage import Engine, started
+from pipelines.jobs.stage import Engine, Resources, started
 
 REPEATS = 3
 COMPARED = 128  # images, evenly spaced, that are looked up in the set of --reuse
@@ -52,8 +52,9 @@ def estimate(config: EncodeConfig, engine: Engine | None = None) -> str:
     done = 0 if manifest is None else manifest["draws"]
     draws, images = config.draws - done, len(encoding.images.rows)
     with started(engine, config.workers) as running:
-        cost = _measured(encoding, running)
-        workers = running.workers(encoding.resources(running))
+        resources = encoding.resources(running)
+        cost = _measured(encoding, running, resources)
+        workers = running.workers(resources)
     shards = len(latent_shards(encoding.images.rows, config.samples_per_shard, {}))
     targets = 2 * images if done == 0 else 0
     sources = draws * images
@@ -143,11 +144,10 @@ class Cost:
         return flops / total if total else 0.0
 
 
-def _measured(encoding: Encoding, engine: Engine) -> Cost:
+def _measured(encoding: Encoding, engine: Engine, resources: Resources) -> Cost:
     """Have one worker of the job measure an image."""
     (row,) = encoding.images.spread(1)
     arguments = (encoding.rule, encoding.networks, str(encoding.images.folder), encoding.shape)
-    resources = encoding.resources(engine)
     (result,) = engine.run("probe", [{"row": row}], MeasureImage, arguments, 1, resources)
     return Cost(**result["cost"])
 
